@@ -1,0 +1,146 @@
+"""Score distributions: from the score token's log-probabilities to q, mu and training targets (Z-Reward, arXiv 2606.09076, section 3).
+
+Axes: B pairs, J = 2 sides (0 winner, 1 loser), G group, T tokens, K = 9 bins, D dimensions; `...` any leading shape.
+Scores, means and standard deviations are in rubric points. Bins are given by the caller, ascending, at least two.
+Left out on purpose: which token is the score token; the tokeniser side of that is `rubric.label_token_ids`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_OFF_BIN = 1e-4
+"""Rubric points. A score this close to a bin is that bin: float32 files round at 1e-7, bins are 0.5 apart."""
+
+
+def score_log_distribution(label_logprobs: Tensor) -> Tensor:
+    """log q: log-softmax over the score bins only ("Q-Align style"; Z-Reward section 3).
+
+        log q_k = l_k - logsumexp_k' l_k'
+
+    Args: label_logprobs: [..., K] logits or full-vocabulary log-probs (nats) of the K label tokens; they differ by a constant that cancels.
+    Returns: [..., K] log q, nats, exp sums to 1.   Raises: ValueError if K < 2."""
+    if label_logprobs.ndim == 0 or label_logprobs.shape[-1] < 2:
+        raise ValueError(f"label_logprobs needs at least 2 bins on its last axis, got shape {tuple(label_logprobs.shape)}")
+    return torch.log_softmax(label_logprobs, dim=-1)
+
+
+def expected_score(log_q: Tensor, bins: Tensor) -> Tensor:
+    """mu = sum_k s_k q_k, the reward and what metrics are computed on (Z-Reward section 3, Eq. 16).
+
+    Args: log_q: [..., K] normalised, nats. bins: [K] ascending, rubric points.
+    Returns: [...] in [bins[0], bins[-1]], dtype of log_q, differentiable.   Raises: ValueError if K differs."""
+    _check_bins(log_q, bins)
+    return (log_q.exp() * bins.to(log_q)).sum(-1)
+
+
+def score_variance(log_q: Tensor, bins: Tensor) -> Tensor:
+    """Variance of the score under q: sum_k (s_k - mu)^2 q_k.
+
+    Args: log_q: [..., K] normalised, nats. bins: [K] ascending, rubric points.
+    Returns: [...] rubric points squared, in [0, (bins[-1] - bins[0])^2 / 4].   Raises: ValueError if K differs."""
+    mu = expected_score(log_q, bins)
+    return (log_q.exp() * (bins.to(log_q) - mu.unsqueeze(-1)).square()).sum(-1)
+
+
+def score_entropy(log_q: Tensor) -> Tensor:
+    """H(q) = -sum_k q_k log q_k; a bin with q = 0 (log q = -inf) adds 0.
+
+    Args: log_q: [..., K] normalised, nats.   Returns: [...] nats, in [0, log K]."""
+    return torch.special.entr(log_q.exp()).sum(-1)
+
+
+def outside_mass(label_logprobs: Tensor) -> Tensor:
+    """Probability the judge put on tokens that are no score label: 1 - sum_k p_k. A free sign of broken formatting.
+
+    Args: label_logprobs: [..., K] FULL-vocabulary log-probs (nats), not logits and not log q (that gives 0).
+    Returns: [...] clamped to [0, 1]."""
+    return (1 - label_logprobs.exp().sum(-1)).clamp(0, 1)
+
+
+def bin_index(scores: Tensor, bins: Tensor) -> Tensor:
+    """Index of the bin that each score is.
+
+    Args: scores: [...] rubric points, each within 1e-4 of a bin. bins: [K] ascending, rubric points.
+    Returns: [...] long in [0, K).   Raises: ValueError naming the first score that is no bin (also nan)."""
+    distance, index = (scores.double().unsqueeze(-1) - bins.to(scores.device).double()).abs().min(-1)
+    off = ~(distance <= _OFF_BIN)
+    if off.any():
+        raise ValueError(
+            f"every score must be one of the bins {bins.tolist()}, got {scores[off].flatten()[0].item()}; "
+            "give a soft label (two_hot or gaussian_soft_label) for scores between bins"
+        )
+    return index
+
+
+def two_hot(scores: Tensor, bins: Tensor) -> Tensor:
+    """Label on the two bins around each score whose mean is the score; one-hot on a bin.
+
+        q_k = (s_{k+1} - s) / (s_{k+1} - s_k),   q_{k+1} = 1 - q_k   for s_k <= s <= s_{k+1}
+
+    Args: scores: [...] rubric points in [bins[0], bins[-1]]. bins: [K] ascending, rubric points.
+    Returns: [..., K], at least 0, sums to 1.   Raises: ValueError if a score is off the scale (also nan)."""
+    scores = scores if scores.is_floating_point() else scores.float()
+    bins = bins.to(scores)
+    if not ((scores >= bins[0]) & (scores <= bins[-1])).all():
+        bad = scores[~((scores >= bins[0]) & (scores <= bins[-1]))].flatten()[0].item()
+        raise ValueError(f"scores must lie in [{bins[0].item()}, {bins[-1].item()}], got {bad}")
+    lower = (torch.searchsorted(bins, scores.contiguous(), right=True) - 1).clamp(0, len(bins) - 2)
+    upper_weight = (scores - bins[lower]) / (bins[lower + 1] - bins[lower])
+    label = scores.new_zeros(*scores.shape, len(bins))
+    label.scatter_(-1, lower.unsqueeze(-1), (1 - upper_weight).unsqueeze(-1))
+    return label.scatter_(-1, (lower + 1).unsqueeze(-1), upper_weight.unsqueeze(-1))
+
+
+def gaussian_soft_label(mean: Tensor, std: Tensor, bins: Tensor) -> Tensor:
+    """Discretised normal whose sum and mean are corrected to be exact (DeQA-Score, arXiv 2501.11561, section 3).
+
+        p_k = Phi((s_k + h/2 - mean) / std) - Phi((s_k - h/2 - mean) / std),   h = bin width (0.5)
+        q_k = max(alpha p_k + beta, 0),   alpha and beta from  sum_k q_k = 1  and  sum_k s_k q_k = mean
+
+    Departs from the paper: bins that the correction makes negative are set to 0 and alpha, beta solved again on the rest (at most K
+    times), where DeQA accepts the residual, which at 9 bins reaches 0.07 points near the ends. Where p is symmetric about the middle of
+    the remaining bins the two equations are one: alpha = 1 / sum p, beta = 0. Where std < h/4 or no solution with alpha > 0
+    exists: `two_hot`. So sum and mean are always exact.
+    Args: mean: [...] float, rubric points in [bins[0], bins[-1]]. std: [...] rubric points, at least 0. bins: [K] evenly spaced, ascending.
+    Returns: [..., K], at least 0, sums to 1, mean as asked, dtype of mean.   Raises: ValueError on uneven bins, negative or nan std,
+    mean off the scale."""
+    grid, centre, spread = bins.double(), mean.double(), std.double()
+    width = grid[1] - grid[0]
+    if not torch.allclose(grid.diff(), width.expand(len(grid) - 1), atol=1e-6):
+        raise ValueError(f"gaussian_soft_label needs evenly spaced bins, got {bins.tolist()}; use two_hot")
+    if not (spread >= 0).all():
+        raise ValueError(f"std must be at least 0, got {spread[~(spread >= 0)].flatten()[0].item()}")
+    fallback = two_hot(centre, grid)
+    safe = spread.clamp_min(width / 4).unsqueeze(-1)
+    offset = grid - centre.unsqueeze(-1)
+    mass = torch.special.ndtr((offset + width / 2) / safe) - torch.special.ndtr((offset - width / 2) / safe)
+    label, solved = _affine_correction(mass, centre, grid)
+    use = (solved & (spread >= width / 4)).unsqueeze(-1)
+    return torch.where(use, label, fallback).to(mean)
+
+
+def _affine_correction(mass: Tensor, mean: Tensor, bins: Tensor) -> tuple[Tensor, Tensor]:
+    """([..., K] max(alpha p + beta, 0) with exact sum and mean, [...] bool whether it was found); see gaussian_soft_label."""
+    active = torch.ones_like(mass, dtype=torch.bool)
+    for _ in range(len(bins)):
+        p = mass * active
+        count, total, moment = active.sum(-1), p.sum(-1), (p * bins).sum(-1)
+        middle = (active * bins).sum(-1) / count.clamp_min(1)
+        slope = moment - middle * total
+        flat = slope.abs() < 1e-9
+        alpha = torch.where(flat, 1 / total, (mean - middle) / torch.where(flat, torch.ones_like(slope), slope))
+        beta = torch.where(flat, torch.zeros_like(total), (1 - alpha * total) / count.clamp_min(1))
+        label = (alpha.unsqueeze(-1) * mass + beta.unsqueeze(-1)) * active
+        negative = label < 0
+        if not negative.any():
+            break
+        active = active & ~negative
+    exact = ((label.sum(-1) - 1).abs() < 1e-6) & (((label * bins).sum(-1) - mean).abs() < 1e-6)
+    return label.clamp_min(0), exact & (alpha > 0) & (label >= 0).all(-1)
+
+
+def _check_bins(log_q: Tensor, bins: Tensor) -> None:
+    if bins.ndim != 1 or log_q.ndim == 0 or log_q.shape[-1] != bins.shape[0]:
+        raise ValueError(f"log_q needs one entry per bin on its last axis: {tuple(bins.shape)} bins, log_q {tuple(log_q.shape)}")
