@@ -1,0 +1,1 @@
+"""Annotated text-image data: read, checked, grouped, paired; `world/` makes simulated ones."""
