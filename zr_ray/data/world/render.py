@@ -44,20 +44,24 @@ def render(scene: Scene) -> np.ndarray:
     if level["blocks"] > 0:
         image = _blocks(image, 0.25 + 0.55 * level["blocks"])
     if level["noise"] > 0:
-        image = image + rng.standard_normal(image.shape, np.float32) * np.float32(5 + 25 * level["noise"])
-    return np.clip(image + 0.5, 0, 255).astype(np.uint8)
+        image += rng.standard_normal(image.shape, np.float32) * np.float32(5 + 25 * level["noise"])
+    image += np.float32(0.5)
+    return np.clip(image, 0, 255, out=image).astype(np.uint8)
+
+
+_GRADIENT = np.linspace(-6, 24, SIZE, dtype=np.float32)[:, None]
+"""[64, 1] the sky grows lighter towards the ground."""
 
 
 def _background(scene: Scene, rng: np.random.Generator) -> np.ndarray:
-    sky, ground = np.array(SKY, np.float32), np.array(GROUND, np.float32)
+    sky, ground = np.array(SKY, np.float32), np.array(GROUND, np.float32)  # [3]
     clash = scene.levels["clash"]
     if clash > 0:
         other = np.array(CLASHES[rng.integers(len(CLASHES))], np.float32)
         weight = np.float32(0.1 + 0.75 * clash)
         sky, ground = sky + weight * (other[0] - sky), ground + weight * (other[1] - ground)
     image = np.empty((SIZE, SIZE, 3), np.float32)
-    image[: scene.ground] = sky
-    image[: scene.ground] += np.linspace(-6, 14, scene.ground, dtype=np.float32)[:, None, None]
+    image[: scene.ground] = (sky + _GRADIENT[: scene.ground])[:, None]
     image[scene.ground :] = ground
     return image
 
@@ -152,11 +156,15 @@ def _blur(image: np.ndarray, sigma: float) -> np.ndarray:
     kernel = np.exp(_DISTANCE * np.float32(-0.5 / sigma**2))
     kernel /= kernel.sum(1, keepdims=True)
     rows = (kernel @ image.reshape(SIZE, -1)).reshape(SIZE, SIZE, 3)
-    return np.matmul(kernel, rows)
+    columns = np.ascontiguousarray(rows.transpose(1, 0, 2)).reshape(SIZE, -1)
+    return np.ascontiguousarray((kernel @ columns).reshape(SIZE, SIZE, 3).transpose(1, 0, 2))
 
 
 def _blocks(image: np.ndarray, weight: float) -> np.ndarray:
     """Blend towards the means of 4 x 4 blocks."""
-    means = image.reshape(SIZE // 4, 4, SIZE // 4, 4, 3).mean((1, 3), keepdims=True, dtype=np.float32)
-    blocks = np.broadcast_to(means, (SIZE // 4, 4, SIZE // 4, 4, 3)).reshape(SIZE, SIZE, 3)
-    return image + np.float32(weight) * (blocks - image)
+    tall = image.reshape(SIZE // 4, 4, SIZE, 3)
+    strips = (tall[:, 0] + tall[:, 1] + tall[:, 2] + tall[:, 3]).reshape(SIZE // 4, SIZE // 4, 4, 3)
+    means = (strips[:, :, 0] + strips[:, :, 1] + strips[:, :, 2] + strips[:, :, 3]) * np.float32(weight / 16)  # [16, 16, 3]
+    image *= np.float32(1 - weight)
+    image.reshape(SIZE // 4, 4, SIZE, 3)[:] += np.repeat(means, 4, axis=1)[:, None]
+    return image
