@@ -2,7 +2,7 @@
 
 The four dimensions are drawn independently of one another. Two couplings cannot be avoided: an overlap needs two objects, so a
 candidate with a missing object draws another defect of plausibility instead; and a stack cannot float and overlap at once.
-Inside a group the candidates' true scores are kept apart per dimension where the defects allow it, as ties teach nothing.
+Alignment and plausibility have discrete penalties, so candidates of one group would often tie exactly; a tie is drawn a second time.
 """
 
 from __future__ import annotations
@@ -20,10 +20,6 @@ from zr_ray.data.world.truth import PENALTY, true_scores
 
 PAIR_SHARE = 0.75
 """Share of prompts with two objects."""
-SEPARATION = 0.2
-"""Rubric points that true scores of one group and dimension are kept apart where possible."""
-TRIES = 6
-"""Draws per candidate and dimension before a near-tie is accepted."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +46,6 @@ class _Faults:
     second: Asked | None
     extra: Asked | None
     relation: str
-    penalty: float
 
 
 def _pick(rng: np.random.Generator, options: tuple[str, ...], *excluded: str) -> str:
@@ -67,8 +62,8 @@ def sample_request(rng: np.random.Generator) -> Request:
     return Request(first, second, _pick(rng, RELATIONS))
 
 
-def _draw_faults(rng: np.random.Generator, request: Request) -> _Faults:
-    """0 to 3 alignment faults. An object never loses colour and shape at once when there is another one to confuse it with."""
+def _draw_faults(rng: np.random.Generator, request: Request) -> tuple[_Faults, float]:
+    """What stands in the picture, and the penalty: 0 to 3 alignment faults. An object never loses colour and shape at once when there is another one to confuse it with."""
     pair = request.second is not None
     parts = [request.first, request.second]
     colours, shapes = [o.colour for o in parts if o], [o.shape for o in parts if o]
@@ -104,16 +99,16 @@ def _draw_faults(rng: np.random.Generator, request: Request) -> _Faults:
                 continue
             parts[which] = Asked(target.size, target.colour, _pick(rng, SHAPES, *shapes))
         penalty += PENALTY[fault]
-    return _Faults(parts[0], parts[1], extra, relation, penalty)
+    return _Faults(parts[0], parts[1], extra, relation), penalty
 
 
-def _draw_levels(rng: np.random.Generator, names: tuple[str, ...], absent: float) -> tuple[dict[str, float], float]:
-    """Level per degradation (each absent with probability `absent`), and the sum of their penalties."""
-    draws = rng.random((2, len(names))).tolist()
-    levels = {
-        name: 0.0 if gate < absent else MIN_LEVEL + (1 - MIN_LEVEL) * value for name, gate, value in zip(names, *draws, strict=True)
+def _draw_levels(rng: np.random.Generator, names: tuple[str, ...], absent: float) -> dict[str, float]:
+    """Level per degradation; each is absent with probability `absent`, else uniform in [MIN_LEVEL, 1]."""
+    gates, values = rng.random((2, len(names))).tolist()
+    return {
+        name: 0.0 if gate < absent else MIN_LEVEL + (1 - MIN_LEVEL) * value
+        for name, gate, value in zip(names, gates, values, strict=True)
     }
-    return levels, sum(PENALTY[name] * level for name, level in levels.items())
 
 
 def _draw_physics(rng: np.random.Generator, faults: _Faults) -> tuple[tuple[int, bool, bool], float]:
@@ -130,19 +125,13 @@ def _draw_physics(rng: np.random.Generator, faults: _Faults) -> tuple[tuple[int,
     return (floating, shadow < 0.42, overlap), penalty
 
 
-def _apart(rng, taken: list[float], draw):
-    """Draw until the clipped score is `SEPARATION` away from those taken, at most TRIES times; the best draw wins."""
-    best, best_distance = None, -1.0
-    for _ in range(TRIES):
-        value, penalty = draw(rng)
-        score = max(1.0, 5.0 - penalty)
-        distance = min((abs(score - other) for other in taken), default=9.0)
-        if distance > best_distance:
-            best, best_distance, best_score = value, distance, score
-        if distance >= SEPARATION:
-            break
-    taken.append(best_score)
-    return best
+def _draw_untied(taken: list[float], draw):
+    """`draw()` gives (value, penalty); it is called a second time if its score is already taken. Returns the value."""
+    value, penalty = draw()
+    if max(1.0, 5.0 - penalty) in taken:
+        value, penalty = draw()
+    taken.append(max(1.0, 5.0 - penalty))
+    return value
 
 
 def sample_group(rng: np.random.Generator, candidates: int = 4) -> list[Candidate]:
@@ -150,13 +139,13 @@ def sample_group(rng: np.random.Generator, candidates: int = 4) -> list[Candidat
     if candidates < 1:
         raise ValueError(f"candidates must be at least 1, got {candidates}")
     request = sample_request(rng)
-    taken: tuple[list[float], ...] = ([], [], [], [])
+    alignments: list[float] = []
+    plausibilities: list[float] = []
     group = []
     for _ in range(candidates):
-        faults = _apart(rng, taken[0], lambda r: (lambda f: (f, f.penalty))(_draw_faults(r, request)))
-        levels = _apart(rng, taken[1], lambda r: _draw_levels(r, REALISM, 0.35))
-        levels |= _apart(rng, taken[2], lambda r: _draw_levels(r, AESTHETICS, 0.5))
-        floating, shadow_wrong, overlap = _apart(rng, taken[3], lambda r, f=faults: _draw_physics(r, f))
+        faults = _draw_untied(alignments, lambda: _draw_faults(rng, request))
+        levels = _draw_levels(rng, REALISM, 0.35) | _draw_levels(rng, AESTHETICS, 0.5)
+        floating, shadow_wrong, overlap = _draw_untied(plausibilities, lambda f=faults: _draw_physics(rng, f))
         free = rng.random(6).tolist()
         layout = Layout(
             ground=41 + (free[0] < 0.5),
