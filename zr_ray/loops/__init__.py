@@ -1,0 +1,1 @@
+"""One loop per algorithm, readable top to bottom."""

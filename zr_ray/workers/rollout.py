@@ -1,0 +1,148 @@
+"""Rollout worker: one vLLM engine that reasons and scores.
+
+The engine samples from the policy over the allowed vocabulary (image, video and special tokens have probability 0) at temperature
+1 and reports log-probs of that same distribution, so a learner that masks the same tokens gets an importance ratio of 1.
+Every Judgement carries the version of the weights that made it; `update_weights` drops all three caches that could hold results of
+older weights (prefix, multimodal, encoder).
+Left out on purpose: HTTP, queues, retries. Ray moves the calls, and a failed call is an exception.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from zr_ray.config import RolloutSection
+from zr_ray.errors import RolloutError
+from zr_ray.models.judge import JudgeText
+from zr_ray.records import Judgement, JudgeRequest
+from zr_ray.torchvision_shim import child_environment
+
+FORBIDDEN_KEY = "zr_ray_forbidden_tokens"
+
+
+def engine_environment(config: RolloutSection) -> dict[str, str]:
+    """Environment of a process that hosts a rollout engine; must be set before vLLM is imported."""
+    return child_environment() | {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in-process engine: starts in 3 s instead of 25 s, nothing is pickled between processes
+        "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(config.kv_cache_gib))),
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "OMP_NUM_THREADS": str(config.threads),
+    }
+
+
+class RolloutWorker:
+    """Owns one engine. Verbs: generate, score, update_weights, describe."""
+
+    def __init__(self, judge: str, config: RolloutSection) -> None:
+        os.environ.update(engine_environment(config))
+        self.text = JudgeText(Path(judge))
+        self.config = config
+        self.policy_version = -1  # nobody has pushed weights yet; the folder's own weights are never rolled out unverified
+        from vllm import LLM
+
+        self._llm = LLM(
+            model=judge,
+            dtype=config.dtype,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_batched_tokens,
+            max_model_len=config.max_model_len,
+            limit_mm_per_prompt={"image": 1},
+            enforce_eager=config.enforce_eager,
+            distributed_executor_backend="uni",
+            logprobs_mode="processed_logprobs",
+            max_logprobs=len(self.text.label_ids),
+            logits_processors=["zr_ray.workers.vocabulary:ForbidTokens"],
+            additional_config={FORBIDDEN_KEY: list(self.text.forbidden_ids)},
+            seed=0,
+            disable_log_stats=True,
+        )
+
+    def generate(self, requests: Sequence[JudgeRequest], group_size: int, temperature: float = 1.0) -> list[list[Judgement]]:
+        """Sample `group_size` outputs (reasoning and score) per request.
+
+        Args: temperature: 1 samples the policy itself, 0 decodes greedily (group_size must be 1); reported log-probs are those of
+            the distribution sampled from.
+        Returns: per request, in order, its Judgements 0..group_size-1. An output without a score within the length limit has
+            score_index None.   Raises: RolloutError if answers do not line up with the requests."""
+        return self._run(requests, group_size, temperature, self.config.max_new_tokens, direct=False)
+
+    def score(self, requests: Sequence[JudgeRequest]) -> list[Judgement]:
+        """One-token scores without reasoning; the questions must end with the marker (`JudgeText.question(direct=True)`)."""
+        return [group[0] for group in self._run(requests, 1, 0.0, 1, direct=True)]
+
+    def _run(self, requests, group_size: int, temperature: float, max_tokens: int, direct: bool) -> list[list[Judgement]]:
+        from vllm import SamplingParams
+
+        prompts = [
+            {"prompt_token_ids": r.token_ids.tolist(), "multi_modal_data": {"image": _image(r.image)}} for r in requests
+        ]
+        parameters = [
+            SamplingParams(
+                n=group_size,
+                temperature=temperature,
+                seed=r.seed if temperature > 0 else None,
+                max_tokens=max_tokens,
+                stop_token_ids=[self.text.end_id],
+                logprob_token_ids=list(self.text.label_ids),
+                flat_logprobs=True,
+                detokenize=False,
+            )
+            for r in requests
+        ]
+        outputs = self._llm.generate(prompts, parameters, use_tqdm=False)
+        if len(outputs) != len(requests):
+            raise RolloutError(f"the engine must answer {len(requests)} requests, answered {len(outputs)}")
+        return [self._judgements(request, output, group_size, direct) for request, output in zip(requests, outputs, strict=True)]
+
+    def _judgements(self, request: JudgeRequest, output, group_size: int, direct: bool) -> list[Judgement]:
+        if len(output.outputs) != group_size:
+            raise RolloutError(f"{request.key}: {group_size} samples were asked for, {len(output.outputs)} came")
+        return [self._judgement(request.key, sample, completion, direct) for sample, completion in enumerate(output.outputs)]
+
+    def _judgement(self, key: str, sample: int, completion, direct: bool) -> Judgement:
+        tokens = np.asarray(completion.token_ids, dtype=np.int32)
+        flat = completion.logprobs
+        starts = np.asarray(flat.start_indices)
+        values = np.asarray(flat.logprobs, dtype=np.float32)
+        score_index = 0 if direct else self.text.score_index(tokens)
+        score_logprobs = None
+        if score_index is not None:
+            at = slice(flat.start_indices[score_index], flat.end_indices[score_index])
+            by_token = dict(zip(flat.token_ids[at], flat.logprobs[at], strict=True))
+            score_logprobs = np.asarray([by_token[t] for t in self.text.label_ids], dtype=np.float32)
+        return Judgement(key, sample, tokens, values[starts], score_index, score_logprobs, self.policy_version)
+
+    def update_weights(self, version: int, buckets: Iterable) -> int:
+        """Replace the engine's weights without a restart.
+
+        Args: version: policy version the weights belong to. buckets: safetensors bytes (or Ray object references to them) with
+            Hugging Face parameter names; together they hold every parameter once.
+        Returns: the version now held. The caller proves the push with a probe (see `weights.py`)."""
+        from zr_ray.weights import read_buckets
+
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": read_buckets(buckets)})
+        if not self._llm.reset_prefix_cache():
+            raise RolloutError("vLLM refused to drop its prefix cache after a weight push; requests must not be in flight")
+        engine = self._llm.llm_engine
+        engine.reset_mm_cache()
+        engine.reset_encoder_cache()
+        self.policy_version = version
+        return version
+
+    def describe(self) -> dict[str, str | int]:
+        """Where this worker runs and what it holds, for logs and the dashboard."""
+        import socket
+
+        return {"host": socket.gethostname(), "pid": os.getpid(), "policy_version": self.policy_version, "threads": self.config.threads}
+
+
+def _image(array: np.ndarray):
+    from PIL import Image
+
+    return Image.fromarray(array)
