@@ -111,7 +111,7 @@ def verify_checkpoint(path: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         for name, found in zip(files, pool.map(lambda name: _digest(path / name), files), strict=True):
             if found != files[name]:
-                raise CheckpointError(f"{path / name} is not what was saved: wanted {files[name]}, got {found}; use an earlier checkpoint")
+                raise CheckpointError(f"{path / name} is not what was saved: wanted {files[name]}, got {found}; use an earlier one")
 
 
 def gate_deepspeed_files(path: Path) -> int:

@@ -37,16 +37,22 @@ class Section(BaseModel):
 class RunSection(Section):
     """Where the run lives and what makes it repeatable."""
 
-    name: str | None = _field(None, "id of the run folder; null makes one from job, date, time and four random letters", pattern=r"^[\w.\-]+$")
-    root: Path | None = _field(None, "absolute folder of all run folders; null: `runs` in the submitter's checkout, else the environment's ZR_RUNS")
+    name: str | None = _field(
+        None, "id of the run folder; null makes one from job, date, time and four random characters", pattern=r"^\w[\w.\-]*$"
+    )
+    root: Path | None = _field(
+        None, "absolute folder of all run folders; null: `runs` in the submitter's checkout, else the environment's ZR_RUNS"
+    )
     seed: int = _field(0, "seeds data order, sampling and bootstrap of the whole job", ge=0, lt=2**31)
-    resume: Literal["latest"] | Path | None = _field(None, "continue the newest run (`latest`), or this run folder (a path, or an id under run.root)")
+    resume: Literal["latest"] | Path | None = _field(
+        None, "continue the newest run (`latest`), or this run folder (a path, or an id under run.root)"
+    )
 
     @field_validator("root")
     @classmethod
     def _absolute(cls, root: Path | None) -> Path | None:
         if root is not None and not root.is_absolute():
-            raise ValueError(f"must be an absolute path, got {root}; a job runs in a temporary copy of the working directory")
+            raise ValueError(f"must be an absolute path, got {root}: a job runs in a temporary copy of the working directory")
         return root
 
 
@@ -60,7 +66,9 @@ class WorldSection(Section):
     """Size of the built-in simulated world, used when data.path is null."""
 
     train_groups: int = _field(700, "prompts with training labels", ge=1)
-    test_groups: int = _field(250, "prompts with five simulated annotators each; 250 x 4 images give a standard error of about 0.7 HPA points", ge=1)
+    test_groups: int = _field(
+        250, "prompts with five simulated annotators each; on 1,000 images a mean HPA has a standard error of about 0.7 points", ge=1
+    )
     candidates: int = _field(4, "images per prompt", ge=2, why="to form same-prompt pairs")
     seed: int = _field(1, "seed of prompts, images and annotators; independent of run.seed", ge=0)
 
@@ -92,7 +100,9 @@ class WorkerSection(Section):
 class RolloutSection(WorkerSection):
     """vLLM actors that sample judgements."""
 
-    max_new_tokens: int = _field(32, "length limit of one output, tokens; chains of the simulated world have at most 19 words, marker and score follow", ge=2)
+    max_new_tokens: int = _field(
+        32, "length limit of one output, tokens; chains of the simulated world have at most 19 words, marker and score follow", ge=2
+    )
     temperature: float = _field(1.0, "sampling temperature; only 1.0 keeps rollout log-probs equal to the policy's")
     max_num_seqs: int = _field(256, "sequences one engine decodes at the same time", ge=1)
     max_batched_tokens: int = _field(8192, "tokens one engine step may process, prompt and decode together", ge=256)
@@ -106,7 +116,10 @@ class RolloutSection(WorkerSection):
     @classmethod
     def _on_policy(cls, temperature: float) -> float:
         if temperature != 1.0:
-            raise ValueError(f"must be 1.0, got {temperature}: any other temperature samples from another distribution than the one the learner's log-probs describe, and importance ratios stop being exact")
+            raise ValueError(
+                f"must be 1.0, got {temperature}: any other temperature samples from another distribution than the one the learner's "
+                "log-probs describe, and importance ratios stop being exact"
+            )
         return temperature
 
 
@@ -134,7 +147,10 @@ class LearnerSection(WorkerSection):
     @model_validator(mode="after")
     def _zero_stage_of_bf16(self) -> LearnerSection:
         if self.zero_stage == 0 and self.dtype == "bfloat16":
-            raise ValueError("learner.zero_stage must be at least 1 with learner.dtype bfloat16, got 0: DeepSpeed 0.19.8 then takes a zero-gradient Adam step at start and a first update of 0.744 lr; use stage 1, which shards nothing on one rank")
+            raise ValueError(
+                "learner.zero_stage must be at least 1 with learner.dtype bfloat16, got 0: DeepSpeed 0.19.8 then takes a zero-gradient "
+                "Adam step at start and a first update of 0.744 lr; use stage 1, which shards nothing on one rank"
+            )
         return self
 
 
@@ -158,13 +174,19 @@ class GdsoSection(Section):
     advantage_eps: float = _field(1e-4, "added to the group's standard deviation, Eq. (3)", gt=0)
     advantage_normalisation: Literal["std", "none"] = _field("std", "divide by the group's standard deviation (Eq. 3), or centre only")
     ratio: Literal["token", "sequence"] = _field("token", "importance ratio per token, or one geometric mean per output")
-    token_aggregation: Literal["sequence_mean", "token_mean"] = _field("sequence_mean", "average tokens per output first, or over all tokens of the batch")
-    score_from: Literal["expectation", "parsed"] = _field("expectation", "rewards from mu of the distribution, or from the sampled label (the paper's ablation)")
+    token_aggregation: Literal["sequence_mean", "token_mean"] = _field(
+        "sequence_mean", "average tokens per output first, or over all tokens of the batch"
+    )
+    score_from: Literal["expectation", "parsed"] = _field(
+        "expectation", "rewards from mu of the distribution, or from the sampled label (the paper's ablation)"
+    )
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> GdsoSection:
         if self.lambda_pointwise + self.lambda_pairwise + self.alpha_pointwise + self.alpha_pairwise == 0:
-            raise ValueError("gdso: at least one of lambda_pointwise, lambda_pairwise, alpha_pointwise, alpha_pairwise must be above 0, got 0 for all four: there is nothing to learn from")
+            raise ValueError(
+                "gdso.alpha_pointwise, alpha_pairwise, lambda_pointwise, lambda_pairwise must not all be 0: there is nothing to learn from"
+            )
         return self
 
 
@@ -173,7 +195,11 @@ class WeightsSection(Section):
 
     push_every_steps: int = _field(1, "steps between pushes; above 1 the rollouts in between are off-policy", ge=1)
     bucket_mib: int = _field(64, "size of one bucket on the way, MiB; two buckets are in flight", ge=1)
-    tolerance: float | None = _field(None, f"largest probe log-prob difference after a push; null: {FP32_SYNC_TOLERANCE:g} in fp32, {BF16_SYNC_TOLERANCE:g} in bf16", gt=0)
+    tolerance: float | None = _field(
+        None,
+        f"largest probe log-prob difference after a push, nats; null: {FP32_SYNC_TOLERANCE:g} in fp32, {BF16_SYNC_TOLERANCE:g} in bf16",
+        gt=0,
+    )
     verify: bool = _field(True, "compare probe log-probs of engine and learner after every push")
 
 
@@ -219,14 +245,25 @@ class GdsoConfig(Section):
     def _sections_fit(self) -> GdsoConfig:
         pairs, ranks = self.gdso.pairs_per_step, self.learner.workers
         if pairs % ranks:
-            raise ValueError(f"gdso.pairs_per_step must be a multiple of learner.workers ({ranks}), so that every rank averages over the same number of pairs, got {pairs}; write {max(ranks, pairs - pairs % ranks)} or {pairs + ranks - pairs % ranks}")
+            fitting = [str(n) for n in (pairs - pairs % ranks, pairs + ranks - pairs % ranks) if n > 0]
+            raise ValueError(
+                f"gdso.pairs_per_step must be a multiple of learner.workers ({ranks}), so that every rank averages over the same number "
+                f"of pairs, got {pairs}; write {' or '.join(fitting)}"
+            )
         updates = self.gdso.steps * self.gdso.updates_per_rollout
         if self.learner.warmup_steps >= updates:
             raise ValueError(f"learner.warmup_steps must be below the run's {updates} optimizer updates, got {self.learner.warmup_steps}")
-        if self.learner.max_tokens_per_microbatch < self.rollout.max_new_tokens:
-            raise ValueError(f"learner.max_tokens_per_microbatch must hold at least one output of rollout.max_new_tokens = {self.rollout.max_new_tokens}, got {self.learner.max_tokens_per_microbatch}")
+        longest, room = self.rollout.max_new_tokens, self.learner.max_tokens_per_microbatch
+        if room < longest:
+            raise ValueError(f"learner.max_tokens_per_microbatch must hold one output of rollout.max_new_tokens = {longest}, got {room}")
         if self.weights.push_every_steps > self.gdso.steps:
-            raise ValueError(f"weights.push_every_steps must be at most gdso.steps ({self.gdso.steps}), got {self.weights.push_every_steps}: the rollouts would never see an update")
-        if (self.learner.gpus > 0) and self.learner.gpus != 1:
-            raise ValueError(f"learner.gpus must be 0 or 1, got {self.learner.gpus:g}: one DeepSpeed rank drives one whole GPU; raise learner.workers instead")
+            raise ValueError(
+                f"weights.push_every_steps must be at most gdso.steps ({self.gdso.steps}), got {self.weights.push_every_steps}: "
+                "the rollouts would never see an update"
+            )
+        if self.learner.gpus not in (0, 1):
+            raise ValueError(
+                f"learner.gpus must be 0 or 1, got {self.learner.gpus:g}: a DeepSpeed rank drives one whole GPU; "
+                "raise learner.workers instead"
+            )
         return self

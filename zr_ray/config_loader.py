@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import typing
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,17 +25,17 @@ def load_config(model_class: type[Config], path: Path | None, overrides: list[st
     Raises: ConfigError naming file or override and key: unknown key (nearest one suggested), wrong value, unreadable file.
     """
     tree = _read_yaml(path) if path is not None else {}
-    origin: dict[str, str] = {}
+    overridden: set[str] = set()
     for override in overrides:
         key, value = _parse_override(override)
         _refuse_unknown(model_class, _nested(key, value), f"override {override!r}")
         _merge(tree, key, value)
-        origin[key] = "command line"
+        overridden.add(key)
     _refuse_unknown(model_class, tree, str(path))
     try:
         return model_class.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(_one_line(model_class, error, origin, path)) from None
+        raise ConfigError(_one_line(model_class, error, overridden, path)) from None
 
 
 def dump_yaml(config: BaseModel) -> str:
@@ -93,7 +94,7 @@ def _read_yaml(path: Path) -> dict:
     try:
         tree = yaml.load(Path(path).read_text(), Loader=_StrictLoader)  # noqa: S506 (a SafeLoader)
     except OSError as error:
-        raise ConfigError(f"cannot read config {path}: {error.strerror}; give --config a YAML file, for example one of jobs/configs") from None
+        raise ConfigError(f"cannot read config {path}: {error.strerror}; give a YAML file, for example one of jobs/configs") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if tree is None:
@@ -166,27 +167,39 @@ _LIMITS = {"ge": "at least {}", "gt": "above {}", "le": "at most {}", "lt": "bel
 
 
 def _type_name(field) -> str:
-    name = str(getattr(field.annotation, "__name__", field.annotation)) if isinstance(field.annotation, type) else str(field.annotation)
-    name = name.replace("typing.", "").replace("pathlib._local.", "").replace("pathlib.", "").replace("Literal", "one of ").replace("NoneType", "null")
-    limits = [text.format(f"{getattr(limit, short):g}") for limit in field.metadata for short, text in _LIMITS.items() if hasattr(limit, short)]
-    return ", ".join([name.replace("None", "null"), *limits])
+    """`int, at least 2`, `'std' or 'none'`, `[float, float]`, `path or null`."""
+    limits = [
+        text.format(f"{getattr(limit, short):.10g}") for limit in field.metadata for short, text in _LIMITS.items() if hasattr(limit, short)
+    ]
+    return ", ".join([_annotation_name(field.annotation), *limits])
 
 
-def _one_line(model_class: type[BaseModel], error: ValidationError, origin: dict[str, str], path: Path | None) -> str:
+def _annotation_name(annotation: Any) -> str:
+    parts = typing.get_args(annotation)
+    match typing.get_origin(annotation):
+        case None:
+            return {"NoneType": "null", "Path": "path", "str": "text"}.get(annotation.__name__, annotation.__name__)
+        case typing.Literal:
+            return " or ".join(map(repr, parts))
+        case builtin if builtin in (tuple, list):
+            return f"[{', '.join('...' if part is ... else _annotation_name(part) for part in parts)}]"
+        case _:
+            return " or ".join(map(_annotation_name, parts))
+
+
+def _one_line(model_class: type[BaseModel], error: ValidationError, overridden: set[str], path: Path | None) -> str:
     """All problems of one validation, each once, joined by `; `."""
     fields = fields_of(model_class)
     messages: dict[str, str] = {}
     for problem in error.errors():
         key = _dotted(fields, problem["loc"])
-        if key in messages:
-            continue
         if problem["type"] == "value_error":
             text = str(problem["ctx"]["error"])
-            messages[key] = text if key not in fields else f"{key} {text}"
+            text = text if key not in fields else f"{key} {text}"
         else:
-            messages[key] = f"{key} must be {_wanted(fields.get(key), problem)}, got {problem['input']!r}"
-        if path is not None and key in fields:
-            messages[key] += f" ({origin.get(key, path)})"
+            text = f"{key} must be {_wanted(fields.get(key), problem)}, got {problem['input']!r}"
+        from_file = path is not None and key in fields and key not in overridden
+        messages.setdefault(key, f"{text} (in {path})" if from_file else text)
     return "; ".join(messages.values())
 
 
@@ -205,10 +218,10 @@ def _wanted(field, problem: dict) -> str:
     for short, text in _LIMITS.items():
         if short in limits:
             return text.format(limits[short]) + (f" {why}" if why else "")
-    if kind == "literal_error":
-        return f"one of {limits['expected']}"
-    named = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "text", "path": "a path", "tuple": "a list", "finite": "finite"}
-    for start, words in named.items():
-        if kind.startswith(start):
-            return words if kind != "string_pattern_mismatch" else "made of letters, digits, dots, dashes and underscores"
-    return f"a valid {_type_name(field) if field else 'value'} ({problem['msg']})"
+    if kind == "string_pattern_mismatch":
+        return "made of letters, digits, dots, dashes and underscores"
+    if field is not None and typing.get_origin(field.annotation) is not None:
+        return _type_name(field)
+    named = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "text", "path": "a path", "finite": "finite"}
+    matching = [words for start, words in named.items() if kind.startswith(start)]
+    return matching[0] if matching else f"{_type_name(field) if field else 'valid'} ({problem['msg']})"

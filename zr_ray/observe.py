@@ -1,4 +1,4 @@
-"""What a run shows while it goes on: metrics (metrics.jsonl, TensorBoard, Ray's Prometheus gauges), one line per step, waits with a deadline.
+"""What a run shows while it goes on: metrics (metrics.jsonl, TensorBoard, gauges of Ray), one line per step, waits with a deadline.
 
 Left out on purpose: hosted trackers; metrics.jsonl and the event files convert to any of them.
 """
@@ -15,13 +15,13 @@ from zr_ray.errors import DeadlineError
 from zr_ray.run_folder import RunFolder
 
 HEADLINE = (
-    ("reward/mean", "reward {:.4f}"),
+    ("reward/total", "reward {:.4f}"),
     ("loss/total", "loss {:+.4f}"),
     ("loss/pointwise", "CE {:.4f}"),
     ("loss/pairwise", "gap {:.4f}"),
     ("policy/kl", "KL {:.2e}"),
-    ("policy/entropy", "entropy {:.3f}"),
-    ("policy/ratio_max_abs_dev", "|ratio-1| {:.1e}"),
+    ("score/entropy", "entropy {:.3f}"),
+    ("policy/ratio_max_abs_diff", "|ratio-1| {:.1e}"),
     ("rollout/malformed_frac", "malformed {:.1%}"),
     ("sync/max_abs_diff", "sync {:.1e}"),
     ("eval/hpa", "HPA {:.3f}"),
@@ -101,7 +101,7 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """Estimates the time left: steps to go at the median pace of the last ones, plus what is known to come after each evaluation."""
+    """Estimates the time left: steps to go at the median pace of the last ones, evaluations and saves included as they fall."""
 
     def __init__(self, total: int, done: int = 0, window: int = 20) -> None:
         self.total, self.window = total, window
@@ -152,9 +152,8 @@ def wait_for(refs, deadline_s: float, what: str, every_s: float = 30.0):
     refs = [refs] if single else list(refs)
     values: dict = {}
     start = said = time.monotonic()
-    while len(values) < len(refs):
+    while pending := [ref for ref in dict.fromkeys(refs) if ref not in values]:
         waited = time.monotonic() - start
-        pending = [ref for ref in refs if ref not in values]
         if waited >= deadline_s:
             raise DeadlineError(
                 f"{what} did not finish in {duration(deadline_s)}: {len(pending)} of {len(refs)} still pending; "

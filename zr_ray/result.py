@@ -65,7 +65,7 @@ class Result(_Open):
     job: str
     run_id: str
     status: Literal["SUCCEEDED", "FAILED", "STOPPED"]
-    wall_s: float = Field(ge=0, description="seconds from the first line of the job log to the result, all attempts of a resumed run together")
+    wall_s: float = Field(ge=0, description="seconds from the first line of the job log to the result, all attempts together")
     rows: list[Row] = Field(min_length=1)
     noise_ceiling: Scores | None = Field(None, description="what a judge that knows the true score would get; null when unknown")
 
@@ -75,5 +75,5 @@ def check_result(result: dict) -> None:
     try:
         Result.model_validate(result)
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}, got {problem['input']!r:.80}" for problem in error.errors()]
-        raise ValueError(f"result.json breaks its schema (zr_ray/result.py): {'; '.join(problems[:5])}") from None
+        problems = [f"{'.'.join(map(str, p['loc']))}: {p['msg']}, got {p['input']!r:.80}" for p in error.errors()[:5]]
+        raise ValueError(f"result.json breaks its schema (zr_ray/result.py): {'; '.join(problems)}") from None

@@ -62,7 +62,7 @@ class RunFolder:
                 f"run folder {run.path} already exists; choose another run.name, or continue it with run.resume={run.path}"
             ) from None
         except OSError as error:
-            raise ConfigError(f"cannot make run folder {run.path}: {error.strerror}; set run.root to a writable folder on shared storage") from None
+            raise ConfigError(f"cannot make run folder {run.path}: {error.strerror}; set run.root to a writable shared folder") from None
         run.write_text(CONFIG_FILE, dump_yaml(config))
         run.write_json("environment.json", {"started": describe_environment(), "resumed": []})
         _point_latest(root, run_id)
@@ -76,11 +76,11 @@ class RunFolder:
         """
         run = cls(Path(path).resolve())
         if not (run.path / CONFIG_FILE).is_file():
-            raise CheckpointError(f"{path} is not a run folder: it has no {CONFIG_FILE}; point run.resume at a folder under run.root")
+            raise CheckpointError(f"{path} is no run folder: it has no {CONFIG_FILE}; point run.resume at a folder under run.root")
         try:
             stored = load_config(type(config), run.path / CONFIG_FILE, [])
         except ConfigError as error:
-            raise CheckpointError(f"{run.path} was written by another version of zr_ray, its configuration no longer loads: {error}") from error
+            raise CheckpointError(f"{run.path} comes from another version of zr_ray, its configuration does not load: {error}") from None
         differing = [key for key in differing_keys(stored, config) if not (key.startswith("run.") or key.endswith("deadline_s"))]
         if differing:
             was, now = (_values(model, differing) for model in (stored, config))
@@ -123,7 +123,7 @@ class RunFolder:
         Raises: ValueError when the step does not come after the last one written (rewind after a resume).
         """
         if self._last_step is None:
-            self.rewind_metrics(step - 1 if not self.read_metrics() else self.read_metrics()[-1]["step"])
+            self.rewind_metrics(2**63)  # nothing but a torn last line is dropped
         if step <= self._last_step:
             raise ValueError(f"metrics of step {step} must come after step {self._last_step}, the last one in {self.path / METRICS_FILE}")
         line = json.dumps({"step": step} | {name: _finite(float(value)) for name, value in values.items()}) + "\n"
@@ -157,7 +157,7 @@ class RunFolder:
         try:
             return json.loads((self.path / RESULT_FILE).read_text())
         except FileNotFoundError:
-            raise CheckpointError(f"{self.path} has no {RESULT_FILE}: the run did not finish; continue it with run.resume={self.path}") from None
+            raise CheckpointError(f"{self.path} has no {RESULT_FILE}: the run did not end; continue it: run.resume={self.path}") from None
 
     def write_json(self, name: str, value) -> Path:
         """Atomic JSON file below the run folder; non-finite numbers become null."""
@@ -187,7 +187,7 @@ def default_root() -> Path:
         return home / "runs"
     if root := os.environ.get("ZR_RUNS"):
         return Path(root).absolute()
-    raise ConfigError("no place for the run folder: set run.root (or the environment's ZR_RUNS) to an absolute folder on storage all nodes share")
+    raise ConfigError("no place for the run folder: set run.root (or ZR_RUNS in the environment) to an absolute folder all nodes share")
 
 
 def find_run(resume: Path | str, root: Path | None) -> Path:
