@@ -1,0 +1,276 @@
+"""Annotated text-image data on disk: the one format everything downstream sees.
+
+A data set is a folder with image files and either `annotations.jsonl` (one record a line) or `annotations.parquet` (the same columns,
+one record a row). A record:
+
+    id         string, unique in the data set
+    group      string; records of one group share their prompt and split, and are compared with one another
+    split      "train", "dev" or "test"
+    prompt     string
+    image      path of the image file, relative to the folder and inside it
+    scores     {dimension: score}. Train: one rubric score, a bin of S (1.0, 1.5, ... 5.0). Dev and test: one number in [1, 5], or a
+               list with every annotator's score. Dimensions are those of `rubric.DIMENSIONS`; a dimension without a score is left out
+    origin     optional string: where image and scores come from ("rendered" for the simulated world, "generated", "human", ...)
+    truth      optional {dimension: number in [1, 5]}: true scores, simulated data only
+    reasoning  optional {dimension: string}: reasoning text without marker and score
+
+Parquet columns have one type, so there `scores` is a struct of lists, and absent entries are null. In both formats a list of one
+number means that number. Unknown fields are refused: a misspelt field would otherwise be lost silently.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from zr_ray.data.images import MAX_PIXELS, check_images, load_image
+from zr_ray.errors import DataError
+from zr_ray.records import AnnotatedImage
+from zr_ray.rubric import DIMENSIONS, SCORE_BINS
+
+__all__ = ["SPLITS", "check_images", "load_image", "read_annotations", "write_annotations"]
+
+SPLITS = ("train", "dev", "test")
+FILES = {"jsonl": "annotations.jsonl", "parquet": "annotations.parquet"}
+REQUIRED = ("id", "group", "split", "prompt", "image", "scores")
+OPTIONAL = ("origin", "truth", "reasoning")
+
+_PARQUET = pa.schema(
+    [(name, pa.string()) for name in REQUIRED[:-1]]
+    + [
+        ("scores", pa.struct([(d, pa.list_(pa.float64())) for d in DIMENSIONS])),
+        ("origin", pa.string()),
+        ("truth", pa.struct([(d, pa.float64()) for d in DIMENSIONS])),
+        ("reasoning", pa.struct([(d, pa.string()) for d in DIMENSIONS])),
+    ]
+)
+
+
+def read_annotations(
+    path: Path | str, *, split: str | None = None, decode_images: bool = False, max_pixels: int = MAX_PIXELS
+) -> Iterator[AnnotatedImage]:
+    """Stream the records of a data set in file order, checking every one of them, also those outside `split`.
+
+    Args: path: the folder, or its annotation file. split: only records of this split; None for all. decode_images: also decode the
+    image of every record that is returned (slow, finds damaged and huge files before a run does).
+    Raises: DataError naming file and line at the first record that breaks the format; at the end if the split is empty.
+    """
+    if split is not None and split not in SPLITS:
+        raise DataError(f"wanted a split of {', '.join(SPLITS)}, got {split!r}; correct the name")
+    file = _annotation_file(Path(path))
+    ids: dict[str, str] = {}
+    groups: dict[str, tuple[str, str, str]] = {}
+    counts = dict.fromkeys(SPLITS, 0)
+    for where, raw in _raw_parquet(file) if file.suffix == ".parquet" else _raw_jsonl(file):
+        item = _checked(raw, where, file.parent)
+        if item.id in ids:
+            raise DataError(f"{where}: wanted unique ids, id {item.id!r} is already at {ids[item.id]}; rename or remove one of the two")
+        ids[item.id] = where.rpartition(": ")[2]
+        prompt, group_split, first = groups.setdefault(item.group, (item.prompt, item.split, ids[item.id]))
+        if prompt != item.prompt:
+            raise DataError(
+                f"{where}: wanted one prompt per group, group {item.group!r} has {prompt!r} at {first} and {item.prompt!r} here; "
+                "give the records different groups"
+            )
+        if group_split != item.split:
+            raise DataError(
+                f"{where}: wanted one split per group, group {item.group!r} is {group_split!r} at {first} and {item.split!r} here; "
+                "move the whole group to one split"
+            )
+        counts[item.split] += 1
+        if split is None or item.split == split:
+            if decode_images:
+                _decoded(item, where, max_pixels)
+            yield item
+    if not (counts[split] if split else sum(counts.values())):
+        held = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise DataError(f"{file}: wanted records of split {split or 'any'!r}, got none (records: {held}); add some or choose another split")
+
+
+def _decoded(item: AnnotatedImage, where: str, max_pixels: int) -> None:
+    try:
+        load_image(item.image, max_pixels)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
+
+
+def _annotation_file(path: Path) -> Path:
+    """The annotation file of a folder, or the file itself."""
+    if path.is_file():
+        if path.suffix[1:] not in FILES:
+            raise DataError(f"{path}: wanted a .jsonl or .parquet file, got {path.suffix or 'no suffix'!r}; name the annotation file or its folder")
+        return path
+    found = [path / name for name in FILES.values() if (path / name).is_file()]
+    if len(found) != 1:
+        got = "both" if found else "neither" if path.is_dir() else "no such folder"
+        raise DataError(f"{path}: wanted one of {' or '.join(FILES.values())} in this folder, got {got}; name the file, or correct the path")
+    return found[0]
+
+
+def _raw_jsonl(file: Path) -> Iterator[tuple[str, dict]]:
+    with open(file, "rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            where = f"{file}: line {number}"
+            try:
+                raw = json.loads(line)
+            except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+                raise DataError(f"{where}: wanted one JSON object in UTF-8, got {line[:60]!r} ({error}); correct or remove the line") from error
+            if not isinstance(raw, dict):
+                raise DataError(f"{where}: wanted a JSON object, got {type(raw).__name__}; write one record a line")
+            yield where, raw
+
+
+def _raw_parquet(file: Path) -> Iterator[tuple[str, dict]]:
+    number = 0
+    try:
+        with pq.ParquetFile(file) as table:
+            for batch in table.iter_batches(batch_size=1024):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{file}: line {number}", _without_nulls(row)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{file}: wanted a Parquet file, pyarrow says after record {number}: {error}; write the file again") from error
+
+
+def _without_nulls(row: dict) -> dict:
+    """Null means absent, in the row and inside its structs; a map column comes as pairs."""
+    record = {}
+    for name, value in row.items():
+        if name in ("scores", "truth", "reasoning") and isinstance(value, (dict, list)):
+            value = {key: entry for key, entry in dict(value).items() if entry is not None} or (value if name == "scores" and not value else {})
+        if value is not None:
+            record[name] = value
+    return record
+
+
+def _checked(raw: dict, where: str, root: Path) -> AnnotatedImage:
+    """One record, every field checked."""
+    missing = [name for name in REQUIRED if name not in raw]
+    if missing:
+        raise DataError(f"{where}: wanted fields {', '.join(REQUIRED)}, missing {', '.join(missing)}; add them")
+    unknown = sorted(set(raw) - set(REQUIRED) - set(OPTIONAL))
+    if unknown:
+        raise DataError(f"{where}: got unknown field {unknown[0]!r}; known: {', '.join(REQUIRED + OPTIONAL)}; rename or remove it")
+    for name in (*REQUIRED[:-1], "origin"):
+        if name in raw and (not isinstance(raw[name], str) or not raw[name].strip()):
+            raise DataError(f"{where}: wanted a non-empty string in {name!r}, got {raw[name]!r}; fill it in")
+    if raw["split"] not in SPLITS:
+        raise DataError(f"{where}: wanted split {', '.join(SPLITS)}, got {raw['split']!r}; correct it")
+    reasoning = _per_dimension(raw, "reasoning", where)
+    for dimension, text in reasoning.items():
+        if not isinstance(text, str):
+            raise DataError(f"{where}: wanted a string in reasoning.{dimension}, got {text!r}; correct it")
+    scores = {d: _score(value, raw["split"], f"{where}: scores.{d}") for d, value in _per_dimension(raw, "scores", where).items()}
+    if not scores:
+        raise DataError(f"{where}: wanted a score in at least one dimension, got none; add one or remove the record")
+    truth = {d: _on_scale(value, f"{where}: truth.{d}") for d, value in _per_dimension(raw, "truth", where).items()}
+    image = _image_path(raw["image"], where, root)
+    return AnnotatedImage(
+        raw["id"], raw["group"], raw["split"], raw["prompt"], image, scores, raw.get("origin", "unknown"), truth, reasoning
+    )
+
+
+def _per_dimension(raw: dict, name: str, where: str) -> dict:
+    value = raw.get(name, {})
+    if not isinstance(value, dict):
+        raise DataError(f"{where}: wanted {{dimension: value}} in {name!r}, got {value!r}; correct it")
+    unknown = [d for d in value if d not in DIMENSIONS]
+    if unknown:
+        raise DataError(f"{where}: got unknown dimension {unknown[0]!r} in {name!r}; known: {', '.join(DIMENSIONS)}; rename or remove it")
+    return value
+
+
+def _on_scale(value: object, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not SCORE_BINS[0] <= value <= SCORE_BINS[-1]:
+        raise DataError(f"{where}: wanted a number in [{SCORE_BINS[0]:g}, {SCORE_BINS[-1]:g}], got {value!r}; rescale or remove it")
+    return float(value)
+
+
+def _score(value: object, split: str, where: str) -> float | tuple[float, ...]:
+    if isinstance(value, list):
+        if not value:
+            raise DataError(f"{where}: wanted at least one score, got an empty list; add one or remove the dimension")
+        given = tuple(_on_scale(entry, where) for entry in value)
+        if len(given) > 1:
+            if split == "train":
+                raise DataError(f"{where}: wanted one rubric score in split 'train', got {len(given)} annotators' scores; aggregate them to a bin")
+            return given
+        value = given[0]
+    score = _on_scale(value, where)
+    if split == "train" and score not in SCORE_BINS:
+        raise DataError(f"{where}: wanted a bin of {', '.join(map(str, SCORE_BINS))}, got {score!r}; round the training score to a half-point")
+    return score
+
+
+def _image_path(name: str, where: str, root: Path) -> Path:
+    path = Path(os.path.normpath(root.absolute() / name))
+    if os.path.isabs(name) or not path.is_relative_to(os.path.normpath(root.absolute())):
+        raise DataError(f"{where}: wanted an image path relative to and inside {root}, got {name!r}; move the image there")
+    if not path.is_file():
+        raise DataError(f"{where}: wanted an image file at {path}, there is none; correct 'image' or add the file")
+    return path
+
+
+def write_annotations(root: Path | str, items: Iterable[AnnotatedImage], format: str = "jsonl") -> Path:
+    """Write the annotation file of a folder that already holds the images; atomic (temporary file, fsync, rename).
+
+    Args: items: streamed; their images must lie inside `root`. format: "jsonl" or "parquet". Returns: the file.
+    Raises: DataError if the format is unknown, the folder already has a file of the other format, or an image lies outside.
+    """
+    root = Path(root).absolute()
+    if format not in FILES:
+        raise DataError(f"wanted format {' or '.join(FILES)}, got {format!r}; correct it")
+    other = [root / name for kind, name in FILES.items() if kind != format and (root / name).exists()]
+    if other:
+        raise DataError(f"{other[0]} is already there and would make the folder ambiguous; remove it or write that format")
+    target = root / FILES[format]
+    temporary = root / f".{FILES[format]}.{uuid.uuid4().hex}"
+    try:
+        with open(temporary, "wb") as file:
+            (_write_jsonl if format == "jsonl" else _write_parquet)(file, (_raw(item, root) for item in items))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(root, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+    return target
+
+
+def _raw(item: AnnotatedImage, root: Path) -> dict:
+    if not item.image.is_relative_to(root):
+        raise DataError(f"item {item.id!r}: wanted an image inside {root}, got {item.image}; copy it there first")
+    record = {"id": item.id, "group": item.group, "split": item.split, "prompt": item.prompt, "image": item.image.relative_to(root).as_posix()}
+    record["scores"] = {d: list(s) if isinstance(s, tuple) else s for d, s in item.scores.items()}
+    return record | {"origin": item.origin} | ({"truth": item.truth} if item.truth else {}) | ({"reasoning": item.reasoning} if item.reasoning else {})
+
+
+def _write_jsonl(file, records: Iterator[dict]) -> None:
+    for record in records:
+        file.write(json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+
+
+def _write_parquet(file, records: Iterator[dict]) -> None:
+    with pq.ParquetWriter(file, _PARQUET) as writer:
+        rows = []
+        for record in records:
+            record["scores"] = {d: s if isinstance(s, list) else [s] for d, s in record["scores"].items()}
+            rows.append(record)
+            if len(rows) == 1024:
+                writer.write_table(pa.Table.from_pylist(rows, _PARQUET))
+                rows = []
+        if rows:
+            writer.write_table(pa.Table.from_pylist(rows, _PARQUET))
