@@ -94,51 +94,37 @@ def two_hot(scores: Tensor, bins: Tensor) -> Tensor:
 
 
 def gaussian_soft_label(mean: Tensor, std: Tensor, bins: Tensor) -> Tensor:
-    """Discretised normal whose sum and mean are corrected to be exact (DeQA-Score, arXiv 2501.11561, section 3).
+    """Discretised normal whose sum and mean are corrected to be exact (after DeQA-Score, arXiv 2501.11561, section 3).
 
         p_k = Phi((s_k + h/2 - mean) / std) - Phi((s_k - h/2 - mean) / std),   h = bin width (0.5)
-        q_k = max(alpha p_k + beta, 0),   alpha and beta from  sum_k q_k = 1  and  sum_k s_k q_k = mean
+        q_k = p_k exp(theta s_k) / sum_l p_l exp(theta s_l),   theta such that sum_k s_k q_k = mean
 
-    Departs from the paper: bins that the correction makes negative are set to 0 and alpha, beta solved again on the rest (at most K
-    times), where DeQA accepts the residual, which at 9 bins reaches 0.07 points near the ends. Where p is symmetric about the middle of
-    the remaining bins the two equations are one: alpha = 1 / sum p, beta = 0. Where std < h/4 or no solution with alpha > 0
-    exists: `two_hot`. So sum and mean are always exact.
+    Departs from the paper: DeQA corrects with q = max(alpha p + beta, 0), which on nine bins leaves a residual in the mean (std 0.5: up
+    to 0.10 points for means in [1.5, 4.5]) and narrows wide labels (std 6 gives 1.28 points at mean 3.0 and 0.99 at 3.2). The tilted p
+    is the distribution of that mean nearest to p in KL: positive, exact, without jumps. For std in [0.3, 0.5] and means in [2, 4] the
+    two differ by less than 0.006 per bin.
+    `two_hot` where std < h/4 or the mean is an end of the scale: nothing else has that mean.
     Args: mean: [...] float, rubric points in [bins[0], bins[-1]]. std: [...] rubric points, at least 0. bins: [K] evenly spaced, ascending.
     Returns: [..., K], at least 0, sums to 1, mean as asked, dtype of mean.   Raises: ValueError on uneven bins, negative or nan std,
     mean off the scale."""
-    grid, centre, spread = bins.double(), mean.double(), std.double()
+    grid, centre, spread = bins.to(mean.device).double(), mean.double(), std.double()
     width = grid[1] - grid[0]
     if not torch.allclose(grid.diff(), width.expand(len(grid) - 1), atol=1e-6):
         raise ValueError(f"gaussian_soft_label needs evenly spaced bins, got {bins.tolist()}; use two_hot")
     if not (spread >= 0).all():
         raise ValueError(f"std must be at least 0, got {spread[~(spread >= 0)].flatten()[0].item()}")
-    fallback = two_hot(centre, grid)
+    narrow = two_hot(centre, grid)
     safe = spread.clamp_min(width / 4).unsqueeze(-1)
-    offset = grid - centre.unsqueeze(-1)
-    mass = torch.special.ndtr((offset + width / 2) / safe) - torch.special.ndtr((offset - width / 2) / safe)
-    label, solved = _affine_correction(mass, centre, grid)
-    use = (solved & (spread >= width / 4)).unsqueeze(-1)
-    return torch.where(use, label, fallback).to(mean)
-
-
-def _affine_correction(mass: Tensor, mean: Tensor, bins: Tensor) -> tuple[Tensor, Tensor]:
-    """([..., K] max(alpha p + beta, 0) with exact sum and mean, [...] bool whether it was found); see gaussian_soft_label."""
-    active = torch.ones_like(mass, dtype=torch.bool)
-    for _ in range(len(bins)):
-        p = mass * active
-        count, total, moment = active.sum(-1), p.sum(-1), (p * bins).sum(-1)
-        middle = (active * bins).sum(-1) / count.clamp_min(1)
-        slope = moment - middle * total
-        flat = slope.abs() < 1e-9
-        alpha = torch.where(flat, 1 / total, (mean - middle) / torch.where(flat, torch.ones_like(slope), slope))
-        beta = torch.where(flat, torch.zeros_like(total), (1 - alpha * total) / count.clamp_min(1))
-        label = (alpha.unsqueeze(-1) * mass + beta.unsqueeze(-1)) * active
-        negative = label < 0
-        if not negative.any():
-            break
-        active = active & ~negative
-    exact = ((label.sum(-1) - 1).abs() < 1e-6) & (((label * bins).sum(-1) - mean).abs() < 1e-6)
-    return label.clamp_min(0), exact & (alpha > 0) & (label >= 0).all(-1)
+    distance = -(grid - centre.unsqueeze(-1)).abs()  # the lower tail keeps its digits
+    mass = torch.special.ndtr((distance + width / 2) / safe) - torch.special.ndtr((distance - width / 2) / safe)
+    low, high = torch.full_like(centre, -400.0), torch.full_like(centre, 400.0)
+    for _ in range(80):  # bisection for theta (per rubric point); 800 / 2^80 is below float64's resolution
+        theta = (low + high) / 2
+        label = (mass.log() + theta.unsqueeze(-1) * grid).softmax(-1)
+        too_low = label @ grid < centre
+        low, high = torch.where(too_low, theta, low), torch.where(too_low, high, theta)
+    exact = ((label @ grid - centre).abs() < 1e-9) & (spread >= width / 4) & (centre > grid[0]) & (centre < grid[-1])
+    return torch.where(exact.unsqueeze(-1), label, narrow).to(mean)
 
 
 def _check_bins(log_q: Tensor, bins: Tensor) -> None:
