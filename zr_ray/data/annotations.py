@@ -10,7 +10,8 @@ one record a row). A record:
     image      path of the image file, relative to the folder and inside it
     scores     {dimension: score}. Train: one rubric score, a bin of S (1.0, 1.5, ... 5.0). Dev and test: one number in [1, 5], or a
                list with every annotator's score. Dimensions are those of `rubric.DIMENSIONS`; a dimension without a score is left out
-    origin     optional string: where image and scores come from ("rendered" for the simulated world, "generated", "human", ...)
+    origin     optional string: where image and scores come from ("rendered" for the simulated world, "generated", "human", ...);
+               "unknown" when absent
     truth      optional {dimension: number in [1, 5]}: true scores, simulated data only
     reasoning  optional {dimension: string}: reasoning text without marker and score
 
@@ -21,7 +22,6 @@ number means that number. Unknown fields are refused: a misspelt field would oth
 from __future__ import annotations
 
 import json
-import math
 import os
 import uuid
 from collections.abc import Iterable, Iterator
@@ -30,17 +30,15 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from zr_ray.data.checks import REQUIRED, SPLITS, checked_record
 from zr_ray.data.images import MAX_PIXELS, check_images, load_image
 from zr_ray.errors import DataError
 from zr_ray.records import AnnotatedImage
-from zr_ray.rubric import DIMENSIONS, SCORE_BINS
+from zr_ray.rubric import DIMENSIONS
 
 __all__ = ["SPLITS", "check_images", "load_image", "read_annotations", "write_annotations"]
 
-SPLITS = ("train", "dev", "test")
 FILES = {"jsonl": "annotations.jsonl", "parquet": "annotations.parquet"}
-REQUIRED = ("id", "group", "split", "prompt", "image", "scores")
-OPTIONAL = ("origin", "truth", "reasoning")
 
 _PARQUET = pa.schema(
     [(name, pa.string()) for name in REQUIRED[:-1]]
@@ -69,7 +67,7 @@ def read_annotations(
     groups: dict[str, tuple[str, str, str]] = {}
     counts = dict.fromkeys(SPLITS, 0)
     for where, raw in _raw_parquet(file) if file.suffix == ".parquet" else _raw_jsonl(file):
-        item = _checked(raw, where, file.parent)
+        item = checked_record(raw, where, file.parent)
         if item.id in ids:
             raise DataError(f"{where}: wanted unique ids, id {item.id!r} is already at {ids[item.id]}; rename or remove one of the two")
         ids[item.id] = where.rpartition(": ")[2]
@@ -142,82 +140,15 @@ def _raw_parquet(file: Path) -> Iterator[tuple[str, dict]]:
 
 
 def _without_nulls(row: dict) -> dict:
-    """Null means absent, in the row and inside its structs; a map column comes as pairs."""
-    record = {}
-    for name, value in row.items():
-        if name in ("scores", "truth", "reasoning") and isinstance(value, (dict, list)):
-            value = {key: entry for key, entry in dict(value).items() if entry is not None} or (value if name == "scores" and not value else {})
-        if value is not None:
-            record[name] = value
+    """Null means absent, in the row and inside its structs; a map column arrives as (key, value) pairs."""
+    record = {name: value for name, value in row.items() if value is not None}
+    for name in {"scores", "truth", "reasoning"} & set(record):
+        value = record[name]
+        if isinstance(value, list) and all(isinstance(entry, tuple) for entry in value):
+            value = dict(value)
+        if isinstance(value, dict):
+            record[name] = {key: entry for key, entry in value.items() if entry is not None}
     return record
-
-
-def _checked(raw: dict, where: str, root: Path) -> AnnotatedImage:
-    """One record, every field checked."""
-    missing = [name for name in REQUIRED if name not in raw]
-    if missing:
-        raise DataError(f"{where}: wanted fields {', '.join(REQUIRED)}, missing {', '.join(missing)}; add them")
-    unknown = sorted(set(raw) - set(REQUIRED) - set(OPTIONAL))
-    if unknown:
-        raise DataError(f"{where}: got unknown field {unknown[0]!r}; known: {', '.join(REQUIRED + OPTIONAL)}; rename or remove it")
-    for name in (*REQUIRED[:-1], "origin"):
-        if name in raw and (not isinstance(raw[name], str) or not raw[name].strip()):
-            raise DataError(f"{where}: wanted a non-empty string in {name!r}, got {raw[name]!r}; fill it in")
-    if raw["split"] not in SPLITS:
-        raise DataError(f"{where}: wanted split {', '.join(SPLITS)}, got {raw['split']!r}; correct it")
-    reasoning = _per_dimension(raw, "reasoning", where)
-    for dimension, text in reasoning.items():
-        if not isinstance(text, str):
-            raise DataError(f"{where}: wanted a string in reasoning.{dimension}, got {text!r}; correct it")
-    scores = {d: _score(value, raw["split"], f"{where}: scores.{d}") for d, value in _per_dimension(raw, "scores", where).items()}
-    if not scores:
-        raise DataError(f"{where}: wanted a score in at least one dimension, got none; add one or remove the record")
-    truth = {d: _on_scale(value, f"{where}: truth.{d}") for d, value in _per_dimension(raw, "truth", where).items()}
-    image = _image_path(raw["image"], where, root)
-    return AnnotatedImage(
-        raw["id"], raw["group"], raw["split"], raw["prompt"], image, scores, raw.get("origin", "unknown"), truth, reasoning
-    )
-
-
-def _per_dimension(raw: dict, name: str, where: str) -> dict:
-    value = raw.get(name, {})
-    if not isinstance(value, dict):
-        raise DataError(f"{where}: wanted {{dimension: value}} in {name!r}, got {value!r}; correct it")
-    unknown = [d for d in value if d not in DIMENSIONS]
-    if unknown:
-        raise DataError(f"{where}: got unknown dimension {unknown[0]!r} in {name!r}; known: {', '.join(DIMENSIONS)}; rename or remove it")
-    return value
-
-
-def _on_scale(value: object, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not SCORE_BINS[0] <= value <= SCORE_BINS[-1]:
-        raise DataError(f"{where}: wanted a number in [{SCORE_BINS[0]:g}, {SCORE_BINS[-1]:g}], got {value!r}; rescale or remove it")
-    return float(value)
-
-
-def _score(value: object, split: str, where: str) -> float | tuple[float, ...]:
-    if isinstance(value, list):
-        if not value:
-            raise DataError(f"{where}: wanted at least one score, got an empty list; add one or remove the dimension")
-        given = tuple(_on_scale(entry, where) for entry in value)
-        if len(given) > 1:
-            if split == "train":
-                raise DataError(f"{where}: wanted one rubric score in split 'train', got {len(given)} annotators' scores; aggregate them to a bin")
-            return given
-        value = given[0]
-    score = _on_scale(value, where)
-    if split == "train" and score not in SCORE_BINS:
-        raise DataError(f"{where}: wanted a bin of {', '.join(map(str, SCORE_BINS))}, got {score!r}; round the training score to a half-point")
-    return score
-
-
-def _image_path(name: str, where: str, root: Path) -> Path:
-    path = Path(os.path.normpath(root.absolute() / name))
-    if os.path.isabs(name) or not path.is_relative_to(os.path.normpath(root.absolute())):
-        raise DataError(f"{where}: wanted an image path relative to and inside {root}, got {name!r}; move the image there")
-    if not path.is_file():
-        raise DataError(f"{where}: wanted an image file at {path}, there is none; correct 'image' or add the file")
-    return path
 
 
 def write_annotations(root: Path | str, items: Iterable[AnnotatedImage], format: str = "jsonl") -> Path:

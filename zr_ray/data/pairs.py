@@ -72,7 +72,8 @@ class PairSchedule:
     @property
     def steps_per_epoch(self) -> int:
         """Steps after which every pair has been visited at least once (dimensions with fewer pairs come round earlier)."""
-        return -(-max(map(len, self.streams)) * len(self.streams) // self.pairs_per_step)
+        slots = max((len(pairs) - 1) * len(self.streams) + stream + 1 for stream, pairs in enumerate(self.streams))
+        return -(-slots // self.pairs_per_step)
 
     def batch(self, step: int) -> list[PreferencePair]:
         """The pairs of one step, step >= 0. Returns: pairs_per_step pairs, dimensions in turn."""
