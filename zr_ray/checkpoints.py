@@ -37,13 +37,18 @@ def write_checkpoint(parent: Path, step: int, fill: Callable[[Path], None], keep
     return finish_checkpoint(temporary, keep)
 
 
+def temporary_folder(parent: Path, step: int) -> Path:
+    """Where the checkpoint of `step` is being written; the same on every rank."""
+    return Path(parent) / f"{_TEMPORARY}step_{step:06d}"
+
+
 def begin_checkpoint(parent: Path, step: int) -> Path:
     """First half, on rank 0: remove what dead writers left, make the temporary folder that all ranks write into (and close their files)."""
     parent = Path(parent)
     parent.mkdir(parents=True, exist_ok=True)
     for stale in parent.glob(f"{_TEMPORARY}*"):
         shutil.rmtree(stale)
-    temporary = parent / f"{_TEMPORARY}step_{step:06d}"
+    temporary = temporary_folder(parent, step)
     temporary.mkdir()
     return temporary
 

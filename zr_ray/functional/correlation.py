@@ -63,7 +63,7 @@ def logistic4_plcc(predicted: Tensor, human: Tensor) -> float:
 
         f(x) = b2 + (b1 - b2) / (1 + exp(-(x - b3) / |b4|))
 
-    Levenberg-Marquardt from the best of a grid of (b3, b4); |b4| is kept in [0.01, 100] standard deviations of x, from a step to a
+    Levenberg-Marquardt from the best of a grid of (b3, b4); |b4| is kept in [0.001, 100] standard deviations of x, from a step to a
     straight line, so the result is never below |PLCC| by more than 1e-4. A falling fit keeps its sign: departs from common
     scripts, which report an anti-correlated judge as a good one.
     Args: predicted, human: [N], N at least 5.   Returns: in [-1, 1], or nan (see file header).   Raises: ValueError if the shapes differ."""
@@ -78,7 +78,7 @@ def logistic4_plcc(predicted: Tensor, human: Tensor) -> float:
         step = _marquardt_step(parameters, x, y - fitted, damping)
         proposal = parameters + step
         proposal[2] = proposal[2].clamp(x.min() - 10, x.max() + 10)
-        proposal[3] = proposal[3].clamp(math.log(0.01), math.log(100))
+        proposal[3] = proposal[3].clamp(math.log(0.001), math.log(100))
         new_fitted, new_error = _logistic_error(proposal, x, y)
         if new_error < error:
             small = error - new_error <= 1e-15 * error

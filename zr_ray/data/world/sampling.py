@@ -63,7 +63,10 @@ def sample_request(rng: np.random.Generator) -> Request:
 
 
 def _draw_faults(rng: np.random.Generator, request: Request) -> tuple[_Faults, float]:
-    """What stands in the picture, and the penalty: 0 to 3 alignment faults. An object never loses colour and shape at once when there is another one to confuse it with."""
+    """What stands in the picture, with 0 to 3 alignment faults, and their penalty.
+
+    Beside a second object, none loses colour and shape at once, and neither takes the other's: each can still be recognised.
+    """
     pair = request.second is not None
     parts = [request.first, request.second]
     colours, shapes = [o.colour for o in parts if o], [o.shape for o in parts if o]

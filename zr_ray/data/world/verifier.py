@@ -18,9 +18,14 @@ from zr_ray.data.world.scene import AESTHETICS, COLOURS, PHRASES, REALISM, SHAPE
 from zr_ray.data.world.truth import PENALTY
 from zr_ray.data.world.verifier_backdrop import read_backdrop
 from zr_ray.data.world.verifier_degradation import deblock, draw, fit_blur_and_blocks, levels, soften
-from zr_ray.data.world.verifier_objects import BLURS, MARGIN, MIN_FIT, MIN_GAIN, Found, coverage, fit_object, propose
-from zr_ray.data.world.verifier_physics import overlapping, read_shadows, relation, supports
+from zr_ray.data.world.verifier_objects import BLURS, MARGIN, MIN_FIT, MIN_GAIN, Found, coverage, fit_object, paint, propose
+from zr_ray.data.world.verifier_physics import overlapping, read_shadows, relation, seen_shade, supports
 from zr_ray.errors import DataError
+
+ROUND_FITS = (0.8, 0.65, MIN_FIT)
+"""Least fit per round of proposals in the first pass: sure objects first, those that interpenetrate others once these are explained."""
+MIN_CHANGE = 30.0
+"""Grey levels, summed over channels, by which the middle of a proposal must differ from what is already explained."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,8 @@ class SeenObject(SceneObject):
 
     fit: float = 1.0
     """Share of the object's own energy that the picture supports; 1 is perfect."""
+    grounded: bool = True
+    """Whether it stands over the ground, where it must cast a shadow, rather than over another object."""
 
 
 @dataclass(frozen=True)
@@ -56,5 +63,166 @@ class SceneReading:
     @property
     def shadow_wrong(self) -> bool:
         """Whether a shadow falls towards the sun, or an object over the ground casts none, or there is no sun to cast it."""
-        casting = [item.shadow for item in self.objects if item.shadow != "covered"]
-        return not self.light or any(side in ("", self.light) for side in casting)
+        return not self.light or any(item.shadow in ("", self.light) for item in self.objects if item.grounded)
+
+
+def read_scene(image: np.ndarray) -> SceneReading:
+    """Read a picture. image: [64, 64, 3] uint8 RGB.
+
+    Two passes: objects on the plain backdrop; then, with blur, blocks and shadows known from a redrawing, every object again.
+    Raises: ValueError for another shape or type."""
+    if image.shape != (SIZE, SIZE, 3) or image.dtype != np.uint8:
+        raise ValueError(f"image must be uint8 [{SIZE}, {SIZE}, 3], got {image.dtype} {list(image.shape)}; resize or convert it first")
+    raw = image.astype(np.float32)
+    backdrop = read_backdrop(raw)
+    bright = raw * np.float32(1 / backdrop.gain)
+    found = _find(bright, draw(backdrop, seen_shade(bright, backdrop), []))
+    if not found:
+        return SceneReading((), {}, backdrop.light, backdrop.ground, False, levels(bright, draw(backdrop, None, []), backdrop, 0.0, 0.0, []))
+    ground = backdrop.ground if backdrop.ground is not None else SIZE
+    shade = read_shadows(bright, backdrop, found, [over for over, _ in supports(found, ground)], 0.0)[1]
+    blur, weight = fit_blur_and_blocks(bright, draw(backdrop, shade, found))
+    sharp = deblock(bright, weight, backdrop.noise / backdrop.gain)
+    found = _again(sharp, backdrop, shade, found, blur)
+    stands = supports(found, ground)
+    sides, shade = read_shadows(sharp, backdrop, found, [over for over, _ in stands], BLURS[blur])
+    drawn = draw(backdrop, shade, found)
+    blur, weight = fit_blur_and_blocks(bright, drawn)
+    objects = tuple(
+        SeenObject(f.size, COLOURS[f.colour], f.shape, f.x, f.y + f.half, level, side, f.fit, over)
+        for f, (over, level), side in zip(found, stands, sides, strict=True)
+    )
+    pairs = [(i, j) for i, j in permutations(range(len(found)), 2)]
+    return SceneReading(
+        objects,
+        {(i, j): relation(found[i], found[j]) for i, j in pairs},
+        backdrop.light,
+        backdrop.ground,
+        any(overlapping(found[i], found[j]) for i, j in pairs),
+        levels(bright, soften(drawn, BLURS[blur]), backdrop, BLURS[blur], weight, found),
+    )
+
+
+def _pad(picture: np.ndarray) -> np.ndarray:
+    return np.pad(picture, ((MARGIN, MARGIN), (MARGIN, MARGIN)) + ((0, 0),) * (picture.ndim - 2))
+
+
+_INSIDE = _pad(np.ones((SIZE, SIZE), np.float32))
+
+
+def _find(bright: np.ndarray, background: np.ndarray) -> list[Found]:
+    """First pass: proposals in order of what they explain, each fitted over everything accepted before it."""
+    found: list[Found] = []
+    padded, below = _pad(bright), _pad(background)
+    for least in ROUND_FITS:
+        for _, x, y in propose(bright, background):
+            if np.abs((bright - background)[max(0, y - 2) : y + 3, max(0, x - 2) : x + 3].mean((0, 1))).sum() < MIN_CHANGE:
+                continue
+            item = fit_object(padded, below, _INSIDE, x, y, 2)
+            if item.fit >= least and item.gain >= MIN_GAIN:
+                found.append(item)
+                paint(background, item.kind, item.colour, item.x, item.y)
+                below = _pad(background)
+    return found
+
+
+def _again(sharp, backdrop, shade, found: list[Found], blur: int) -> list[Found]:
+    """Second pass: every object fitted once more over the redrawing without it, with templates of the measured blur."""
+    padded, result = _pad(sharp), list(found)
+    for i, item in enumerate(found):
+        others = result[:i] + result[i + 1 :]
+        below = _pad(soften(draw(backdrop, shade, others), BLURS[blur]))
+        weight = _INSIDE.copy()
+        for other in others:
+            if overlapping(item, other):
+                _fade(weight, other)
+        result[i] = fit_object(padded, below, weight, item.x, item.y, blur)
+    kept = [item for item in result if item.fit >= MIN_FIT and item.gain >= MIN_GAIN]
+    return sorted(kept, key=lambda item: item.x)
+
+
+def _fade(weight: np.ndarray, other: Found) -> None:
+    """Pixels of an interpenetrating object say little about this one."""
+    half = other.half
+    window = weight[other.y + MARGIN - half : other.y + MARGIN + half + 1, other.x + MARGIN - half : other.x + MARGIN + half + 1]
+    window[sum(coverage(other.kind)) > 0] *= 0.3
+
+
+def parse_prompt(prompt: str) -> Request:
+    """The request behind a prompt of the world, e.g. "small red circle left of big blue square". Raises: DataError for other text."""
+    words = prompt.split()
+
+    def asked(part: list[str]) -> Asked | None:
+        fits = len(part) == 3 and part[0] in SIZES and part[1] in COLOURS and part[2] in SHAPES
+        return Asked(*part) if fits else None
+
+    first, second = asked(words[:3]), asked(words[-3:])
+    middle = " ".join(words[3:-3])
+    if len(words) == 3 and first is not None:
+        return Request(first)
+    for name, phrase in PHRASES.items():
+        if middle == phrase and first is not None and second is not None:
+            return Request(first, second, name)
+    raise DataError(
+        f"a prompt of the rubric world is 'SIZE COLOUR SHAPE' or two of them joined by {', '.join(PHRASES.values())}; got {prompt!r}"
+    )
+
+
+def _alignment_penalty(reading: SceneReading, request: Request) -> float:
+    """Smallest penalty over all ways to pair what was asked for with what is seen; infinite when nothing pairs with anything."""
+    asked = [request.first] + ([request.second] if request.second is not None else [])
+    best = float("inf")
+    slots = [*range(len(reading.objects))] + [None] * (len(asked))
+    for choice in set(permutations(slots, len(asked))):
+        used = [i for i in choice if i is not None]
+        if not used:
+            continue
+        penalty = PENALTY["extra"] * (len(reading.objects) - len(used)) + PENALTY["missing"] * (len(asked) - len(used))
+        for want, index in zip(asked, choice, strict=True):
+            if index is not None:
+                seen = reading.objects[index]
+                penalty += sum(PENALTY[name] for name in ("size", "colour", "shape") if getattr(want, name) != getattr(seen, name))
+        if len(used) == 2 and reading.relations[choice[0], choice[1]] != request.relation:
+            penalty += PENALTY["relation"]
+        best = min(best, penalty)
+    return best
+
+
+def objects_match(reading: SceneReading, prompt: str) -> bool:
+    """Whether everything asked for is there exactly, relation included, and nothing else. Raises: DataError for a foreign prompt."""
+    return _alignment_penalty(reading, parse_prompt(prompt)) == 0
+
+
+def alignment_score(reading: SceneReading, prompt: str) -> float:
+    """Text-image alignment in [1, 5], rubric points: 5 minus the penalties of `truth.PENALTY`; 1 when nothing is seen.
+
+    Objects are paired with what was asked for so that the penalty is smallest. Raises: DataError for a foreign prompt."""
+    return _score(_alignment_penalty(reading, parse_prompt(prompt)))
+
+
+def plausibility_score(reading: SceneReading) -> float:
+    """Physical plausibility in [1, 5], rubric points; 1 when no object or no ground is seen.
+
+    Departs from the rendered truth in one point: an object that casts no shadow counts like one whose shadow is on the wrong side."""
+    if not reading.objects or reading.ground is None:
+        return 1.0
+    return _score(
+        PENALTY["floating"][reading.floating] + PENALTY["shadow"] * reading.shadow_wrong + PENALTY["overlap"] * reading.overlap
+    )
+
+
+def verify(image: np.ndarray, prompt: str) -> dict[str, float]:
+    """Dimension -> score in [1, 5], rubric points, of a [64, 64, 3] uint8 picture for a prompt of the world.
+
+    Realism and aesthetics are 5 minus the penalties of the measured degradations; every score is 1 when no object is seen.
+    Raises: ValueError for a picture of another shape or type, DataError for a foreign prompt."""
+    reading = read_scene(image)
+    scores = {"alignment": alignment_score(reading, prompt)}
+    for dimension, names in (("realism", REALISM), ("aesthetics", AESTHETICS)):
+        worst = sum(PENALTY[name] * reading.levels[name] for name in names)
+        scores[dimension] = _score(worst) if reading.objects else 1.0
+    return scores | {"plausibility": plausibility_score(reading)}
+
+
+def _score(penalty: float) -> float:
+    return float(min(5.0, max(1.0, 5.0 - penalty)))

@@ -31,9 +31,12 @@ BLURS = (0.0, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6, 1.8)
 """Gaussian standard deviations, pixels, that templates exist for."""
 MIN_FIT = 0.5
 """An object explains at least this share of the energy it would bring."""
-MIN_GAIN = 60 * 60.0**2
+MIN_GAIN = 40 * 60.0**2
 """Squared grey levels an object must explain: 60 pixels that are off by 60, about the faintest small object."""
-CANDIDATES = 12
+_HIGHEST = np.float32(8000)
+_LOWEST = np.array([-8000] * 6 + [0], np.float32)
+"""Limits of a pixel's evidence in proposals. Outlines, one pixel wide, never count against a place at half resolution."""
+CANDIDATES = 5
 """Proposals kept per picture."""
 
 
@@ -137,19 +140,20 @@ def propose(image: np.ndarray, background: np.ndarray) -> list[tuple[float, int,
     linear = residual @ _INKS.T - (residual * background).sum(2, keepdims=True)  # [64, 64, 7]
     square = (background * background).sum(2, keepdims=True) - 2 * background @ _INKS.T + (_INKS * _INKS).sum(1)
     evidence = np.zeros((7, _HALF, _HALF), np.float32)
-    evidence[:, :32, :32] = (2 * linear - square).reshape(32, 2, 32, 2, 7).mean((1, 3)).transpose(2, 0, 1)
+    evidence[:, :32, :32] = np.clip(2 * linear - square, _LOWEST, _HIGHEST).reshape(32, 2, 32, 2, 7).mean((1, 3)).transpose(2, 0, 1)
     spectrum = np.fft.rfft2(evidence)
     fills, outlines = _half_bank()
-    gains = np.fft.irfft2(spectrum[:6, None] * fills + (spectrum[6] * outlines)[None], s=(_HALF, _HALF)).max(1)  # [6, 40, 40]
+    scores = spectrum[:6, None] * fills
+    scores += spectrum[6] * outlines
+    gains = np.fft.irfft2(scores, s=(_HALF, _HALF)).max((0, 1))  # [40, 40]
     places = []
-    for _ in range(CANDIDATES):
-        at = int(gains.argmax())
-        colour, row, column = at // _HALF**2, at // _HALF % _HALF, at % _HALF
-        if gains[colour, row, column] < MIN_GAIN:
+    while len(places) < CANDIDATES:
+        row, column = divmod(int(gains.argmax()), _HALF)
+        if gains[row, column] <= 0:
             break
-        y, x = (2 * (i if i < 36 else i - _HALF) for i in (row, column))
-        places.append((float(gains[colour, row, column]), x, y))
-        gains[colour, max(0, row - 2) : row + 3, max(0, column - 2) : column + 3] = 0
+        gain, (y, x) = float(gains[row, column]), (2 * (i if i < 36 else i - _HALF) for i in (row, column))
+        places.append((gain, x, y))
+        gains[max(0, row - 2) : row + 3, max(0, column - 2) : column + 3] = 0
     return places
 
 
@@ -160,7 +164,7 @@ def fit_object(image: np.ndarray, background: np.ndarray, weight: np.ndarray, x:
     the picture. blur: index into BLURS."""
     fill, outline, fill2, both, outline2 = _bank(blur)
     for _ in range(3):
-        x, y = min(SIZE + 4, max(-5, x)), min(SIZE + 4, max(-5, y))
+        x, y = min(SIZE - 1, max(0, x)), min(SIZE - 1, max(0, y))
         window = slice(y + MARGIN - WINDOW, y + MARGIN + WINDOW + 1), slice(x + MARGIN - WINDOW, x + MARGIN + WINDOW + 1)
         b, w = background[window].reshape(-1, 3), weight[window].reshape(-1, 1)
         residual = image[window].reshape(-1, 3) - b

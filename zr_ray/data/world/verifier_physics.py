@@ -32,10 +32,9 @@ def overlapping(first: Found, second: Found) -> bool:
 
 
 def _stacked_on(upper: Found, lower: Found) -> bool:
-    """Whether `lower` stands below `upper`, in its column."""
-    return abs(upper.x - lower.x) <= max(upper.half, lower.half) and lower.y + lower.half - upper.y - upper.half > max(
-        abs(upper.x - lower.x), upper.half
-    )
+    """Whether `lower` is what `upper` would come down on: further down than aside, and in its column."""
+    down = lower.y + lower.half - upper.y - upper.half
+    return abs(upper.x - lower.x) <= max(upper.half, lower.half) and down > max(2, abs(upper.x - lower.x))
 
 
 def supports(found: list[Found], ground: int) -> list[tuple[bool, int]]:
@@ -48,6 +47,19 @@ def supports(found: list[Found], ground: int) -> list[tuple[bool, int]]:
         level = sum(gap > (a + b) / 2 for a, b in zip(FLOAT_GAP, FLOAT_GAP[1:], strict=False))
         answers.append((not tops, level))
     return answers
+
+
+def seen_shade(bright: np.ndarray, backdrop: Backdrop) -> np.ndarray:
+    """[64, 64] float32: the ground's darkness where shadows can lie, taken from the picture as it is, 1 elsewhere.
+
+    For use before objects are known; a 3 x 3 mean holds noise back, and no shadow is darker than 0.45."""
+    shade = np.ones((SIZE, SIZE), np.float32)
+    if backdrop.ground is not None:
+        band = slice(backdrop.ground, min(SIZE, backdrop.ground + SHADOW_DEPTH))
+        ratio = np.pad((bright[band] @ backdrop.soil) / float(backdrop.soil @ backdrop.soil), 1, mode="edge")
+        tall = ratio[:-2] + ratio[1:-1] + ratio[2:]
+        shade[band] = np.clip((tall[:, :-2] + tall[:, 1:-1] + tall[:, 2:]) / 9, 0.45, 1.0)
+    return shade
 
 
 @lru_cache(maxsize=None)
