@@ -17,6 +17,10 @@ lighting and distance). KonIQ and AVA name no raters, so the root mean square of
 sigma. GenEval is left out: crowd votes on three levels, no rater identity, and an outlier by a factor of two.
 What is not from data: rater bias is one number per dimension, noise does not depend on the score, and the comparison and quality
 control of training labels (constants below) follow the paper's description, which gives no numbers.
+
+Noise ceiling measured with them (a judge that knows the true score, 1,500 groups of 4): HPA alignment .929, realism .948, aesthetics
+.920, plausibility .933, mean .932; margin HPA .991; PLCC .960. Training labels lie .45 to .54 points (RMS) from the truth, 92 % of
+same-prompt pairs are untied, 91 % of those point the right way, and 0.05 % of labels are dropped.
 """
 
 from __future__ import annotations
