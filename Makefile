@@ -1,0 +1,51 @@
+# The two commands of the README, and their helpers. `make help` lists them.
+#
+# EXTRA=gpu   installs vLLM's CUDA build instead of the CPU one (default cpu; never both in one environment)
+# RAY_ADDRESS in the environment: submit to that cluster, start nothing here
+
+EXTRA ?= cpu
+CONFIG ?= jobs/configs/gdso_tiny.yaml
+# Overrides and switches of the job, for example ARGS='gdso.steps=10 --dry-run'
+ARGS ?=
+# The first interpreter that fits pyproject's requires-python
+PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && { echo $$p; break; }; done)
+
+VENV := .venv
+STAMP := $(VENV)/.installed-$(EXTRA)
+# DeepSpeed compiles an operator at first use: once per checkout, not once per process
+export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.cache/torch_extensions
+WARM_UP := from deepspeed.accelerator import get_accelerator; get_accelerator().create_op_builder('ShareMemCommBuilder').load()
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: help gdso test install stop clean
+help:
+	@echo "make gdso   train the built-in judge on the simulated rubric world, as a Ray job (EXTRA, CONFIG, ARGS, RAY_ADDRESS)"
+	@echo "make test   run all tests (ARGS='-k name' picks some)"
+	@echo "make stop   end the local Ray head that make gdso started"
+	@echo "make clean  remove environment and caches; runs/ stays"
+
+gdso: $(STAMP)
+	@if [ -z "$$RAY_ADDRESS" ]; then exports=$$($(VENV)/bin/python cluster/local_head.py start) || exit 1; eval "$$exports"; fi; \
+	exec $(VENV)/bin/ray job submit --working-dir . -- python jobs/gdso.py --config $(CONFIG) $(ARGS)
+
+test: $(STAMP)
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/python -m pytest $(ARGS)
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "zr_ray needs Python 3.11 or 3.12; install one, or name it: make PYTHON=/path/to/python3.11"; exit 1; }
+	@if [ -d $(VENV) ] && ls $(VENV)/.installed-* 2>/dev/null | grep -qvx $(STAMP); then \
+		echo "$(VENV) holds the other set of extras (cpu and gpu exclude one another): making it anew"; rm -rf $(VENV); fi
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRA),dev]'
+	@if [ $(EXTRA) = cpu ]; then echo "compiling DeepSpeed's shared-memory collective (once)"; \
+		PATH="$(CURDIR)/$(VENV)/bin:$$PATH" DS_ACCELERATOR=cpu $(VENV)/bin/python -c "$(WARM_UP)" > /dev/null; fi
+	@touch $@
+
+stop:
+	@if [ -x $(VENV)/bin/python ]; then $(VENV)/bin/python cluster/local_head.py stop; fi
+
+clean: stop
+	rm -rf $(VENV) .cache build *.egg-info .pytest_cache
