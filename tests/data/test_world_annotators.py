@@ -118,6 +118,6 @@ def test_splits_are_different_streams(world):
 
 
 def test_world_refusals(tmp_path):
-    for bad in ({"train_groups": 0, "test_groups": 0}, {"train_groups": -1, "test_groups": 2}, {"train_groups": 2, "test_groups": 2, "candidates": 1}):
+    for train, test, candidates in ((0, 0, 4), (-1, 2, 4), (2, 2, 1)):
         with pytest.raises(DataError, match="wanted some groups"):
-            write_world(tmp_path, **bad)
+            write_world(tmp_path, train_groups=train, test_groups=test, candidates=candidates)

@@ -9,7 +9,7 @@ import pytest
 from zr_ray.data.world import perception_targets, reasoning_chains, render, sample_candidates, sample_group, true_scores, vocabulary
 from zr_ray.data.world.perception import CELL_CLASSES, IMAGE_CLASSES
 from zr_ray.data.world.reasoning import FLOAT_WORDS, level_word
-from zr_ray.data.world.scene import LEVELS, Asked, Layout, Request, place
+from zr_ray.data.world.scene import FLOAT_GAP, LEVELS, OVERLAP_PIXELS, Asked, Layout, Request, place
 from zr_ray.data.world.truth import PENALTY
 from zr_ray.rubric import DIMENSIONS
 
@@ -85,7 +85,8 @@ def test_more_of_a_degradation_changes_more():
 
 
 def test_chains_by_hand():
-    seen = scene(Asked("small", "blue", "circle"), SQUARE, None, "right", shadow_wrong=True, floating=1, levels={"blur": 0.8, "noise": 0.3, "dimming": 0.5})
+    levels = {"blur": 0.8, "noise": 0.3, "dimming": 0.5}
+    seen = scene(Asked("small", "blue", "circle"), SQUARE, None, "right", shadow_wrong=True, floating=1, levels=levels)
     assert reasoning_chains(REQUEST, seen) == {
         "alignment": "a small ok blue bad circle ok b big ok blue ok square ok relation right bad extra no",
         "realism": "noise low blur high blocks none",
@@ -168,7 +169,8 @@ def test_objects_stand_where_the_relation_says():
             assert (first.x < second.x) == (relation == "left")
         elif relation:
             upper, lower = (first, second) if relation == "on" else (second, first)
-            assert upper.x == lower.x and upper.y <= lower.y - 8
+            air = FLOAT_GAP[upper.floating] - OVERLAP_PIXELS * candidate.scene.overlap
+            assert upper.x == lower.x and lower.y - upper.y == lower.half + 1 + upper.half + air
         for item in candidate.scene.objects:
             assert 0 <= item.x < 64, "at most half of an object is cut off"
             assert item.base == candidate.scene.ground - 1 or item.floating or relation or item is candidate.scene.extra

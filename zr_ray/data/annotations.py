@@ -89,7 +89,7 @@ def read_annotations(
             yield item
     if not (counts[split] if split else sum(counts.values())):
         held = ", ".join(f"{name} {count}" for name, count in counts.items())
-        raise DataError(f"{file}: wanted records of split {split or 'any'!r}, got none (records: {held}); add some or choose another split")
+        raise DataError(f"{file}: wanted records of split {split or 'any'!r}, got none (records: {held}); add some or choose another")
 
 
 def _decoded(item: AnnotatedImage, where: str, max_pixels: int) -> None:
@@ -103,12 +103,12 @@ def _annotation_file(path: Path) -> Path:
     """The annotation file of a folder, or the file itself."""
     if path.is_file():
         if path.suffix[1:] not in FILES:
-            raise DataError(f"{path}: wanted a .jsonl or .parquet file, got {path.suffix or 'no suffix'!r}; name the annotation file or its folder")
+            raise DataError(f"{path}: wanted a .jsonl or .parquet file, got {path.name!r}; name the annotation file or its folder")
         return path
     found = [path / name for name in FILES.values() if (path / name).is_file()]
     if len(found) != 1:
         got = "both" if found else "neither" if path.is_dir() else "no such folder"
-        raise DataError(f"{path}: wanted one of {' or '.join(FILES.values())} in this folder, got {got}; name the file, or correct the path")
+        raise DataError(f"{path}: wanted {' or '.join(FILES.values())} in this folder, got {got}; name the file, or correct the path")
     return found[0]
 
 
@@ -121,7 +121,7 @@ def _raw_jsonl(file: Path) -> Iterator[tuple[str, dict]]:
             try:
                 raw = json.loads(line)
             except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-                raise DataError(f"{where}: wanted one JSON object in UTF-8, got {line[:60]!r} ({error}); correct or remove the line") from error
+                raise DataError(f"{where}: wanted one JSON object in UTF-8, got {line[:60]!r} ({error}); correct the line") from error
             if not isinstance(raw, dict):
                 raise DataError(f"{where}: wanted a JSON object, got {type(raw).__name__}; write one record a line")
             yield where, raw
@@ -184,9 +184,11 @@ def write_annotations(root: Path | str, items: Iterable[AnnotatedImage], format:
 def _raw(item: AnnotatedImage, root: Path) -> dict:
     if not item.image.is_relative_to(root):
         raise DataError(f"item {item.id!r}: wanted an image inside {root}, got {item.image}; copy it there first")
-    record = {"id": item.id, "group": item.group, "split": item.split, "prompt": item.prompt, "image": item.image.relative_to(root).as_posix()}
-    record["scores"] = {d: list(s) if isinstance(s, tuple) else s for d, s in item.scores.items()}
-    return record | {"origin": item.origin} | ({"truth": item.truth} if item.truth else {}) | ({"reasoning": item.reasoning} if item.reasoning else {})
+    image = item.image.relative_to(root).as_posix()
+    scores = {d: list(s) if isinstance(s, tuple) else s for d, s in item.scores.items()}
+    record = {"id": item.id, "group": item.group, "split": item.split, "prompt": item.prompt, "image": image, "scores": scores}
+    optional = {"origin": item.origin, "truth": item.truth, "reasoning": item.reasoning}
+    return record | {name: value for name, value in optional.items() if value}
 
 
 def _write_jsonl(file, records: Iterator[dict]) -> None:

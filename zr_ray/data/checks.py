@@ -64,12 +64,12 @@ def _score(value: object, split: str, where: str) -> float | tuple[float, ...]:
         given = tuple(_on_scale(entry, where) for entry in value)
         if len(given) > 1:
             if split == "train":
-                raise DataError(f"{where}: wanted one rubric score in split 'train', got {len(given)} annotators' scores; aggregate them to a bin")
+                raise DataError(f"{where}: wanted one rubric score in split 'train', got {len(given)} annotators' scores; aggregate them")
             return given
         value = given[0]
     score = _on_scale(value, where)
     if split == "train" and score not in SCORE_BINS:
-        raise DataError(f"{where}: wanted a bin of {', '.join(map(str, SCORE_BINS))}, got {score!r}; round the training score to a half-point")
+        raise DataError(f"{where}: wanted a bin of {', '.join(map(str, SCORE_BINS))}, got {score!r}; round it to a half-point")
     return score
 
 

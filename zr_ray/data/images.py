@@ -27,7 +27,8 @@ def load_image(path: Path | str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
             with Image.open(path) as image:
                 if image.width * image.height > max_pixels:
                     raise DataError(
-                        f"{path}: wanted at most {max_pixels} pixels, got {image.width} x {image.height}; scale the image down or raise max_pixels"
+                        f"{path}: wanted at most {max_pixels} pixels, got {image.width} x {image.height}; "
+                        "scale the image down or raise max_pixels"
                     )
                 if image.mode.startswith(("I", "F")):
                     raise DataError(f"{path}: wanted 8 bits a channel, got Pillow mode {image.mode}; convert the image to 8-bit RGB")

@@ -34,7 +34,7 @@ def write_world(
     """
     groups = {"train": train_groups, "dev": dev_groups, "test": test_groups}
     if min(groups.values()) < 0 or not sum(groups.values()) or candidates < 2 or seed < 0:
-        raise DataError(f"wanted some groups, 2 candidates or more and a seed of 0 or more, got {groups}, {candidates}, {seed}; correct them")
+        raise DataError(f"wanted some groups, at least 2 candidates, a seed from 0, got {groups}, {candidates}, {seed}; correct them")
     root = Path(root).absolute()
     (root / "images").mkdir(parents=True, exist_ok=True)
     note = {"simulated": True, "source": "zr_ray built-in rubric world", "groups": groups, "candidates": candidates, "seed": seed}

@@ -28,7 +28,7 @@ OVERLAP_PIXELS = 6
 REALISM = ("noise", "blur", "blocks")
 AESTHETICS = ("clash", "clutter", "dimming", "cropping")
 LEVELS = REALISM + AESTHETICS
-"""Degradations with a level in [0, 1]; 0 is absent, present ones are at least MIN_LEVEL. REALISM ones lower realism, AESTHETICS ones aesthetics."""
+"""Degradations with a level in [0, 1]; 0 is absent, present ones are at least MIN_LEVEL. Each lowers the dimension it is listed under."""
 MIN_LEVEL = 0.2
 """Smallest level of a present degradation: below it a person would not see it at 64 pixels."""
 
@@ -186,7 +186,8 @@ def place(
     ]
     stray = None
     if extra is not None:
-        stray = SceneObject(extra.size, extra.colour, extra.shape, (6 if extra_side == "left" else 58) + shift, layout.ground - 1, 0, toward)
+        column = (6 if extra_side == "left" else 58) + shift
+        stray = SceneObject(extra.size, extra.colour, extra.shape, column, layout.ground - 1, 0, toward)
     return Scene(drawn[0], drawn[1], stray, relation, light, shadow_wrong, overlap, levels, layout.ground, seed)
 
 
