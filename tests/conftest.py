@@ -1,0 +1,67 @@
+"""Shared fixtures: the built-in judge, a few world items, one local Ray cluster and one real vLLM engine for the whole session."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # otherwise it depends on a token file in HOME
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_TRAIN_ENABLE_V2", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import pytest
+
+import zr_ray  # noqa: F401  the torchvision shim, before anything imports transformers
+
+
+@pytest.fixture(scope="session")
+def judge_path():
+    """Folder of the built-in judge."""
+    from zr_ray.models.judge import judge_folder
+
+    return judge_folder("builtin")
+
+
+@pytest.fixture(scope="session")
+def world_items(tmp_path_factory):
+    """Training items of a small simulated world."""
+    from zr_ray.data.load import load_split
+    from zr_ray.data.world.build import write_world
+
+    root = tmp_path_factory.mktemp("world")
+    write_world(root, train_groups=12, test_groups=4, seed=5)
+    return load_split(root, "train")
+
+
+@pytest.fixture(scope="session")
+def ray_cluster():
+    """A private Ray cluster of four logical CPUs; later tests share it."""
+    import ray
+
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, namespace="test")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def rollout_config():
+    """One small fp32 engine with a thread of its own."""
+    from zr_ray.config import RolloutSection
+
+    return RolloutSection(threads=1, max_model_len=160, max_num_seqs=64)
+
+
+@pytest.fixture(scope="session")
+def fleet(ray_cluster, judge_path, rollout_config):
+    """One real vLLM actor with the built-in judge."""
+    from zr_ray.placement import RolloutFleet
+
+    with RolloutFleet("test", judge_path, rollout_config) as started:
+        yield started
+
+
+@pytest.fixture()
+def noise_image():
+    """[64, 64, 3] uint8."""
+    return np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)

@@ -1,0 +1,159 @@
+"""The main job as a user runs it: bad input is refused in one line; two ranks train; a killed run resumes to the same numbers."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = [
+    "gdso.steps=4", "gdso.pairs_per_step=8", "gdso.group_size=2", "gdso.reference_refresh_steps=2", "data.world.train_groups=16",
+    "data.world.test_groups=4", "evaluation.every_steps=2", "evaluation.bootstrap_resamples=50", "evaluation.items=8", "checkpoint.every_steps=2",
+    "learner.warmup_steps=1", "rollout.threads=1", "learner.threads=1", "rollout.max_num_seqs=64", "rollout.max_model_len=160",
+]  # fmt: skip
+
+
+def job(*arguments, timeout=300, **kwargs):
+    environment = os.environ | {"RAY_ADDRESS": "local", "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(ROOT / "jobs" / "gdso.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=ROOT, env=environment, **kwargs)
+
+
+def bad_data(tmp_path, **changes):
+    """A data folder with one broken record on line 2."""
+    from zr_ray.data.world.build import write_world
+
+    write_world(tmp_path / "data", train_groups=2, test_groups=2, seed=1)
+    file = tmp_path / "data" / "annotations.jsonl"
+    lines = file.read_text().splitlines()
+    record = json.loads(lines[1]) | changes
+    file.write_text("\n".join([lines[0], json.dumps(record), *lines[2:]]) + "\n")
+    return tmp_path / "data"
+
+
+def two_token_labels(tmp_path):
+    import shutil
+
+    from zr_ray.models.judge import judge_folder
+
+    folder = tmp_path / "judge"
+    shutil.copytree(judge_folder("builtin"), folder)
+    path = folder / "scoring_format.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"labels": ["1", "2", "3", "4", "5", "6", "7", "8", "small red"]}))
+    return folder
+
+
+BAD = {
+    "unknown key": (lambda t: ["gdso.group_sise=4"], r"did you mean .*group_size"),
+    "group of one": (lambda t: ["gdso.group_size=1"], "gdso.group_size must be at least 2 for a group baseline, got 1"),
+    "wrong type": (lambda t: ["learner.lr=fast"], "learner.lr"),
+    "temperature": (lambda t: ["rollout.temperature=0.7"], "must be 1.0, got 0.7"),
+    "stage 0 in bf16": (lambda t: ["learner.zero_stage=0", "learner.dtype=bfloat16"], "zero_stage must be at least 1 with learner.dtype bfloat16"),
+    "missing model": (lambda t: [f"judge.path={t}/nowhere"], "judge.path must be 'builtin' or a Hugging Face model folder"),
+    "two-token label": (lambda t: [f"judge.path={two_token_labels(t)}"], "score label 'small red' must be exactly one token"),
+    "missing config": (lambda t: ["--config", f"{t}/none.yaml"], "none.yaml"),
+    "off-scale score": (lambda t: [f"data.path={bad_data(t, scores={'realism': 7.0})}", "--dry-run"], r"annotations.jsonl.*2"),
+    "missing image": (lambda t: [f"data.path={bad_data(t, image='images/gone.png')}", "--dry-run"], "gone.png"),
+    "unknown dimension": (lambda t: [f"data.path={bad_data(t, scores={'beauty': 3.0})}", "--dry-run"], "beauty"),
+    "empty split": (lambda t: [f"data.path={bad_data(t)}", "evaluation.split=dev", "--dry-run"], "dev"),
+    "nothing to resume": (lambda t: ["--resume", f"{t}/no-run"], "no-run"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_refused_in_one_line(name, tmp_path, capfd):
+    """Through the job's own `main`, in this process: none of these may reach Ray."""
+    import re
+    import runpy
+
+    make, expected = BAD[name]
+    module = runpy.run_path(str(ROOT / "jobs" / "gdso.py"), run_name="job")
+    from zr_ray import driver
+
+    assert driver.run_job(lambda: module["main"](make(tmp_path))) == 1
+    message = capfd.readouterr().err.strip()
+    assert len(message.splitlines()) == 1 and message.startswith("error: "), message
+    assert re.search(expected, message), message
+    print(f"{name}: {message}")
+
+
+def test_infeasible_placement_is_refused_before_an_engine_starts(tmp_path):
+    done = job(f"run.root={tmp_path}", "learner.workers=64", "gdso.pairs_per_step=64", timeout=120)
+    assert done.returncode == 1 and "the job wants" in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_dry_run_prints_configuration_and_resources(tmp_path):
+    done = job("--config", "jobs/configs/gdso_tiny.yaml", "--dry-run", timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "pairs_per_step" in done.stdout and "# rollout: 1 x {'CPU': 1.0}" in done.stdout and "# learner: 1 x" in done.stdout
+
+
+def metrics_of(run: Path) -> list[dict]:
+    """metrics.jsonl without wall-clock values."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    done = job(*SMALL, f"run.root={root}", "run.name=whole")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return root / "whole", done.stdout
+
+
+def test_run_folder_holds_everything(uninterrupted):
+    run, log = uninterrupted
+    result = json.loads((run / "result.json").read_text())
+    assert result["status"] == "SUCCEEDED" and [r["method"] for r in result["rows"]] == ["zero-shot", "base, reasoning", "gdso"]
+    assert result["noise_ceiling"]["pooled"]["hpa"] > 0.8
+    for name in ("config.resolved.yaml", "environment.json", "report.html", "judge/model.safetensors", "judge/scoring_format.json"):
+        assert (run / name).is_file(), name
+    assert list((run / "tensorboard").glob("events*")) and list((run / "checkpoints").glob("step_000004"))
+    assert "run whole" in log and "step 4/4" in log and "status SUCCEEDED" in log
+
+
+def test_on_policy_ratio_and_sync_at_every_step(uninterrupted):
+    lines = metrics_of(uninterrupted[0])
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    for line in lines:
+        assert line["policy/ratio_max_abs_diff"] < 1e-4 and line["sync/max_abs_diff"] < 1e-5, line
+        assert line["rollout/staleness"] == 0.0
+
+
+def test_killed_run_resumes_to_the_same_numbers(uninterrupted, tmp_path):
+    """SIGKILL after step 3: the checkpoint of step 2 is the newest, step 3's line must be dropped and made again."""
+    environment = os.environ | {"RAY_ADDRESS": "local", "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(ROOT / "jobs" / "gdso.py"), *SMALL, f"run.root={tmp_path}", "run.name=killed"]
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    file = tmp_path / "killed" / "metrics.jsonl"
+    deadline = time.time() + 240
+    while not (file.is_file() and len(file.read_text().splitlines()) >= 3):
+        assert time.time() < deadline and process.poll() is None, "the run did not reach step 3"
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)  # driver and everything it started
+    process.wait()
+    done = job(*SMALL, f"run.root={tmp_path}", "--resume", "latest")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "resumed after step" in done.stdout
+    assert metrics_of(tmp_path / "killed") == metrics_of(uninterrupted[0])
+    rows = [json.loads((run / "result.json").read_text())["rows"] for run in (tmp_path / "killed", uninterrupted[0])]
+    assert rows[0] == rows[1]
+
+
+def test_two_ranks_follow_one_rank(uninterrupted, tmp_path):
+    """Two DeepSpeed ranks with ZeRO-2 and two rollout actors: the same first step, then the same curve up to rounding."""
+    done = job(*SMALL, f"run.root={tmp_path}", "run.name=two", "learner.workers=2", "learner.zero_stage=2", "rollout.workers=2",
+               "rollout.cpus=0.5", "learner.cpus=0.5")  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    one, two = metrics_of(uninterrupted[0]), metrics_of(tmp_path / "two")
+    assert one[0]["rollout/tokens_per_sample"] == two[0]["rollout/tokens_per_sample"]
+    for name in ("loss/pointwise", "loss/pairwise", "loss/policy", "reward/total", "learner/grad_norm"):
+        assert two[0][name] == pytest.approx(one[0][name], rel=1e-3, abs=1e-5), name
+    assert all(line["sync/max_abs_diff"] < 1e-5 for line in two)

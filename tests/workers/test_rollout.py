@@ -1,0 +1,123 @@
+"""The rollout worker on a real vLLM engine: same log-probs as the learner's forward, versions, pushes that are proved."""
+
+import numpy as np
+import pytest
+import torch
+
+from zr_ray.config import WeightsSection
+from zr_ray.errors import WeightSyncError
+from zr_ray.loops.push import WeightPush
+from zr_ray.loops.rollout import generate, question, score, workers_of_rank
+from zr_ray.models.judge import Row, load_packed_judge
+from zr_ray.rubric import DIMENSIONS
+from zr_ray.weights import logprob_difference, make_buckets
+
+
+@pytest.fixture(scope="module")
+def judge(judge_path):
+    return load_packed_judge(judge_path, torch.float32)
+
+
+@pytest.fixture(scope="module")
+def requests(judge, world_items):
+    return [question(judge[1], item, d, seed=10 * i) for i, item in enumerate(world_items[:3]) for d in DIMENSIONS]
+
+
+def forward(judge, requests, groups):
+    module, _, packer = judge
+    rows = [
+        Row(r.token_ids, r.image, tuple(j.token_ids for j in g), tuple(j.score_index for j in g)) for r, g in zip(requests, groups, strict=True)
+    ]
+    with torch.no_grad():
+        return module(packer.pack(rows))
+
+
+def test_engine_and_learner_agree_and_samples_are_well_formed(fleet, judge, requests):
+    groups = generate(fleet.workers, requests, 4, 1.0, 120, "test")
+    assert [len(g) for g in groups] == [4] * len(requests)
+    flat = [j for g in groups for j in g]
+    outputs = forward(judge, requests, groups)
+    assert logprob_difference(flat, outputs.logprobs, outputs.score_logprobs) < 1e-5
+    assert np.mean([j.score_index is not None for j in flat]) > 0.9
+    assert not {int(t) for j in flat for t in j.token_ids} & set(judge[1].forbidden_ids)
+    assert all(j.key == r.key and j.sample == n for r, g in zip(requests, groups, strict=True) for n, j in enumerate(g))
+
+
+def test_same_seeds_give_the_same_traces_and_samples_differ(fleet, requests):
+    first, second = (generate(fleet.workers, requests, 4, 1.0, 120, "test") for _ in range(2))
+    for a, b in zip((j for g in first for j in g), (j for g in second for j in g), strict=True):
+        assert np.array_equal(a.token_ids, b.token_ids)
+    assert any(not np.array_equal(g[0].token_ids, j.token_ids) for g in first for j in g[1:])
+
+
+def test_direct_score_is_the_distribution_after_the_marker(fleet, judge, world_items):
+    module, text, packer = judge
+    asked = [question(text, item, "realism", 0, direct=True) for item in world_items[:4]]
+    answers = score(fleet.workers, asked, 120, "test")
+    assert all(len(a.token_ids) == 1 and a.score_index == 0 for a in answers)
+    outputs = forward(judge, asked, [[a] for a in answers])
+    assert logprob_difference(answers, outputs.logprobs, outputs.score_logprobs) < 1e-5
+
+
+class FakeLearner:
+    """Not an engine: the learner's three verbs that a push needs, around a transformers model without DeepSpeed."""
+
+    rank = 0
+
+    def __init__(self, judge):
+        self.judge = judge
+
+    def named_weights(self):
+        return self.judge[0].model.named_parameters()
+
+    @torch.no_grad()
+    def forward(self, rows):
+        return self.judge[0](self.judge[2].pack(rows))
+
+    def barrier(self):
+        pass
+
+    def reduce_max(self, value):
+        return value
+
+
+def test_push_is_verified_and_a_stale_engine_is_noticed(fleet, judge_path, requests):
+    judge = load_packed_judge(judge_path, torch.float32)
+    learner = FakeLearner(judge)
+    push = WeightPush(fleet.workers, requests[:4], WeightsSection(bucket_mib=1), 1e-5, 120)
+    assert push(learner, 1)["sync/max_abs_diff"] < 1e-5
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in judge[0].model.parameters():
+            parameter.add_(0.01 * torch.randn_like(parameter))
+    groups = generate(fleet.workers, requests[:2], 1, 0.0, 120, "test")
+    assert groups[0][0].policy_version == 1
+    stale = forward(judge, requests[:2], groups)
+    assert logprob_difference([g[0] for g in groups], stale.logprobs, stale.score_logprobs) > 1e-3  # the probe can fail
+    assert push(learner, 2)["sync/max_abs_diff"] < 1e-5  # images seen before the push: no cache holds old features
+    assert generate(fleet.workers, requests[:1], 1, 0.0, 120, "test")[0][0].policy_version == 2
+
+    class Partial(FakeLearner):
+        def named_weights(self):
+            for name, value in super().named_weights():
+                yield name, (torch.zeros_like(value) if "layers.0.mlp" in name else value)
+
+    with pytest.raises(WeightSyncError, match="stale or wrongly mapped weights"):
+        push(Partial(judge), 3)
+    push(FakeLearner(load_packed_judge(judge_path, torch.float32)), 4)  # leave the shared engine as it was
+
+
+def test_buckets_hold_every_parameter_once(judge):
+    from zr_ray.weights import read_buckets
+
+    named = list(judge[0].model.named_parameters())
+    blobs = list(make_buckets(named, 2**20))
+    assert len(blobs) > 1
+    back = list(read_buckets(blobs))
+    assert sorted(n for n, _ in back) == sorted(n for n, _ in named)
+    assert all(torch.equal(v, dict(back)[n]) for n, v in named)
+
+
+def test_ranks_share_workers():
+    assert workers_of_rank(["a", "b", "c"], 0, 2) == ["a", "c"]
+    assert workers_of_rank(["a"], 1, 2) == ["a"]
