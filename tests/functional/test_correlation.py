@@ -30,9 +30,12 @@ def test_against_scipy(seed, levels):
     assert torch.equal(metrics.average_ranks(x), torch.from_numpy(stats.rankdata(x.numpy())))
 
 
-def test_kendall_in_parts(monkeypatch):
+def test_kendall_and_logistic_in_parts(monkeypatch):
     x, y = random_items(7, size=53, levels=2)
     monkeypatch.setattr(correlation, "_KENDALL_CELLS", 200)  # 3 rows at a time
+    whole = metrics.logistic4_plcc(x, y)
+    monkeypatch.setattr(correlation, "_SIGMOID_CELLS", 3000)
+    assert metrics.logistic4_plcc(x, y) == pytest.approx(whole, abs=1e-12)
     assert metrics.krcc(x, y) == pytest.approx(stats.kendalltau(x.numpy(), y.numpy()).statistic, abs=1e-12)
 
 

