@@ -24,4 +24,4 @@ def data_folder(config: DataSection, run_path: Path) -> Path:
 
 def load_split(folder: Path, split: str) -> list[AnnotatedImage]:
     """All checked records of one split. Raises DataError naming file and line, or that the split is empty."""
-    return list(read_annotations(folder, split=split))
+    return list(read_annotations(folder, split=split, decode_images=True))
