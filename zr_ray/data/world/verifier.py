@@ -14,16 +14,18 @@ from itertools import permutations
 
 import numpy as np
 
-from zr_ray.data.world.scene import AESTHETICS, COLOURS, PHRASES, REALISM, SHAPES, SIZE, SIZES, Asked, Request, SceneObject
+from zr_ray.data.world.scene import AESTHETICS, COLOURS, OVERLAP_PIXELS, PHRASES, REALISM, SHAPES, SIZE, SIZES, Asked, Request, SceneObject
 from zr_ray.data.world.truth import PENALTY
-from zr_ray.data.world.verifier_backdrop import read_backdrop
-from zr_ray.data.world.verifier_degradation import deblock, draw, fit_blur_and_blocks, levels, soften
+from zr_ray.data.world.verifier_backdrop import Backdrop, read_backdrop
+from zr_ray.data.world.verifier_degradation import blur_of_sun, deblock, draw, fit_blur_and_blocks, levels, soften
 from zr_ray.data.world.verifier_objects import BLURS, MARGIN, MIN_FIT, MIN_GAIN, Found, coverage, fit_object, paint, propose
 from zr_ray.data.world.verifier_physics import overlapping, read_shadows, relation, seen_shade, supports
 from zr_ray.errors import DataError
 
 ROUND_FITS = (0.8, 0.65, MIN_FIT)
 """Least fit per round of proposals in the first pass: sure objects first, those that interpenetrate others once these are explained."""
+SOFT = 2
+"""Index into BLURS: the least blur of templates where the outline cannot be trusted, as in the first pass and between overlapping objects."""
 MIN_CHANGE = 30.0
 """Grey levels, summed over channels, by which the middle of a proposal must differ from what is already explained."""
 
@@ -76,18 +78,18 @@ def read_scene(image: np.ndarray) -> SceneReading:
     raw = image.astype(np.float32)
     backdrop = read_backdrop(raw)
     bright = raw * np.float32(1 / backdrop.gain)
-    found = _find(bright, draw(backdrop, seen_shade(bright, backdrop), []))
-    if not found:
-        return SceneReading((), {}, backdrop.light, backdrop.ground, False, levels(bright, draw(backdrop, None, []), backdrop, 0.0, 0.0, []))
     ground = backdrop.ground if backdrop.ground is not None else SIZE
-    shade = read_shadows(bright, backdrop, found, [over for over, _ in supports(found, ground)], 0.0)[1]
+    blur, weight = blur_of_sun(bright, backdrop)
+    sharp = deblock(bright, weight, backdrop.noise / backdrop.gain)
+    found = _find(sharp, draw(backdrop, seen_shade(sharp, backdrop), []), blur)
+    sides, shade = read_shadows(sharp, backdrop, found, [over for over, _ in supports(found, ground)], BLURS[blur])
     blur, weight = fit_blur_and_blocks(bright, draw(backdrop, shade, found))
     sharp = deblock(bright, weight, backdrop.noise / backdrop.gain)
     found = _again(sharp, backdrop, shade, found, blur)
     stands = supports(found, ground)
     sides, shade = read_shadows(sharp, backdrop, found, [over for over, _ in stands], BLURS[blur])
     drawn = draw(backdrop, shade, found)
-    blur, weight = fit_blur_and_blocks(bright, drawn)
+    blur, weight = fit_blur_and_blocks(bright, drawn, near=blur)
     objects = tuple(
         SeenObject(f.size, COLOURS[f.colour], f.shape, f.x, f.y + f.half, level, side, f.fit, over)
         for f, (over, level), side in zip(found, stands, sides, strict=True)
@@ -103,42 +105,59 @@ def read_scene(image: np.ndarray) -> SceneReading:
     )
 
 
+_CORE = (slice(MARGIN, MARGIN + SIZE),) * 2
+
+
 def _pad(picture: np.ndarray) -> np.ndarray:
-    return np.pad(picture, ((MARGIN, MARGIN), (MARGIN, MARGIN)) + ((0, 0),) * (picture.ndim - 2))
+    padded = np.zeros((SIZE + 2 * MARGIN, SIZE + 2 * MARGIN, *picture.shape[2:]), np.float32)
+    padded[_CORE] = picture
+    return padded
 
 
 _INSIDE = _pad(np.ones((SIZE, SIZE), np.float32))
 
 
-def _find(bright: np.ndarray, background: np.ndarray) -> list[Found]:
+def _find(sharp: np.ndarray, background: np.ndarray, blur: int) -> list[Found]:
     """First pass: proposals in order of what they explain, each fitted over everything accepted before it."""
     found: list[Found] = []
-    padded, below = _pad(bright), _pad(background)
+    padded, below, weight = _pad(sharp), _pad(background), _INSIDE.copy()
+    explained = below[_CORE]
     for least in ROUND_FITS:
-        for _, x, y in propose(bright, background):
-            if np.abs((bright - background)[max(0, y - 2) : y + 3, max(0, x - 2) : x + 3].mean((0, 1))).sum() < MIN_CHANGE:
+        for _, x, y in propose(sharp, explained):
+            spot = slice(max(0, y - 2), y + 3), slice(max(0, x - 2), x + 3)
+            if np.abs((sharp[spot] - explained[spot]).mean((0, 1))).sum() < MIN_CHANGE:
                 continue
-            item = fit_object(padded, below, _INSIDE, x, y, 2)
-            if item.fit >= least and item.gain >= MIN_GAIN:
+            item = fit_object(padded, below, weight, x, y, max(blur, SOFT))
+            if item.fit >= least and item.gain >= MIN_GAIN and not any(_same_place(item, other) for other in found):
                 found.append(item)
-                paint(background, item.kind, item.colour, item.x, item.y)
-                below = _pad(background)
+                paint(explained, item.kind, item.colour, item.x, item.y)
+                _fade(weight, item)
     return found
 
 
-def _again(sharp, backdrop, shade, found: list[Found], blur: int) -> list[Found]:
-    """Second pass: every object fitted once more over the redrawing without it, with templates of the measured blur."""
-    padded, result = _pad(sharp), list(found)
-    for i, item in enumerate(found):
-        others = result[:i] + result[i + 1 :]
+def _again(sharp: np.ndarray, backdrop: Backdrop, shade: np.ndarray, found: list[Found], blur: int) -> list[Found]:
+    """Second pass: every object fitted once more over the redrawing without it, with templates of the measured blur.
+
+    What no longer explains anything goes at once, so that it hides no other. Returns the rest from left to right."""
+    padded, kept = _pad(sharp), list(found)
+    for item in found:
+        others = [other for other in kept if other is not item]
         below = _pad(soften(draw(backdrop, shade, others), BLURS[blur]))
-        weight = _INSIDE.copy()
+        weight, touched = _INSIDE.copy(), False
         for other in others:
             if overlapping(item, other):
                 _fade(weight, other)
-        result[i] = fit_object(padded, below, weight, item.x, item.y, blur)
-    kept = [item for item in result if item.fit >= MIN_FIT and item.gain >= MIN_GAIN]
+                touched = True
+        new = fit_object(padded, below, weight, item.x, item.y, max(blur, SOFT) if touched else blur)
+        good = new.fit >= MIN_FIT and new.gain >= MIN_GAIN and not any(_same_place(new, other) for other in others)
+        kept = others + [new] if good else others
     return sorted(kept, key=lambda item: item.x)
+
+
+def _same_place(first: Found, second: Found) -> bool:
+    """Whether two fits must be one object: they would interpenetrate clearly deeper than the world's objects do."""
+    apart = max(abs(first.x - second.x), abs(first.y - second.y))
+    return first.half + second.half + 1 - apart > OVERLAP_PIXELS + 2
 
 
 def _fade(weight: np.ndarray, other: Found) -> None:

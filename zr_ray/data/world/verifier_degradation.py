@@ -41,33 +41,47 @@ def _disc() -> np.ndarray:
 
 
 def soften(picture: np.ndarray, blur: float) -> np.ndarray:
-    """Gaussian blur with standard deviation `blur` pixels."""
-    return _kernels(blur) @ (_kernels(blur) @ picture.reshape(SIZE, -1)).reshape(SIZE, SIZE, 3)
+    """Gaussian blur of [64, 64, 3] with standard deviation `blur` pixels."""
+    if blur <= 0:
+        return picture
+    kernel = _kernel(blur)
+    return np.ascontiguousarray((kernel @ picture.transpose(2, 0, 1) @ kernel.T).transpose(1, 2, 0))
 
 
 @lru_cache(maxsize=None)
-def _kernels(blur: float) -> np.ndarray:
+def _kernel(blur: float) -> np.ndarray:
     return gaussian(SIZE, blur)
 
 
 def block_means(picture: np.ndarray) -> np.ndarray:
-    """The picture with every 4 x 4 block replaced by its mean."""
-    n = SIZE // BLOCK
-    means = picture.reshape(n, BLOCK, n, BLOCK, 3).mean((1, 3), keepdims=True)
-    return np.broadcast_to(means, (n, BLOCK, n, BLOCK, 3)).reshape(SIZE, SIZE, 3)
+    """The picture [H, W, 3] with every 4 x 4 block replaced by its mean; H and W are multiples of 4."""
+    tall = picture[0::4] + picture[1::4] + picture[2::4] + picture[3::4]
+    means = (tall[:, 0::4] + tall[:, 1::4] + tall[:, 2::4] + tall[:, 3::4]) * np.float32(1 / BLOCK**2)
+    return means.repeat(BLOCK, 0).repeat(BLOCK, 1)
 
 
-def fit_blur_and_blocks(bright: np.ndarray, drawn: np.ndarray) -> tuple[int, float]:
-    """(index into BLURS, block weight in [0, 0.85]) that best turn the drawing into the picture, by least squares over both."""
+def fit_blur_and_blocks(bright: np.ndarray, drawn: np.ndarray, near: int | None = None, patch=(slice(0, SIZE), slice(0, SIZE))) -> tuple[int, float]:
+    """(index into BLURS, block weight in [0, 0.85]) that best turn the drawing into the picture, by least squares over both.
+
+    Args: near: only this index and its neighbours are tried, None for all. patch: the part of the picture that counts, cut at
+    multiples of 4."""
     best = (np.inf, 0, 0.0)
-    for index, blur in enumerate(BLURS):
-        model = soften(drawn, blur)
+    for index in range(len(BLURS)) if near is None else range(max(0, near - 1), min(len(BLURS), near + 2)):
+        model = soften(drawn, BLURS[index])[patch]
         detail = model - block_means(model)
-        error = bright - model
-        weight = float(np.clip(-np.vdot(error, detail) / max(1.0, np.vdot(detail, detail)), 0.0, 0.85))
-        cost = float(np.square(error + weight * detail).sum())
-        best = min(best, (cost, index, weight))
+        error = bright[patch] - model
+        slope, power = float(np.vdot(error, detail)), max(1.0, float(np.vdot(detail, detail)))
+        weight = min(0.85, max(0.0, -slope / power))
+        best = min(best, (float(np.vdot(error, error)) + 2 * weight * slope + weight**2 * power, index, weight))
     return best[1], best[2]
+
+
+def blur_of_sun(bright: np.ndarray, backdrop: Backdrop) -> tuple[int, float]:
+    """A first `fit_blur_and_blocks`, from the 16 x 16 corner that holds the sun; (2, 0), little blur, without a sun."""
+    if not backdrop.light:
+        return 2, 0.0
+    corner = slice(0, 16), slice(0, 16) if backdrop.light == "left" else slice(SIZE - 16, SIZE)
+    return fit_blur_and_blocks(bright, draw(backdrop, None, []), patch=corner)
 
 
 def deblock(bright: np.ndarray, weight: float, noise: float) -> np.ndarray:

@@ -4,7 +4,7 @@ For a hypothesis H (fill coverage a, outline coverage e, colour c) drawn over a 
 
     gain(H) = sum |I - b|^2 - sum |I - b - D|^2,   D = a (c - b) + e (outline - b)
 
-`propose` evaluates it for all places at half resolution by FFT, `fit_object` within two pixels at full resolution with blurred
+`propose` evaluates it for all places at half resolution by FFT, `fit_object` at full resolution with blurred
 templates. Both are exact least squares, so noise averages out over an object instead of flipping single pixels.
 Left out on purpose: other colours, shapes and sizes than the world's; what does not fit is left for the residual to complain about.
 """
@@ -23,9 +23,9 @@ KINDS = tuple((shape, size) for shape in SHAPES for size in SIZES)
 PALETTE = np.array([RGB[name] for name in COLOURS], np.float32)
 """[6, 3] fill colours in the order of COLOURS."""
 _INKS = np.concatenate((PALETTE, OUTLINE[None])).astype(np.float32)  # [7, 3], outline last
-MARGIN = 18
+MARGIN = 12
 """Pixels of padding around the picture, so that windows of objects cut by the frame stay inside the array."""
-WINDOW, REACH = 12, 2
+WINDOW, REACH = 10, 1
 """Half side of a fitting window and largest shift tried inside it, pixels."""
 BLURS = (0.0, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6, 1.8)
 """Gaussian standard deviations, pixels, that templates exist for."""
@@ -100,7 +100,7 @@ def gaussian(length: int, sigma: float) -> np.ndarray:
 
 @lru_cache(maxsize=None)
 def _bank(blur: int) -> tuple[np.ndarray, ...]:
-    """Templates of BLURS[blur]: (fill, outline, fill^2, 2 fill outline, outline^2), each [8 kinds * 25 shifts, 625 window pixels]."""
+    """Templates of BLURS[blur]: (fill, outline, fill^2, 2 fill outline, outline^2), each [8 kinds * 9 shifts, 441 window pixels]."""
     side = 2 * WINDOW + 1
     kernel = gaussian(side, BLURS[blur])
     fills, outlines = [], []
@@ -160,26 +160,26 @@ def propose(image: np.ndarray, background: np.ndarray) -> list[tuple[float, int,
 def fit_object(image: np.ndarray, background: np.ndarray, weight: np.ndarray, x: int, y: int, blur: int) -> Found:
     """The object that explains most around (x, y).
 
-    Args: image, background: [100, 100, 3] float32, padded by MARGIN. weight: [100, 100] float32, 0 outside the frame. x, y: pixels of
+    Args: image, background: [88, 88, 3] float32, padded by MARGIN. weight: [88, 88] float32, 0 outside the frame. x, y: pixels of
     the picture. blur: index into BLURS."""
     fill, outline, fill2, both, outline2 = _bank(blur)
-    for _ in range(3):
+    for _ in range(5):
         x, y = min(SIZE - 1, max(0, x)), min(SIZE - 1, max(0, y))
         window = slice(y + MARGIN - WINDOW, y + MARGIN + WINDOW + 1), slice(x + MARGIN - WINDOW, x + MARGIN + WINDOW + 1)
         b, w = background[window].reshape(-1, 3), weight[window].reshape(-1, 1)
         residual = image[window].reshape(-1, 3) - b
-        linear = w * (residual @ _INKS.T - (residual * b).sum(1, keepdims=True))  # [625, 7]
+        linear = w * (residual @ _INKS.T - (residual * b).sum(1, keepdims=True))  # [441, 7]
         ink, own = b @ _INKS.T, (b * b).sum(1, keepdims=True)
         square = w * (own - 2 * ink + (_INKS * _INKS).sum(1))
         cross = w * (own - ink[:, :6] - ink[:, 6:] + _INKS[:6] @ _INKS[6])
-        energy = fill2 @ square[:, :6] + both @ cross + outline2 @ square[:, 6:]  # [200, 6]
+        energy = fill2 @ square[:, :6] + both @ cross + outline2 @ square[:, 6:]  # [72, 6]
         gain = 2 * (fill @ linear[:, :6] + outline @ linear[:, 6:]) - energy
         best = int(gain.argmax())
         template, colour = divmod(best, 6)
         kind, shift = divmod(template, (2 * REACH + 1) ** 2)
         dy, dx = shift // (2 * REACH + 1) - REACH, shift % (2 * REACH + 1) - REACH
         x, y = x + dx, y + dy
-        if max(abs(dx), abs(dy)) < REACH:
+        if dx == 0 == dy:
             break
     most = float(gain[template, colour])
     return Found(kind, colour, x, y, most / max(1.0, float(energy[template, colour])), most)
