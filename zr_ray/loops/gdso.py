@@ -42,7 +42,7 @@ def train(loop_config: dict) -> None:
     task: GdsoTask = loop_config["task"]
     config, c = task.config, task.config.gdso
     learner = Learner(task.judge, config.learner, keep_reference=c.beta_kl > 0)
-    journal = Journal(task, learner)
+    journal = Journal(task, learner, method="gdso", total_steps=c.steps, reasoning=True)
     probes = [question(learner.text, task.pairs[0].winner, dimension, seed=0) for dimension in DIMENSIONS]
     push = WeightPush(task.workers, probes, config.weights, config.sync_tolerance, config.rollout.deadline_s)
     schedule = PairSchedule(list(task.pairs), c.pairs_per_step, config.run.seed)

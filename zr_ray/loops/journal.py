@@ -29,9 +29,10 @@ EXAMPLES = 16
 class Journal:
     """Bookkeeping of one rank of one run. `task` has config, run_path, workers, test and started_at (see `loops/gdso.py`)."""
 
-    def __init__(self, task, learner: Learner, method: str = "gdso", total_steps: int | None = None) -> None:
+    def __init__(self, task, learner: Learner, method: str, total_steps: int, reasoning: bool) -> None:
+        """method: name of the trained row. reasoning: whether that row is judged with reasoning, or directly with one token."""
         self.task, self.config, self.learner, self.method = task, task.config, learner, method
-        self.total = total_steps or task.config.gdso.steps
+        self.total, self.reasoning = total_steps, reasoning
         self.run = RunFolder(task.run_path)
         self.timer = Timer()
         self.is_writer = learner.rank == 0
@@ -110,7 +111,7 @@ class Journal:
         """`eval/*` metrics on the first evaluation.items items, one greedy trace each."""
         with self.timer("evaluate"):
             items = list(self.task.test[: self.config.evaluation.items])
-            judged = self._judge(items, reasoning=True, samples=0)
+            judged = self._judge(items, self.reasoning, samples=0)
             pooled = evaluate.agreement(judged.mu, evaluate.human_scores(items), items, 20, self.config.run.seed)["pooled"]
         return {f"eval/{name}": float("nan") if pooled[name] is None else pooled[name] for name in ("hpa", "margin_hpa", "plcc", "srcc")}
 
@@ -141,7 +142,7 @@ class Journal:
 
     def finish(self) -> None:
         """Judge the held-out set, save the judge as a Hugging Face folder, write examples and result.json."""
-        judged = self._judge_and_store(self.method, reasoning=True, samples=self.config.evaluation.samples)
+        judged = self._judge_and_store(self.method, self.reasoning, samples=self.config.evaluation.samples)
         self.learner.save_judge(self.run.judge)
         if not self.is_writer:
             return

@@ -66,7 +66,7 @@ def tower_features(visual: Qwen3VLVisionModel, patches: Tensor) -> tuple[Tensor,
 
 def as_encoder_output(merged: Tensor, tap: Tensor) -> dict[str, BaseModelOutputWithPooling]:
     """What `Qwen3VLForConditionalGeneration(mm_encoder_outputs=...)` takes instead of pixels. merged, tap: [rows, V, H]."""
-    features = BaseModelOutputWithDeepstackFeatures(pooler_output=list(merged), deepstack_features=[tap.flatten(0, 1)])
+    features = BaseModelOutputWithDeepstackFeatures(pooler_output=list(merged), deepstack_features=[list(tap)])
     return {"image": features}
 
 
