@@ -6,8 +6,7 @@ Every random choice is a function of (run seed, step, index), so a resumed run r
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from zr_ray.config import GdsoConfig
 from zr_ray.loops.journal import Journal
@@ -15,23 +14,10 @@ from zr_ray.loops.objective import GdsoObjective, collect, mean_metrics, reduced
 from zr_ray.loops.push import WeightPush
 from zr_ray.loops.rollout import generate, pair_requests, question, workers_of_rank
 from zr_ray.loops.schedule import learning_rate
-from zr_ray.records import AnnotatedImage, PreferencePair
 from zr_ray.rubric import DIMENSIONS
 
-
-@dataclass(frozen=True)
-class GdsoTask:
-    """What the driver hands to every rank."""
-
-    config: GdsoConfig
-    run_path: Path
-    judge: Path
-    workers: tuple
-    """All rollout actors of the run."""
-    pairs: tuple[PreferencePair, ...]
-    test: tuple[AnnotatedImage, ...]
-    started_at: float
-    """time.time() of the job's first line; ETA and wall_s count from it."""
+if TYPE_CHECKING:
+    from zr_ray.launch import TrainingTask
 
 
 def train(loop_config: dict) -> None:
@@ -39,8 +25,9 @@ def train(loop_config: dict) -> None:
     from zr_ray.data.pairs import PairSchedule
     from zr_ray.workers.learner import Learner
 
-    task: GdsoTask = loop_config["task"]
-    config, c = task.config, task.config.gdso
+    task: TrainingTask = loop_config["task"]
+    config: GdsoConfig = task.config
+    c = config.gdso
     learner = Learner(task.judge, config.learner, keep_reference=c.beta_kl > 0)
     journal = Journal(task, learner, method="gdso", total_steps=c.steps, reasoning=True)
     probes = [question(learner.text, task.pairs[0].winner, dimension, seed=0) for dimension in DIMENSIONS]

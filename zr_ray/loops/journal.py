@@ -27,7 +27,7 @@ EXAMPLES = 16
 
 
 class Journal:
-    """Bookkeeping of one rank of one run. `task` has config, run_path, workers, test and started_at (see `loops/gdso.py`)."""
+    """Bookkeeping of one rank of one run. `task` has config, run_path, workers, test and started_at (see `launch.py`)."""
 
     def __init__(self, task, learner: Learner, method: str, total_steps: int, reasoning: bool) -> None:
         """method: name of the trained row. reasoning: whether that row is judged with reasoning, or directly with one token."""

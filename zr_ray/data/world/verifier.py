@@ -18,11 +18,13 @@ from zr_ray.data.world.scene import AESTHETICS, COLOURS, OVERLAP_PIXELS, PHRASES
 from zr_ray.data.world.truth import PENALTY
 from zr_ray.data.world.verifier_backdrop import Backdrop, read_backdrop
 from zr_ray.data.world.verifier_degradation import blur_of_sun, deblock, draw, fit_blur_and_blocks, levels, soften
-from zr_ray.data.world.verifier_objects import BLURS, MARGIN, MIN_FIT, MIN_GAIN, Found, coverage, fit_object, paint, propose
+from zr_ray.data.world.verifier_objects import (
+    BLURS, CORE, MARGIN, MIN_FIT, MIN_GAIN, Found, Sheet, coverage, fit_object, pad, paint, propose,
+)  # fmt: skip
 from zr_ray.data.world.verifier_physics import overlapping, read_shadows, relation, seen_shade, supports
 from zr_ray.errors import DataError
 
-ROUND_FITS = (0.8, 0.65, MIN_FIT)
+ROUND_FITS = (0.8, 0.6, 0.3)
 """Least fit per round of proposals in the first pass: sure objects first, those that interpenetrate others once these are explained."""
 SOFT = 2
 """Index into BLURS: the least blur of templates where the outline cannot be trusted, as in the first pass and between overlapping objects."""
@@ -81,7 +83,7 @@ def read_scene(image: np.ndarray) -> SceneReading:
     ground = backdrop.ground if backdrop.ground is not None else SIZE
     blur, weight = blur_of_sun(bright, backdrop)
     sharp = deblock(bright, weight, backdrop.noise / backdrop.gain)
-    found = _find(sharp, draw(backdrop, seen_shade(sharp, backdrop), []), blur)
+    found = _find(sharp, draw(backdrop, seen_shade(sharp, backdrop), []), blur, backdrop.noise / backdrop.gain)
     sides, shade = read_shadows(sharp, backdrop, found, [over for over, _ in supports(found, ground)], BLURS[blur])
     blur, weight = fit_blur_and_blocks(bright, draw(backdrop, shade, found))
     sharp = deblock(bright, weight, backdrop.noise / backdrop.gain)
@@ -105,53 +107,48 @@ def read_scene(image: np.ndarray) -> SceneReading:
     )
 
 
-_CORE = (slice(MARGIN, MARGIN + SIZE),) * 2
+_INSIDE = pad(np.ones((SIZE, SIZE), np.float32))
 
 
-def _pad(picture: np.ndarray) -> np.ndarray:
-    padded = np.zeros((SIZE + 2 * MARGIN, SIZE + 2 * MARGIN, *picture.shape[2:]), np.float32)
-    padded[_CORE] = picture
-    return padded
-
-
-_INSIDE = _pad(np.ones((SIZE, SIZE), np.float32))
-
-
-def _find(sharp: np.ndarray, background: np.ndarray, blur: int) -> list[Found]:
-    """First pass: proposals in order of what they explain, each fitted over everything accepted before it."""
+def _find(sharp: np.ndarray, background: np.ndarray, blur: int, noise: float) -> list[Found]:
+    """First pass: in every round all proposals are fitted, then accepted in order of what they explain, each over those before it."""
     found: list[Found] = []
-    padded, below, weight = _pad(sharp), _pad(background), _INSIDE.copy()
-    explained = below[_CORE]
+    sheet = Sheet(pad(sharp), pad(background), _INSIDE.copy())
+    explained, blur = sheet.background[CORE], max(blur, SOFT)
     for least in ROUND_FITS:
-        for _, x, y in propose(sharp, explained):
-            spot = slice(max(0, y - 2), y + 3), slice(max(0, x - 2), x + 3)
-            if np.abs((sharp[spot] - explained[spot]).mean((0, 1))).sum() < MIN_CHANGE:
-                continue
-            item = fit_object(padded, below, weight, x, y, max(blur, SOFT))
-            if item.fit >= least and item.gain >= MIN_GAIN and not any(_same_place(item, other) for other in found):
-                found.append(item)
-                paint(explained, item.kind, item.colour, item.x, item.y)
-                _fade(weight, item)
+        places = [(x, y) for x, y in propose(sharp, explained, noise) if _unexplained(sharp, explained, x, y)]
+        items = list(dict.fromkeys(fit_object(sheet, x, y, blur) for x, y in places))
+        while items := [i for i in items if i.fit >= least and i.gain >= MIN_GAIN and not any(_same_place(i, o) for o in found)]:
+            best = max(items, key=lambda item: item.gain)
+            found.append(best)
+            paint(explained, best.kind, best.colour, best.x, best.y)
+            _fade(sheet.weight, best)
+            items = [fit_object(sheet, i.x, i.y, blur) if _close(i, best) else i for i in items if not _same_place(i, best)]
     return found
+
+
+def _unexplained(sharp: np.ndarray, explained: np.ndarray, x: int, y: int) -> bool:
+    spot = slice(max(0, y - 2), y + 3), slice(max(0, x - 2), x + 3)
+    return float(np.abs((sharp[spot] - explained[spot]).mean((0, 1))).sum()) >= MIN_CHANGE
 
 
 def _again(sharp: np.ndarray, backdrop: Backdrop, shade: np.ndarray, found: list[Found], blur: int) -> list[Found]:
     """Second pass: every object fitted once more over the redrawing without it, with templates of the measured blur.
 
     What no longer explains anything goes at once, so that it hides no other. Returns the rest from left to right."""
-    padded, kept = _pad(sharp), list(found)
+    padded, kept = pad(sharp), list(found)
     for item in found:
         others = [other for other in kept if other is not item]
-        below = _pad(soften(draw(backdrop, shade, others), BLURS[blur]))
-        weight, touched = _INSIDE.copy(), False
-        for other in others:
-            if overlapping(item, other):
-                _fade(weight, other)
-                touched = True
-        new = fit_object(padded, below, weight, item.x, item.y, max(blur, SOFT) if touched else blur)
+        sheet = Sheet(padded, pad(soften(draw(backdrop, shade, others), BLURS[blur])), _INSIDE)
+        new = fit_object(sheet, item.x, item.y, blur, tuple(other for other in others if _close(item, other)))
         good = new.fit >= MIN_FIT and new.gain >= MIN_GAIN and not any(_same_place(new, other) for other in others)
         kept = others + [new] if good else others
     return sorted(kept, key=lambda item: item.x)
+
+
+def _close(first: Found, second: Found) -> bool:
+    """Whether the boxes of two objects nearly touch."""
+    return max(abs(first.x - second.x), abs(first.y - second.y)) <= first.half + second.half
 
 
 def _same_place(first: Found, second: Found) -> bool:

@@ -7,13 +7,14 @@ is left over. Nothing here knows the renderer's levels; they are inverted from t
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import combinations
 
 import numpy as np
 
 from zr_ray.data.world.render import CLASHES, GROUND, LITTER, SKY, SUN
 from zr_ray.data.world.scene import LEVELS, SIZE
 from zr_ray.data.world.verifier_backdrop import SUN_SPOTS, Backdrop
-from zr_ray.data.world.verifier_objects import BLURS, Found, gaussian, paint
+from zr_ray.data.world.verifier_objects import BLURS, PALETTE, Found, covered, gaussian, paint
 
 BLOCK = 4
 """Side of a compression block, pixels."""
@@ -31,6 +32,9 @@ def draw(backdrop: Backdrop, shade: np.ndarray | None, found: list[Found]) -> np
         picture *= shade[:, :, None]
     for item in found:
         paint(picture, item.kind, item.colour, item.x, item.y)
+    for first, second in combinations(found, 2):
+        if max(abs(first.x - second.x), abs(first.y - second.y)) <= first.half + second.half:
+            picture[covered(first) & covered(second)] = (PALETTE[first.colour] + PALETTE[second.colour]) / 2
     return picture
 
 

@@ -25,6 +25,8 @@ PALETTE = np.array([RGB[name] for name in COLOURS], np.float32)
 _INKS = np.concatenate((PALETTE, OUTLINE[None])).astype(np.float32)  # [7, 3], outline last
 MARGIN = 12
 """Pixels of padding around the picture, so that windows of objects cut by the frame stay inside the array."""
+CORE = (slice(MARGIN, MARGIN + SIZE),) * 2
+"""The picture inside a padded array."""
 WINDOW, REACH = 10, 1
 """Half side of a fitting window and largest shift tried inside it, pixels."""
 BLURS = (0.0, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6, 1.8)
@@ -36,8 +38,10 @@ MIN_GAIN = 40 * 60.0**2
 _HIGHEST = np.float32(8000)
 _LOWEST = np.array([-8000] * 6 + [0], np.float32)
 """Limits of a pixel's evidence in proposals. Outlines, one pixel wide, never count against a place at half resolution."""
-CANDIDATES = 5
-"""Proposals kept per picture."""
+CANDIDATES, BLIND_CANDIDATES = 5, 2
+"""Proposals kept per round: places that an ink explains, and places where much is unexplained whatever the ink."""
+BLIND_FLOOR = 900.0
+"""Squared grey levels per pixel below which nothing counts as unexplained."""
 
 
 @dataclass(frozen=True)
@@ -134,48 +138,84 @@ def _half_bank() -> np.ndarray:
     return np.conj(np.fft.rfft2(pooled)).astype(np.complex64)
 
 
-def propose(image: np.ndarray, background: np.ndarray) -> list[tuple[float, int, int]]:
-    """Places that may hold an object, best first: (gain, x, y) in pixels. image, background: [64, 64, 3] float32 at full brightness."""
+def propose(image: np.ndarray, background: np.ndarray, noise: float) -> list[tuple[int, int]]:
+    """Places (x, y) that may hold an object, best first: those where an ink explains much, then those where anything is unexplained.
+
+    Args: image, background: [64, 64, 3] float32 at full brightness. noise: standard deviation, grey levels."""
     residual = image - background
     linear = residual @ _INKS.T - (residual * background).sum(2, keepdims=True)  # [64, 64, 7]
     square = (background * background).sum(2, keepdims=True) - 2 * background @ _INKS.T + (_INKS * _INKS).sum(1)
-    evidence = np.zeros((7, _HALF, _HALF), np.float32)
-    evidence[:, :32, :32] = np.clip(2 * linear - square, _LOWEST, _HIGHEST).reshape(32, 2, 32, 2, 7).mean((1, 3)).transpose(2, 0, 1)
+    evidence = np.zeros((8, _HALF, _HALF), np.float32)
+    evidence[:7, :32, :32] = _pool(np.clip(2 * linear - square, _LOWEST, _HIGHEST)).transpose(2, 0, 1)
+    blind = np.square(_pool(residual)).sum(2) - np.float32(3 * noise**2 / 4 + BLIND_FLOOR)
+    evidence[7, :32, :32] = np.clip(blind, -BLIND_FLOOR, 2 * BLIND_FLOOR)
     spectrum = np.fft.rfft2(evidence)
     fills, outlines = _half_bank()
     scores = spectrum[:6, None] * fills
     scores += spectrum[6] * outlines
     gains = np.fft.irfft2(scores, s=(_HALF, _HALF)).max((0, 1))  # [40, 40]
+    anything = np.fft.irfft2(spectrum[7] * fills[:2], s=(_HALF, _HALF)).max(0)  # discs, small and big
+    return _peaks(gains, CANDIDATES) + _peaks(anything, BLIND_CANDIDATES)
+
+
+def _pool(image: np.ndarray) -> np.ndarray:
+    """[64, 64, C] -> [32, 32, C] means of 2 x 2 pixels."""
+    tall = image[0::2] + image[1::2]
+    return (tall[:, 0::2] + tall[:, 1::2]) * np.float32(0.25)
+
+
+def _peaks(gains: np.ndarray, most: int) -> list[tuple[int, int]]:
+    """Up to `most` places (x, y), pixels, of positive maxima at least 3 half-resolution cells apart."""
     places = []
-    while len(places) < CANDIDATES:
+    while len(places) < most:
         row, column = divmod(int(gains.argmax()), _HALF)
         if gains[row, column] <= 0:
             break
-        gain, (y, x) = float(gains[row, column]), (2 * (i if i < 36 else i - _HALF) for i in (row, column))
-        places.append((gain, x, y))
+        y, x = (min(SIZE - 1, max(0, 2 * (i if i < 36 else i - _HALF))) for i in (row, column))
+        places.append((x, y))
         gains[max(0, row - 2) : row + 3, max(0, column - 2) : column + 3] = 0
     return places
 
 
-def fit_object(image: np.ndarray, background: np.ndarray, weight: np.ndarray, x: int, y: int, blur: int) -> Found:
+@dataclass(frozen=True)
+class Sheet:
+    """What objects are fitted on, all padded by MARGIN to [88, 88, ..]."""
+
+    image: np.ndarray
+    """[88, 88, 3] float32, full brightness."""
+    background: np.ndarray
+    """[88, 88, 3] float32: everything but the object looked for."""
+    weight: np.ndarray
+    """[88, 88] float32 trust in each pixel; 0 outside the frame."""
+
+
+def pad(picture: np.ndarray) -> np.ndarray:
+    """[64, 64, ..] -> [88, 88, ..] float32, zeros around."""
+    padded = np.zeros((SIZE + 2 * MARGIN, SIZE + 2 * MARGIN, *picture.shape[2:]), np.float32)
+    padded[CORE] = picture
+    return padded
+
+
+def fit_object(sheet: Sheet, x: int, y: int, blur: int, met: tuple[Found, ...] = ()) -> Found:
     """The object that explains most around (x, y).
 
-    Args: image, background: [88, 88, 3] float32, padded by MARGIN. weight: [88, 88] float32, 0 outside the frame. x, y: pixels of
-    the picture. blur: index into BLURS."""
+    Args: x, y: pixels of the picture. blur: index into BLURS. met: objects in the background that this one may interpenetrate; where
+    it does, both colours show in equal parts."""
     fill, outline, fill2, both, outline2 = _bank(blur)
     for _ in range(5):
         x, y = min(SIZE - 1, max(0, x)), min(SIZE - 1, max(0, y))
         window = slice(y + MARGIN - WINDOW, y + MARGIN + WINDOW + 1), slice(x + MARGIN - WINDOW, x + MARGIN + WINDOW + 1)
-        b, w = background[window].reshape(-1, 3), weight[window].reshape(-1, 1)
-        residual = image[window].reshape(-1, 3) - b
-        linear = w * (residual @ _INKS.T - (residual * b).sum(1, keepdims=True))  # [441, 7]
-        ink, own = b @ _INKS.T, (b * b).sum(1, keepdims=True)
-        square = w * (own - 2 * ink + (_INKS * _INKS).sum(1))
-        cross = w * (own - ink[:, :6] - ink[:, 6:] + _INKS[:6] @ _INKS[6])
-        energy = fill2 @ square[:, :6] + both @ cross + outline2 @ square[:, 6:]  # [72, 6]
-        gain = 2 * (fill @ linear[:, :6] + outline @ linear[:, 6:]) - energy
+        b, w = sheet.background[window].reshape(-1, 3), sheet.weight[window].reshape(-1, 1)
+        residual = sheet.image[window].reshape(-1, 3) - b
+        if met:
+            terms = _mixed_terms(residual, b, [(_padded_cover(item)[window].ravel(), PALETTE[item.colour]) for item in met])
+        else:
+            terms = _plain_terms(residual, b)
+        linear_fill, linear_outline, square_fill, cross, square_outline = (w * term for term in terms)
+        energy = fill2 @ square_fill + both @ cross + outline2 @ square_outline  # [72, 6]
+        gain = 2 * (fill @ linear_fill + outline @ linear_outline) - energy
         best = int(gain.argmax())
-        template, colour = divmod(best, 6)
+        template, colour = divmod(best, len(COLOURS))
         kind, shift = divmod(template, (2 * REACH + 1) ** 2)
         dy, dx = shift // (2 * REACH + 1) - REACH, shift % (2 * REACH + 1) - REACH
         x, y = x + dx, y + dy
@@ -183,3 +223,41 @@ def fit_object(image: np.ndarray, background: np.ndarray, weight: np.ndarray, x:
             break
     most = float(gain[template, colour])
     return Found(kind, colour, x, y, most / max(1.0, float(energy[template, colour])), most)
+
+
+def _plain_terms(residual: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, ...]:
+    """R.(c-b), R.(o-b), |c-b|^2, (c-b).(o-b), |o-b|^2 per window pixel, [441, 6] or [441, 1], for fills c and outline o."""
+    linear = residual @ _INKS.T - (residual * b).sum(1, keepdims=True)
+    ink, own = b @ _INKS.T, (b * b).sum(1, keepdims=True)
+    square = own - 2 * ink + (_INKS * _INKS).sum(1)
+    cross = own - ink[:, :6] - ink[:, 6:] + _INKS[:6] @ _INKS[6]
+    return linear[:, :6], linear[:, 6:], square[:, :6], cross, square[:, 6:]
+
+
+def _mixed_terms(residual: np.ndarray, b: np.ndarray, met: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, ...]:
+    """As `_plain_terms`, all [441, 6], with fill and outline replaced by the mean of both colours on other objects (mask, colour)."""
+    fill = np.broadcast_to(PALETTE, (len(b), *PALETTE.shape)).copy()  # [441, 6, 3]
+    outline = np.broadcast_to(_INKS[6], fill.shape).copy()
+    for mask, colour in met:
+        outline[mask] = fill[mask] = 0.5 * (PALETTE + colour)
+    to_fill, to_outline = fill - b[:, None], outline - b[:, None]
+    return (
+        (to_fill @ residual[:, :, None])[:, :, 0],
+        (to_outline @ residual[:, :, None])[:, :, 0],
+        np.square(to_fill).sum(2),
+        (to_fill * to_outline).sum(2),
+        np.square(to_outline).sum(2),
+    )
+
+
+def covered(item: Found) -> np.ndarray:
+    """[64, 64] bool: the pixels an object covers."""
+    return _padded_cover(item)[CORE]
+
+
+def _padded_cover(item: Found) -> np.ndarray:
+    mask = np.zeros((SIZE + 2 * MARGIN, SIZE + 2 * MARGIN), bool)
+    top, left, side = item.y + MARGIN - item.half, item.x + MARGIN - item.half, 2 * item.half + 1
+    fill, outline = coverage(item.kind)
+    mask[top : top + side, left : left + side] = fill | outline
+    return mask
