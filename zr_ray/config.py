@@ -204,6 +204,12 @@ class WeightsSection(Section):
     )
     verify: bool = _field(True, "compare probe log-probs of engine and learner after every push")
 
+    def tolerance_for(self, rollout_dtype: str, learner_dtype: str) -> float:
+        """`tolerance`, or the default for the dtypes in use; nats."""
+        if self.tolerance is not None:
+            return self.tolerance
+        return FP32_SYNC_TOLERANCE if rollout_dtype == learner_dtype == "float32" else BF16_SYNC_TOLERANCE
+
 
 class EvaluationSection(Section):
     """The held-out set, judged before, during and after training."""
@@ -238,10 +244,8 @@ class GdsoConfig(Section):
 
     @property
     def sync_tolerance(self) -> float:
-        """weights.tolerance, or the default for the dtypes in use; nats."""
-        if self.weights.tolerance is not None:
-            return self.weights.tolerance
-        return FP32_SYNC_TOLERANCE if self.rollout.dtype == self.learner.dtype == "float32" else BF16_SYNC_TOLERANCE
+        """Largest probe difference that a push may leave; nats."""
+        return self.weights.tolerance_for(self.rollout.dtype, self.learner.dtype)
 
     @model_validator(mode="after")
     def _sections_fit(self) -> GdsoConfig:

@@ -47,7 +47,7 @@ def run(config, batches, seed=0, malformed=((1, 0, 2),)):
         width = int(lengths[index].max())
         mask = torch.arange(width)[None] < lengths[index][:, None]
         valid = rollouts.valid.flatten()[index]
-        value, metrics = objective(JudgeOutputs(logprobs[index][:, :width], mask, labels[index], valid), units, logprobs.detach()[index][:, :width] - 0.3)
+        value, metrics = objective(JudgeOutputs(logprobs[index][:, :width], mask, labels[index], valid, torch.where(valid, lengths[index] - 1, -1)), units, logprobs.detach()[index][:, :width] - 0.3)
         loss = loss + value
         sums = {k: sums.get(k, 0.0) + v for k, v in metrics.items()}
     loss.backward()

@@ -99,6 +99,7 @@ def test_validity_and_forbidden_tokens(judge, rows):
     with torch.no_grad():
         outputs = module(packer.pack(rows))
     assert outputs.valid.tolist() == [True, True, True, False] * 3
+    assert outputs.score_index.tolist() == [-1 if i is None else i for row in rows for i in row.score_indices]
     torch.testing.assert_close(outputs.score_logprobs[3].exp().sum(), torch.tensor(1.0))  # neutral, never nan
     assert text.end_id not in text.forbidden_ids and not set(text.label_ids) & set(text.forbidden_ids)
     assert text.image_token_id in text.forbidden_ids

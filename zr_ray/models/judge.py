@@ -84,6 +84,15 @@ class JudgeText:
             self._questions[key] = ids
         return self._questions[key]
 
+    def answer(self, bin_index: int, reasoning: str | None = None) -> tuple[np.ndarray, int]:
+        """([T] int32 tokens, score index) of a written answer: reasoning, marker, label and end; without reasoning the label alone,
+        for a direct question that already ends with the marker."""
+        label = self.label_ids[bin_index]
+        if reasoning is None:
+            return np.asarray([label], dtype=np.int32), 0
+        body = [*self.tokenizer.encode(f"{reasoning}\n", add_special_tokens=False), *self.marker_ids]
+        return np.asarray([*body, label, self.end_id], dtype=np.int32), len(body)
+
     def score_index(self, token_ids: Sequence[int]) -> int | None:
         """Position of the score token: the last label token right behind the marker; None if there is none (malformed output)."""
         labels = set(self.label_ids)
@@ -154,6 +163,8 @@ class JudgeOutputs:
     """[N, K] log-probs of the nine labels at the score position; uniform -log K where malformed (never to be used)."""
     valid: Tensor
     """[N] bool, False where malformed."""
+    score_index: Tensor
+    """[N] long position of the score token on the T axis; -1 where malformed."""
 
 
 class RowPacker:
@@ -262,7 +273,8 @@ class PackedJudge(nn.Module):
         valid = batch.score_position >= 0
         chosen = label_logprobs[batch.score_position.clamp_min(0)]
         neutral = torch.full_like(chosen, -float(np.log(chosen.shape[-1])))
-        return JudgeOutputs(logprobs, mask, torch.where(valid[:, None], chosen, neutral), valid)
+        score_index = torch.where(valid, batch.score_position - (batch.lengths.cumsum(0) - batch.lengths), -1)
+        return JudgeOutputs(logprobs, mask, torch.where(valid[:, None], chosen, neutral), valid, score_index)
 
     def _hidden(self, batch: PackedBatch) -> Tensor:
         """[R, L, H] last hidden states; image features computed once per image."""

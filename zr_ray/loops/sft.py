@@ -1,0 +1,111 @@
+"""Supervised baselines on every learner rank: SFT (one score token) and RewardDance (post-hoc reasoning chain, then the score).
+
+The data order is GDSO's: the same pairs at the same steps, both sides of each; the rollout actors only judge the held-out set.
+RewardDance (arXiv 2509.08826): generated-token probability under chains written by a stronger annotator. In the built-in world that
+annotator is the oracle that knows the scene.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from zr_ray.config_sft import SftConfig, SftSection
+from zr_ray.data.images import load_image
+from zr_ray.errors import DataError
+from zr_ray.functional import scores
+from zr_ray.loops.journal import Journal
+from zr_ray.loops.objective import reduced
+from zr_ray.loops.push import WeightPush
+from zr_ray.loops.rollout import question, workers_of_rank
+from zr_ray.loops.schedule import learning_rate
+from zr_ray.models.judge import JudgeOutputs, JudgeText, Row
+from zr_ray.rubric import DIMENSIONS, SCORE_BINS
+
+if TYPE_CHECKING:
+    from zr_ray.launch import TrainingTask
+
+
+def train(loop_config: dict) -> None:
+    """One learner rank from start, or from the newest checkpoint, to the last step."""
+    from zr_ray.data.pairs import PairSchedule
+    from zr_ray.workers.learner import Learner
+
+    task: TrainingTask = loop_config["task"]
+    config: SftConfig = task.config
+    c = config.sft
+    learner = Learner(task.judge, config.learner)
+    journal = Journal(task, learner, method="rewarddance" if c.reasoning else "sft", total_steps=c.steps, reasoning=c.reasoning)
+    probes = [question(learner.text, task.pairs[0].winner, dimension, seed=0) for dimension in DIMENSIONS]
+    push = WeightPush(task.workers, probes, config.weights, config.sync_tolerance, config.rollout.deadline_s)
+    schedule = PairSchedule(list(task.pairs), c.pairs_per_step, config.run.seed)
+    workers = workers_of_rank(task.workers, learner.rank, learner.world)
+
+    start = journal.restore()
+    journal.note(push(learner, start))
+    if start == 0:
+        journal.evaluate_base()
+
+    for step in range(start, c.steps):
+        batch = schedule.batch(step)
+        pairs = [batch[i] for i in range(learner.rank, c.pairs_per_step, learner.world)]
+        sides = [(side, pair.dimension, score) for pair in pairs for side, score in ((pair.winner, pair.winner_score), (pair.loser, pair.loser_score))]
+        with journal.timer("train"):
+            units = [[answer_row(learner.text, item, dimension, score, c.reasoning)] for item, dimension, score in sides]
+            targets = score_targets(torch.tensor([score for _, _, score in sides]), c)
+            stats = learner.accumulate(units, SftObjective(targets, 2 * c.pairs_per_step, c.chain_weight))
+            metrics = reduced(stats.sums, learner.reduce_sum) | learner.apply(learning_rate(step, c.steps, config.learner))
+        due = config.evaluation.every_steps and (step + 1) % config.evaluation.every_steps == 0
+        if due or step + 1 == c.steps:
+            with journal.timer("push"):
+                metrics |= push(learner, step + 1)
+        if due and step + 1 < c.steps:
+            metrics |= journal.evaluate_during(workers)
+        journal.step(step + 1, metrics, tokens=0.0)
+        if (step + 1) % config.checkpoint.every_steps == 0 or step + 1 == c.steps:
+            journal.save(step + 1)
+    journal.finish()
+
+
+def answer_row(text: JudgeText, item, dimension: str, score: float, reasoning: bool) -> Row:
+    """The annotated answer as a row to learn. Raises DataError if a chain is wanted and the item has none."""
+    chain = None
+    if reasoning:
+        chain = item.reasoning.get(dimension)
+        if not chain:
+            raise DataError(f"item {item.id} must carry a reasoning text for {dimension} to train with sft.reasoning, it has none; add `reasoning` to its record, or set sft.reasoning=false")
+    bin_index = min(range(len(SCORE_BINS)), key=lambda k: abs(SCORE_BINS[k] - score))
+    tokens, index = text.answer(bin_index, chain)
+    return Row(text.question(item.prompt, dimension, direct=not reasoning), load_image(item.image), (tokens,), (index,))
+
+
+def score_targets(human: Tensor, c: SftSection) -> Tensor:
+    """[N, K] target distribution of each score."""
+    bins = torch.tensor(SCORE_BINS)
+    if c.target == "gaussian":
+        return scores.gaussian_soft_label(human, torch.full_like(human, c.gaussian_std), bins)
+    if c.target == "two_hot":
+        return scores.two_hot(human, bins)
+    return torch.nn.functional.one_hot(scores.bin_index(human, bins), len(bins)).float()
+
+
+class SftObjective:
+    """Cross-entropy of the score token over the whole vocabulary, plus chain_weight times the mean log-loss of the other tokens."""
+
+    def __init__(self, targets: Tensor, total: int, chain_weight: float) -> None:
+        """targets: [N, K] of this rank's units. total: sequences of all ranks, the denominator."""
+        self.targets, self.total, self.chain_weight = targets, total, chain_weight
+
+    def __call__(self, outputs: JudgeOutputs, units: list[int], reference: Tensor | None) -> tuple[Tensor, dict[str, float]]:
+        targets = self.targets[units].to(outputs.score_logprobs)
+        score = -(targets * outputs.score_logprobs).sum() / self.total
+        at_score = torch.arange(outputs.mask.shape[1], device=outputs.mask.device) == outputs.score_index[:, None]
+        others = outputs.mask & ~at_score
+        chain = -(outputs.logprobs * others).sum(-1) / others.sum(-1).clamp_min(1)  # 0 for a direct answer, which has no other tokens
+        chain = chain.sum() / self.total
+        loss = score + self.chain_weight * chain
+        log_q = scores.score_log_distribution(outputs.score_logprobs.detach())
+        metrics = {"loss/score": score, "loss/chain": chain, "loss/total": loss, "score/entropy": scores.score_entropy(log_q).sum() / self.total}
+        return loss, {name: float(value.detach()) for name, value in metrics.items()}
