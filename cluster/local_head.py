@@ -75,7 +75,9 @@ def stop() -> int:
 def status() -> int:
     """Say whether the head answers; 0 if it does."""
     head = _running()
-    _say(f"{head['address']} answers, pid {head['pid']}, log {STATE / 'head.log'}" if head else "no local Ray head of this checkout answers")
+    _say(
+        f"{head['address']} answers, pid {head['pid']}, log {STATE / 'head.log'}" if head else "no local Ray head of this checkout answers"
+    )
     return 0 if head else 1
 
 

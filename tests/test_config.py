@@ -41,7 +41,9 @@ def test_a_section_can_be_overridden_as_a_whole_and_null_restores_none(tmp_path)
 
 
 def test_dump_and_load_are_inverse(tmp_path):
-    config = load("run.root=/tmp/runs", "run.resume=latest", "learner.lr=1e-7", "learner.freeze=[model.visual, lm]", "weights.tolerance=0.001")
+    config = load(
+        "run.root=/tmp/runs", "run.resume=latest", "learner.lr=1e-7", "learner.freeze=[model.visual, lm]", "weights.tolerance=0.001"
+    )
     path = tmp_path / "resolved.yaml"
     path.write_text(dump_yaml(config))
     assert load_config(GdsoConfig, path, []) == config

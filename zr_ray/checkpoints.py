@@ -142,7 +142,9 @@ def gate_deepspeed_files(path: Path) -> int:
                     torch.load(file, map_location="meta", weights_only=True)
                 except Exception as error:  # any failure to read is a refusal
                     reason = " ".join(str(error).split())[:300]
-                    raise CheckpointError(f"{file} is refused, it is damaged or holds more than tensors and plain values: {reason}") from None
+                    raise CheckpointError(
+                        f"{file} is refused, it is damaged or holds more than tensors and plain values: {reason}"
+                    ) from None
     finally:
         torch.serialization.add_safe_globals(allowed)
     return len(files)

@@ -48,7 +48,9 @@ class RunSection(Section):
         None, "continue the newest run (`latest`), or this run folder (a path, or an id under run.root)"
     )
 
-    wait_for_nodes_s: float = _field(0.0, "seconds to wait for nodes that an autoscaler may still add; 0 refuses what the cluster cannot hold", ge=0)
+    wait_for_nodes_s: float = _field(
+        0.0, "seconds to wait for nodes that an autoscaler may still add; 0 refuses what the cluster cannot hold", ge=0
+    )
 
     @field_validator("root")
     @classmethod
@@ -216,9 +218,15 @@ class EvaluationSection(Section):
 
     every_steps: int = _field(20, "steps between evaluations; 0: only before and after", ge=0)
     split: Literal["dev", "test"] = _field("test", "split that is judged")
-    samples: int = _field(0, "traces per question: 0 one greedy trace, n sampled traces whose distributions are averaged (4 added 3 HPA points in prototypes)", ge=0)
+    samples: int = _field(
+        0,
+        "traces per question: 0 one greedy trace, n sampled traces whose distributions are averaged (4 added 3 HPA points in prototypes)",
+        ge=0,
+    )
     bootstrap_resamples: int = _field(1000, "resamples over prompts for each 95 % interval", ge=20)
-    items: int | None = _field(None, "evaluations during training judge only the first so many images; null: all. Before and after: always all", ge=2)
+    items: int | None = _field(
+        None, "evaluations during training judge only the first so many images; null: all. Before and after: always all", ge=2
+    )
     batch_items: int = _field(256, "images sent to the rollout actors at a time", ge=1)
 
 

@@ -24,8 +24,8 @@ import time
 from pathlib import Path
 
 from zr_ray.config_loader import differing_keys, dump_yaml, load_config
-from zr_ray.errors import CheckpointError, ConfigError
 from zr_ray.environment import checkout, describe_environment
+from zr_ray.errors import CheckpointError, ConfigError
 from zr_ray.result import check_result
 
 CONFIG_FILE = "config.resolved.yaml"
@@ -85,7 +85,9 @@ class RunFolder:
         if differing:
             was, now = (_values(model, differing) for model in (stored, config))
             changes = ", ".join(f"{key} was {was[key]}, now {now[key]}" for key in differing)
-            raise CheckpointError(f"cannot resume {run.path.name} under another configuration: {changes}; put these back, or start a new run")
+            raise CheckpointError(
+                f"cannot resume {run.path.name} under another configuration: {changes}; put these back, or start a new run"
+            )
         environment = json.loads((run.path / "environment.json").read_text())
         environment["resumed"].append(describe_environment())
         run.write_json("environment.json", environment)
