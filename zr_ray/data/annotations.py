@@ -22,8 +22,6 @@ number means that number. Unknown fields are refused: a misspelt field would oth
 from __future__ import annotations
 
 import json
-import os
-import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -31,6 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from zr_ray.data.checks import REQUIRED, SPLITS, checked_record
+from zr_ray.data.files import atomic_file, json_lines
 from zr_ray.data.images import MAX_PIXELS, check_images, load_image
 from zr_ray.errors import DataError
 from zr_ray.records import AnnotatedImage
@@ -66,7 +65,7 @@ def read_annotations(
     ids: dict[str, str] = {}
     groups: dict[str, tuple[str, str, str]] = {}
     counts = dict.fromkeys(SPLITS, 0)
-    for where, raw in _raw_parquet(file) if file.suffix == ".parquet" else _raw_jsonl(file):
+    for where, raw in _raw_parquet(file) if file.suffix == ".parquet" else json_lines(file):
         item = checked_record(raw, where, file.parent)
         if item.id in ids:
             raise DataError(f"{where}: wanted unique ids, id {item.id!r} is already at {ids[item.id]}; rename or remove one of the two")
@@ -112,21 +111,6 @@ def _annotation_file(path: Path) -> Path:
     return found[0]
 
 
-def _raw_jsonl(file: Path) -> Iterator[tuple[str, dict]]:
-    with open(file, "rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            where = f"{file}: line {number}"
-            try:
-                raw = json.loads(line)
-            except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-                raise DataError(f"{where}: wanted one JSON object in UTF-8, got {line[:60]!r} ({error}); correct the line") from error
-            if not isinstance(raw, dict):
-                raise DataError(f"{where}: wanted a JSON object, got {type(raw).__name__}; write one record a line")
-            yield where, raw
-
-
 def _raw_parquet(file: Path) -> Iterator[tuple[str, dict]]:
     number = 0
     try:
@@ -164,20 +148,8 @@ def write_annotations(root: Path | str, items: Iterable[AnnotatedImage], format:
     if other:
         raise DataError(f"{other[0]} is already there and would make the folder ambiguous; remove it or write that format")
     target = root / FILES[format]
-    temporary = root / f".{FILES[format]}.{uuid.uuid4().hex}"
-    try:
-        with open(temporary, "wb") as file:
-            (_write_jsonl if format == "jsonl" else _write_parquet)(file, (_raw(item, root) for item in items))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(root, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    with atomic_file(target) as file:
+        (_write_jsonl if format == "jsonl" else _write_parquet)(file, (_raw(item, root) for item in items))
     return target
 
 

@@ -35,7 +35,7 @@ def checked_record(raw: dict, where: str, root: Path) -> AnnotatedImage:
     if not scores:
         raise DataError(f"{where}: wanted a score in at least one dimension, got none; add one or remove the record")
     truth = {d: _on_scale(value, f"{where}: truth.{d}") for d, value in _per_dimension(raw, "truth", where).items()}
-    image = _image_path(raw["image"], where, root)
+    image = image_path(raw["image"], where, root)
     return AnnotatedImage(
         raw["id"], raw["group"], raw["split"], raw["prompt"], image, scores, raw.get("origin", "unknown"), truth, reasoning
     )
@@ -73,7 +73,8 @@ def _score(value: object, split: str, where: str) -> float | tuple[float, ...]:
     return score
 
 
-def _image_path(name: str, where: str, root: Path) -> Path:
+def image_path(name: str, where: str, root: Path) -> Path:
+    """Absolute path of an image named relative to `root`.   Raises: DataError if it is absolute, outside, or no file."""
     path = Path(os.path.normpath(root.absolute() / name))
     if os.path.isabs(name) or not path.is_relative_to(os.path.normpath(root.absolute())):
         raise DataError(f"{where}: wanted an image path relative to and inside {root}, got {name!r}; move the image there")
