@@ -123,11 +123,11 @@ def test_undefined_input():
 
 
 def test_a_resample_of_one_repeated_prompt_is_undefined():
-    """Two prompts, constant inside each: half of the resamples hold one value only and must not become rounding noise."""
-    value = torch.tensor([0.1, 0.1, 0.3, 0.3]).double()
-    group = torch.tensor([0, 0, 1, 1])
-    assert metrics.plcc_interval(value, value, group) == pytest.approx((1, 1))
-    assert metrics.srcc_interval(value, value, group) == pytest.approx((1, 1))
+    """Three prompts, constant inside each: every ninth resample holds one value only and must not become rounding noise."""
+    value = torch.tensor([0.1, 0.1, 0.1, 0.3, 0.3, 0.3, 0.7, 0.7, 0.7]).double()
+    group = torch.arange(3).repeat_interleave(3)
+    for interval in (metrics.plcc_interval, metrics.srcc_interval):
+        assert interval(value, 2 * value, group) == pytest.approx((1, 1), abs=1e-9)
 
 
 def test_intervals_are_fast():

@@ -67,11 +67,14 @@ def test_against_a_loop(seed, min_gap):
 
 
 def test_means_of_annotators_carry_rounding():
-    human = torch.tensor([(3 + 3.5 + 4) / 3, (2.5 + 3 + 3.5) / 3, (3.5 + 3.5 + 4) / 3], dtype=torch.float32)  # 3.5, 3.0, 3.667
-    shifted = human - torch.tensor([0.5, 0.0, 0.5]) + 1e-7  # now the first two tie but for rounding
+    votes = torch.tensor([[2.0, 2.0, 2.5], [1.5, 1.5, 2.0], [1.0, 1.0, 1.0]])  # 13/6, 10/6, 1
+    human = votes.mean(-1)
+    assert human[0].double() - human[1].double() > 0.5  # by 1e-7: the gap is exactly 0.5
     group, predicted = torch.zeros(3, dtype=torch.long), torch.tensor([3.0, 2.0, 1.0])
-    assert metrics.human_pair_accuracy(predicted, human, group, min_gap=0.5)[1] == 1  # the gap of exactly 0.5 stays out
-    assert metrics.human_pair_accuracy(predicted, shifted, group)[1] == 2
+    assert metrics.human_pair_accuracy(predicted, human, group, min_gap=0.5) == (2, 2)
+    tied = torch.tensor([11 / 3, 11 / 3 + 2e-7, 1.0], dtype=torch.float64)
+    assert metrics.human_pair_accuracy(predicted, tied, group) == (2, 2)
+    assert metrics.pair_accuracy_with_ties(predicted, tied, group, 1.0) == (2, 3)  # human tie said tie, 2-1 wrongly so, 3-1 right
 
 
 def test_unusable_values():

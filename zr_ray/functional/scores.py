@@ -127,6 +127,23 @@ def gaussian_soft_label(mean: Tensor, std: Tensor, bins: Tensor) -> Tensor:
     return torch.where(exact.unsqueeze(-1), label, narrow).to(mean)
 
 
+def label_targets(scores: Tensor, kind: str, std: float, bins: Tensor) -> Tensor:
+    """Training target of each annotated score, by name.
+
+        "hard"  one-hot on the annotated bin        "two_hot"  `two_hot`        "gaussian"  `gaussian_soft_label` with one std for all
+
+    Args: scores: [...] float, rubric points; bins for "hard", anything on the scale otherwise. kind: the name. std: rubric points, for
+        "gaussian" only. bins: [K] ascending.
+    Returns: [..., K], at least 0, sums to 1, dtype of scores.   Raises: ValueError on an unknown name, or as the function it names."""
+    if kind == "hard":
+        return torch.nn.functional.one_hot(bin_index(scores, bins), len(bins)).to(scores)
+    if kind == "two_hot":
+        return two_hot(scores, bins)
+    if kind == "gaussian":
+        return gaussian_soft_label(scores, torch.full_like(scores, std), bins)
+    raise ValueError(f'target must be "hard", "two_hot" or "gaussian", got {kind!r}')
+
+
 def _check_bins(log_q: Tensor, bins: Tensor) -> None:
     if bins.ndim != 1 or log_q.ndim == 0 or log_q.shape[-1] != bins.shape[0]:
         raise ValueError(f"log_q needs one entry per bin on its last axis: {tuple(bins.shape)} bins, log_q {tuple(log_q.shape)}")
