@@ -178,9 +178,14 @@ class GdsoSection(Section):
     advantage_eps: float = _field(1e-4, "added to the group's standard deviation, Eq. (3)", gt=0)
     advantage_normalisation: Literal["std", "none"] = _field("std", "divide by the group's standard deviation (Eq. 3), or centre only")
     ratio: Literal["token", "sequence"] = _field("token", "importance ratio per token, or one geometric mean per output")
-    token_aggregation: Literal["sequence_mean", "token_mean"] = _field(
-        "sequence_mean", "average tokens per output first, or over all tokens of the batch"
+    token_aggregation: Literal["sequence_mean", "token_mean", "fixed_length"] = _field(
+        "sequence_mean",
+        "average tokens per output first (GRPO), over all tokens of the batch (DAPO), or divide by rollout.max_new_tokens (Dr. GRPO)",
     )
+    pointwise_target: Literal["hard", "two_hot", "gaussian"] = _field(
+        "hard", "target of L_CE: the annotated label (Eq. 8), linear interpolation between bins, or DeQA's Gaussian"
+    )
+    gaussian_std: float = _field(0.5, "standard deviation of the Gaussian target, rubric points; about one annotator's noise", gt=0)
     score_from: Literal["expectation", "parsed"] = _field(
         "expectation", "rewards from mu of the distribution, or from the sampled label (the paper's ablation)"
     )

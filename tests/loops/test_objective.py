@@ -5,11 +5,15 @@ import pytest
 import torch
 
 from zr_ray.config import GdsoSection
+from zr_ray.functional import scores
 from zr_ray.loops.objective import GdsoObjective, collect, mean_metrics, rollout_metrics
 from zr_ray.models.judge import JudgeOutputs
 from zr_ray.records import Judgement, JudgeRequest, PreferencePair
+from zr_ray.rubric import SCORE_BINS
 
 B, G, T, K = 3, 4, 6, 9
+LABEL_IDS = tuple(range(8, -1, -1))
+"""Token id 8 is the label of the lowest bin."""
 
 
 def make(config, seed=0, malformed=((1, 0, 2),)):
@@ -28,7 +32,7 @@ def make(config, seed=0, malformed=((1, 0, 2),)):
                 group.append(Judgement("k", g, rng.integers(0, 9, n).astype(np.int32), -rng.random(n).astype(np.float32), None if bad else n - 1, None if bad else labels, 7))
                 lengths.append(n)
             groups.append(group)
-    rollouts = collect(pairs, requests, groups, config)
+    rollouts = collect(pairs, requests, groups, config, LABEL_IDS)
     logprobs = torch.zeros(B * 2 * G, T)
     for i, values in enumerate(rollouts.rollout_logprobs):
         logprobs[i, : len(values)] = torch.from_numpy(values)
@@ -40,7 +44,7 @@ def run(config, batches, seed=0, malformed=((1, 0, 2),)):
     rollouts, logprobs, lengths, labels = make(config, seed, malformed)
     logprobs.requires_grad_(), labels.requires_grad_()
     totals = rollout_metrics(rollouts, version=7)
-    objective = GdsoObjective(rollouts, config, totals)
+    objective = GdsoObjective(rollouts, config, totals, length_limit=10)
     per_unit, loss, sums = 2 * G, 0.0, {}
     for units in batches:
         index = torch.tensor([u * per_unit + k for u in units for k in range(per_unit)])
@@ -54,7 +58,7 @@ def run(config, batches, seed=0, malformed=((1, 0, 2),)):
     return loss.item(), logprobs.grad, labels.grad, mean_metrics(totals | sums), objective
 
 
-@pytest.mark.parametrize("aggregation", ["sequence_mean", "token_mean"])
+@pytest.mark.parametrize("aggregation", ["sequence_mean", "token_mean", "fixed_length"])
 def test_any_split_gives_the_same_loss_and_gradient(aggregation):
     config = GdsoSection(group_size=G, token_aggregation=aggregation, beta_kl=0.1)
     whole = run(config, [[0, 1, 2]])
@@ -95,9 +99,42 @@ def test_grpo_is_the_same_objective_without_the_direct_losses():
     assert not labels.any()
 
 
-def test_parsed_scores_are_bins():
+def test_a_parsed_score_is_the_label_that_was_sampled_not_the_likeliest_one():
     rollouts, *_ = make(GdsoSection(group_size=G, score_from="parsed"))
-    assert all(float(v) * 2 == int(float(v) * 2) for v in rollouts.expected_scores[rollouts.valid])
+    for pair in range(B):
+        for side in range(2):
+            row = rollouts.units[pair][side]
+            for g, (tokens, index) in enumerate(zip(row.completions, row.score_indices, strict=True)):
+                if index is not None:
+                    assert rollouts.expected_scores[pair, side, g] == 5.0 - 0.5 * int(tokens[index])
+    assert (rollouts.expected_scores != make(GdsoSection(group_size=G))[0].expected_scores)[rollouts.valid].all()
+
+
+def test_dr_grpo_divides_by_the_length_limit():
+    """Every token weighs A / (N * limit), whatever the output's length; no division by the group's std."""
+    direct = {"alpha_pointwise": 0, "alpha_pairwise": 0}
+    config = GdsoSection(group_size=G, beta_kl=0, advantage_normalisation="none", token_aggregation="fixed_length", **direct)
+    rollouts, _, lengths, _ = make(config)
+    _, gradient, _, _, _ = run(config, [[0, 1, 2]])
+    centred = rollouts.advantages.flatten()
+    for i in range(B * 2 * G):
+        expected = -centred[i] / (B * 2 * G * 10)
+        torch.testing.assert_close(gradient[i, : lengths[i]], expected.expand(int(lengths[i])).float(), atol=1e-7, rtol=1e-4)
+
+
+def test_soft_pointwise_targets():
+    """A Gaussian label pulls towards its neighbours too; on a bin, two-hot is the hard label. d CE / d label log-probs = (q - y) / n."""
+    plain = {"group_size": G, "alpha_pairwise": 0, "beta_kl": 0, "lambda_pairwise": 0}
+    hard = run(GdsoSection(**plain), [[0, 1, 2]])
+    two_hot = run(GdsoSection(pointwise_target="two_hot", **plain), [[0, 1, 2]])
+    torch.testing.assert_close(hard[2], two_hot[2])
+    _, _, gradient, _, _ = run(GdsoSection(pointwise_target="gaussian", gaussian_std=0.4, **plain), [[2], [0, 1]])
+    rollouts, _, _, labels = make(GdsoSection(**plain))
+    target = scores.gaussian_soft_label(rollouts.human_scores, torch.full((B, 2), 0.4), torch.tensor(SCORE_BINS))
+    target = target.unsqueeze(2).expand(B, 2, G, K).reshape(-1, K)
+    expected = (labels.softmax(-1) - target) / rollouts.valid.sum()
+    torch.testing.assert_close(gradient, expected * rollouts.valid.reshape(-1, 1), atol=1e-6, rtol=1e-4)
+    assert (target > 0.05).sum(-1).min() >= 3  # the neighbours do take part
 
 
 def test_staleness_counts_versions():

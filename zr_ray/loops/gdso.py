@@ -50,9 +50,9 @@ def train(loop_config: dict) -> None:
             pairs = [batch[i] for i in indices]
             requests = pair_requests(learner.text, pairs, step, config.run.seed, indices)
             groups = generate(workers, requests, c.group_size, config.rollout.temperature, config.rollout.deadline_s, f"rollouts of step {step + 1}")
-            rollouts = collect(pairs, requests, groups, c)
+            rollouts = collect(pairs, requests, groups, c, learner.text.label_ids)
             totals = reduced(rollout_metrics(rollouts, step), learner.reduce_sum)
-        objective = GdsoObjective(rollouts, c, totals)
+        objective = GdsoObjective(rollouts, c, totals, config.rollout.max_new_tokens)
         with journal.timer("train"):
             for k in range(c.updates_per_rollout):
                 stats = learner.accumulate(rollouts.units, objective)

@@ -47,15 +47,20 @@ class PairRollouts:
         return sum(len(a) for a in self.rollout_logprobs)
 
 
-def collect(pairs: Sequence[PreferencePair], requests: Sequence[JudgeRequest], groups: Sequence[Sequence[Judgement]], config: GdsoSection) -> PairRollouts:
-    """Line judgements up as [B, 2, G], decode mu with the rollout policy's distribution, and compute rewards and advantages."""
+def collect(
+    pairs: Sequence[PreferencePair], requests: Sequence[JudgeRequest], groups: Sequence[Sequence[Judgement]], config: GdsoSection,
+    label_ids: Sequence[int] = (),
+) -> PairRollouts:  # fmt: skip
+    """Line judgements up as [B, 2, G], decode mu with the rollout policy's distribution, and compute rewards and advantages.
+
+    Args: label_ids: [K] token ids of the labels, needed when config.score_from is "parsed": the score is then the sampled label."""
     bins = torch.tensor(SCORE_BINS)
     shape = (len(pairs), 2, config.group_size)
     flat = [j for group in groups for j in group]
     valid = torch.tensor([j.score_index is not None for j in flat]).view(shape)
     labels = np.stack([j.score_logprobs if j.score_logprobs is not None else np.zeros(len(bins), np.float32) for j in flat])
     log_q = scores.score_log_distribution(torch.from_numpy(labels))
-    expected = (bins[log_q.argmax(-1)] if config.score_from == "parsed" else scores.expected_score(log_q, bins)).view(shape)
+    expected = (parsed_scores(flat, label_ids, bins) if config.score_from == "parsed" else scores.expected_score(log_q, bins)).view(shape)
     human = torch.tensor([[p.winner_score, p.loser_score] for p in pairs])
     rewards = gdso.gdso_reward(expected, human, SCORE_RANGE, config.lambda_pointwise, config.lambda_pairwise, valid)
     rows = [
@@ -72,6 +77,12 @@ def collect(pairs: Sequence[PreferencePair], requests: Sequence[JudgeRequest], g
         rollout_logprobs=[j.logprobs for j in flat],
         policy_versions=torch.tensor([j.policy_version for j in flat]).view(shape),
     )
+
+
+def parsed_scores(judgements: Sequence[Judgement], label_ids: Sequence[int], bins: Tensor) -> Tensor:
+    """[N] the bin whose label each output wrote, what a parser of its text would find; the lowest bin where malformed."""
+    written = [0 if j.score_index is None else list(label_ids).index(int(j.token_ids[j.score_index])) for j in judgements]
+    return bins[torch.tensor(written, dtype=torch.long)]
 
 
 def rollout_metrics(rollouts: PairRollouts, version: int) -> dict[str, float]:
@@ -116,12 +127,13 @@ MEANS = {
 class GdsoObjective:
     """Eq. (14) on micro-batches of one step's rollouts. Denominators are global, so any split gives the same gradient."""
 
-    def __init__(self, rollouts: PairRollouts, config: GdsoSection, totals: dict[str, float]) -> None:
-        """totals: "samples", "tokens", "valid", "gap_valid" summed over all ranks."""
+    def __init__(self, rollouts: PairRollouts, config: GdsoSection, totals: dict[str, float], length_limit: int | None = None) -> None:
+        """totals: "samples", "tokens", "valid", "gap_valid" summed over all ranks. length_limit: tokens, for "fixed_length" only."""
         self.rollouts, self.config = rollouts, config
         self.bins = torch.tensor(SCORE_BINS)
         self.valid_total, self.gap_total = max(totals["valid"], 1.0), max(totals["gap_valid"], 1.0)
-        self.policy_total = totals["tokens"] if config.token_aggregation == "token_mean" else totals["samples"]
+        self.fixed_length = length_limit if config.token_aggregation == "fixed_length" else None
+        self.policy_total = totals["tokens"] if config.token_aggregation == "token_mean" else totals["samples"] * (self.fixed_length or 1)
         self.ratio_max_abs_diff = 0.0
         self._old: dict[int, Tensor] = {}  # unit -> learner log-probs at the first update: pi_old of the clipped ratio
 
@@ -132,7 +144,8 @@ class GdsoObjective:
         valid = self.rollouts.valid[units].to(device)
         log_q = scores.score_log_distribution(outputs.score_logprobs).view(*shape, -1)
         mu = scores.expected_score(log_q, self.bins.to(device))
-        pointwise = gdso.pointwise_terms(log_q, human, self.bins.to(device), valid).sum() / self.valid_total
+        targets = scores.label_targets(human, c.pointwise_target, c.gaussian_std, self.bins.to(device))
+        pointwise = gdso.pointwise_terms(log_q, human, self.bins.to(device), valid, targets).sum() / self.valid_total
         pairwise = gdso.pairwise_terms(mu, human, SCORE_RANGE, valid).sum() / self.gap_total
         policy, metrics = self._policy(outputs, units, reference)
         loss = policy + c.alpha_pointwise * pointwise + c.alpha_pairwise * pairwise
@@ -163,7 +176,7 @@ class GdsoObjective:
             kl = grpo.kl_terms(logprobs, reference, c.kl_estimator, mask)
             metrics["policy/kl"] = float(kl.detach().sum())
             terms = terms + c.beta_kl * kl
-        total, _ = grpo.aggregate_tokens(terms, mask, c.token_aggregation)
+        total, _ = grpo.aggregate_tokens(terms, mask, c.token_aggregation, self.fixed_length)
         return total / self.policy_total, metrics
 
     def _rollout_logprobs(self, units: list[int], like: Tensor) -> Tensor:

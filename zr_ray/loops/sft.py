@@ -83,12 +83,7 @@ def answer_row(text: JudgeText, item, dimension: str, score: float, reasoning: b
 
 def score_targets(human: Tensor, c: SftSection) -> Tensor:
     """[N, K] target distribution of each score."""
-    bins = torch.tensor(SCORE_BINS)
-    if c.target == "gaussian":
-        return scores.gaussian_soft_label(human, torch.full_like(human, c.gaussian_std), bins)
-    if c.target == "two_hot":
-        return scores.two_hot(human, bins)
-    return torch.nn.functional.one_hot(scores.bin_index(human, bins), len(bins)).float()
+    return scores.label_targets(human.float(), c.target, c.gaussian_std, torch.tensor(SCORE_BINS))
 
 
 class SftObjective:
