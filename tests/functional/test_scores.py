@@ -133,7 +133,7 @@ def test_gaussian_label_falls_back_to_two_hot_and_refuses_nonsense():
 
 def test_targets_by_name():
     human = torch.tensor([[1.0, 3.5]], dtype=torch.float64)
-    assert torch.equal(scores.label_targets(human, "hard", 0.5, BINS), torch.eye(9).double()[[[0, 5]]])
+    assert torch.equal(scores.label_targets(human, "hard", 0.5, BINS), torch.eye(9).double()[torch.tensor([[0, 5]])])
     assert torch.equal(scores.label_targets(human + 0.25, "two_hot", 0.5, BINS), scores.two_hot(human + 0.25, BINS))
     wide = scores.label_targets(human[:, 1:], "gaussian", 0.7, BINS)
     assert torch.equal(wide, scores.gaussian_soft_label(human[:, 1:], torch.full((1, 1), 0.7).double(), BINS)) and wide[0, 0, 5] < 0.5
