@@ -177,7 +177,7 @@ class RowPacker:
         self.image_token_id = model.config.image_token_id
         self.merge = model.config.vision_config.spatial_merge_size
         self._rope_index = model.model.get_rope_index
-        self.branching = not _has_recurrent_layers(model.config.get_text_config())
+        self.branching = not has_recurrent_layers(model.config.get_text_config())
 
     def pixels(self, images: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
         """(pixel_values [patches, C], grid [images, 3]) of uint8 RGB images."""
@@ -185,11 +185,14 @@ class RowPacker:
         return features["pixel_values"], features["image_grid_thw"]
 
     def length(self, row: Row, image_tokens: int) -> int:
-        """Packed tokens of a row, for micro-batching by tokens."""
+        """Tokens of the longest sequence that `row` becomes, for micro-batching by tokens."""
         prompt = len(row.question) - 1 + image_tokens
-        if self.branching:
-            return prompt + sum(len(c) - 1 for c in row.completions)
-        return len(row.completions) * (prompt + max(len(c) for c in row.completions) - 1)
+        bodies = [len(c) - 1 for c in row.completions]
+        return prompt + (sum(bodies) if self.branching else max(bodies))
+
+    def sequences(self, row: Row) -> int:
+        """Sequences that `row` becomes: rows of the packed rectangle."""
+        return 1 if self.branching else len(row.completions)
 
     def image_tokens(self, image: np.ndarray) -> int:
         """Number of language-model tokens the processor makes of an image."""
@@ -204,7 +207,7 @@ class RowPacker:
         completions = [c for row in rows for c in row.completions]
         first = 0
         for image, row in enumerate(rows):
-            prompt = _expand(row.question, self.image_token_id, tokens_per_image[image])
+            prompt = expand_image(row.question, self.image_token_id, tokens_per_image[image])
             own = list(range(first, first + len(row.completions)))
             sequences += [(image, prompt, own)] if self.branching else [(image, prompt, [i]) for i in own]
             first += len(own)
@@ -235,7 +238,7 @@ class RowPacker:
         return PackedBatch(
             input_ids=ids,
             position_ids=positions,
-            attention_mask=_tree_mask(branch) if self.branching else (branch >= 0).long(),
+            attention_mask=tree_mask(branch) if self.branching else (branch >= 0).long(),
             pixel_values=pixel_values,
             image_grid=grid,
             image_index=torch.tensor([image for image, _, _ in sequences]),
@@ -279,7 +282,7 @@ class PackedJudge(nn.Module):
     def _hidden(self, batch: PackedBatch) -> Tensor:
         """[R, L, H] last hidden states; image features computed once per image."""
         core = self.model.model
-        frozen = not any(p.requires_grad for p in core.visual.parameters())
+        frozen = not batch.pixel_values.requires_grad and not any(p.requires_grad for p in core.visual.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
             features = core.get_image_features(batch.pixel_values, batch.image_grid, return_dict=True)
         repeats = batch.image_index.tolist()
@@ -324,13 +327,13 @@ def load_packed_judge(folder: Path, dtype: torch.dtype) -> tuple[PackedJudge, Ju
     return PackedJudge(model, text), text, RowPacker(folder, model)
 
 
-def _expand(question: np.ndarray, image_token_id: int, image_tokens: int) -> np.ndarray:
+def expand_image(question: np.ndarray, image_token_id: int, image_tokens: int) -> np.ndarray:
     """The question with its one placeholder repeated `image_tokens` times."""
     at = int(np.flatnonzero(question == image_token_id)[0])
     return np.concatenate([question[:at], np.full(image_tokens, image_token_id, question.dtype), question[at + 1 :]])
 
 
-def _tree_mask(branch: Tensor) -> Tensor:
+def tree_mask(branch: Tensor) -> Tensor:
     """[R, 1, L, L] bool: causal, and query branch = key branch or key is prompt; padding sees itself only (keeps softmax finite)."""
     width = branch.shape[1]
     causal = torch.ones(width, width, dtype=torch.bool).tril()
@@ -339,5 +342,5 @@ def _tree_mask(branch: Tensor) -> Tensor:
     return (allowed | torch.eye(width, dtype=torch.bool)).unsqueeze(1)
 
 
-def _has_recurrent_layers(text_config) -> bool:
+def has_recurrent_layers(text_config) -> bool:
     return any("linear" in kind or "recurrent" in kind for kind in getattr(text_config, "layer_types", None) or [])

@@ -69,7 +69,7 @@ class Learner:
         batches: list[list[int]] = []
         rows_held = 0
         for i in order:
-            rows = sum(1 if self.packer.branching else len(row.completions) for row in units[i])
+            rows = sum(self.packer.sequences(row) for row in units[i])
             if not batches or (rows_held + rows) * lengths[batches[-1][0]] > self.config.max_tokens_per_microbatch:
                 batches.append([])
                 rows_held = 0
