@@ -136,7 +136,7 @@ def test_targets_by_name():
     assert torch.equal(scores.label_targets(human, "hard", 0.5, BINS), torch.eye(9).double()[torch.tensor([[0, 5]])])
     assert torch.equal(scores.label_targets(human + 0.25, "two_hot", 0.5, BINS), scores.two_hot(human + 0.25, BINS))
     wide = scores.label_targets(human[:, 1:], "gaussian", 0.7, BINS)
-    assert torch.equal(wide, scores.gaussian_soft_label(human[:, 1:], torch.full((1, 1), 0.7).double(), BINS)) and wide[0, 0, 5] < 0.5
+    assert torch.equal(wide, scores.gaussian_soft_label(human[:, 1:], torch.full((1, 1), 0.7, dtype=torch.float64), BINS)) and wide[0, 0, 5] < 0.5
     with pytest.raises(ValueError, match="one of the bins"):
         scores.label_targets(human + 0.25, "hard", 0.5, BINS)
     with pytest.raises(ValueError, match="gaussian"):
