@@ -124,10 +124,15 @@ def test_undefined_input():
 
 def test_a_resample_of_one_repeated_prompt_is_undefined():
     """Three prompts, constant inside each: every ninth resample holds one value only and must not become rounding noise."""
-    value = torch.tensor([0.1, 0.1, 0.1, 0.3, 0.3, 0.3, 0.7, 0.7, 0.7]).double()
-    group = torch.arange(3).repeat_interleave(3)
-    for interval in (metrics.plcc_interval, metrics.srcc_interval):
-        assert interval(value, 2 * value, group) == pytest.approx((1, 1), abs=1e-9)
+    group = torch.arange(3).repeat_interleave(7)
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        value = torch.rand(3, generator=generator, dtype=torch.float64)[group]
+        other = value + torch.randn(21, generator=generator, dtype=torch.float64)  # varies inside a prompt: only x is constant there
+        for interval, metric in ((metrics.plcc_interval, metrics.plcc), (metrics.srcc_interval, metrics.srcc)):
+            settings = {"resamples": 60, "level": 0.6}
+            loop = metrics.bootstrap_interval(lambda items, m=metric, y=other, x=value: m(x[items], y[items]), group, **settings)
+            assert interval(value, other, group, **settings) == pytest.approx(loop, abs=1e-9)
 
 
 def test_intervals_are_fast():
