@@ -39,7 +39,8 @@ $(STAMP): pyproject.toml
 	@if [ -d $(VENV) ] && ls $(VENV)/.installed-* 2>/dev/null | grep -qvx $(STAMP); then \
 		echo "$(VENV) holds the other set of extras (cpu and gpu exclude one another): making it anew"; rm -rf $(VENV); fi
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRA),dev]'
+	@echo "installing the pinned set of pyproject.toml with [$(EXTRA),dev]: about 4 GB, some minutes"
+	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check -e '.[$(EXTRA),dev]'
 	@if [ $(EXTRA) = cpu ]; then echo "compiling DeepSpeed's shared-memory collective (once)"; \
 		PATH="$(CURDIR)/$(VENV)/bin:$$PATH" DS_ACCELERATOR=cpu $(VENV)/bin/python -c "$(WARM_UP)" > /dev/null; fi
 	@touch $@
