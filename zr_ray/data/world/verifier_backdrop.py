@@ -70,7 +70,7 @@ def read_backdrop(image: np.ndarray) -> Backdrop:
         gain = float(np.clip(top @ np.array(SKY) / np.dot(SKY, SKY), 0.3, 1.0))
     bright = image * np.float32(1 / gain)
     level = bright - GRADIENT[:, None, None]
-    sky, soil = np.median(level[:30].reshape(-1, 3), 0), np.median(bright[50:].reshape(-1, 3), 0)
+    sky, soil = np.median(level[:30:2, ::2].reshape(-1, 3), 0), np.median(bright[50::2, ::2].reshape(-1, 3), 0)
     ground = _ground_line(level, bright, sky, soil)
     if ground is not None:
         above, below = level[: ground - 2].reshape(-1, 3), bright[ground + 2 :].reshape(-1, 3)
@@ -131,5 +131,6 @@ def _inlier_mean(pixels: np.ndarray, centre: np.ndarray) -> np.ndarray:
 
 def _noise(image: np.ndarray) -> float:
     """Robust standard deviation of the second difference along rows, scaled to that of a pixel (factor sqrt(6))."""
-    second = np.abs(image[:, 2:] - 2 * image[:, 1:-1] + image[:, :-2])
+    part = image[::2]  # every other row is enough
+    second = np.abs(part[:, 2:] - 2 * part[:, 1:-1] + part[:, :-2])
     return float(1.4826 / 6**0.5 * np.median(second))

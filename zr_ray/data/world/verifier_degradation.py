@@ -45,16 +45,14 @@ def _disc() -> np.ndarray:
 
 
 def soften(picture: np.ndarray, blur: float) -> np.ndarray:
-    """Gaussian blur of [64, 64, 3] with standard deviation `blur` pixels."""
+    """Gaussian blur of [N, N, 3] with standard deviation `blur` pixels."""
     if blur <= 0:
         return picture
-    kernel = _kernel(blur)
+    kernel = _kernel(len(picture), blur)
     return np.ascontiguousarray((kernel @ picture.transpose(2, 0, 1) @ kernel.T).transpose(1, 2, 0))
 
 
-@lru_cache(maxsize=None)
-def _kernel(blur: float) -> np.ndarray:
-    return gaussian(SIZE, blur)
+_kernel = lru_cache(maxsize=None)(gaussian)
 
 
 def block_means(picture: np.ndarray) -> np.ndarray:
@@ -64,19 +62,23 @@ def block_means(picture: np.ndarray) -> np.ndarray:
     return means.repeat(BLOCK, 0).repeat(BLOCK, 1)
 
 
-def fit_blur_and_blocks(bright: np.ndarray, drawn: np.ndarray, near: int | None = None, patch=(slice(0, SIZE), slice(0, SIZE))) -> tuple[int, float]:
+def fit_blur_and_blocks(bright: np.ndarray, drawn: np.ndarray, start: int) -> tuple[int, float]:
     """(index into BLURS, block weight in [0, 0.85]) that best turn the drawing into the picture, by least squares over both.
 
-    Args: near: only this index and its neighbours are tried, None for all. patch: the part of the picture that counts, cut at
-    multiples of 4."""
-    best = (np.inf, 0, 0.0)
-    for index in range(len(BLURS)) if near is None else range(max(0, near - 1), min(len(BLURS), near + 2)):
-        model = soften(drawn, BLURS[index])[patch]
+    Args: bright, drawn: [N, N, 3], cut from the pictures at multiples of 4. start: index into BLURS from which to go downhill."""
+
+    def cost(index: int) -> tuple[float, int, float]:
+        model = soften(drawn, BLURS[index])
         detail = model - block_means(model)
-        error = bright[patch] - model
+        error = bright - model
         slope, power = float(np.vdot(error, detail)), max(1.0, float(np.vdot(detail, detail)))
         weight = min(0.85, max(0.0, -slope / power))
-        best = min(best, (float(np.vdot(error, error)) + 2 * weight * slope + weight**2 * power, index, weight))
+        return float(np.vdot(error, error)) + 2 * weight * slope + weight**2 * power, index, weight
+
+    best = cost(start)
+    for step in (-1, 1):
+        while 0 <= best[1] + step < len(BLURS) and (other := cost(best[1] + step))[0] < best[0]:
+            best = other
     return best[1], best[2]
 
 
@@ -85,7 +87,7 @@ def blur_of_sun(bright: np.ndarray, backdrop: Backdrop) -> tuple[int, float]:
     if not backdrop.light:
         return 2, 0.0
     corner = slice(0, 16), slice(0, 16) if backdrop.light == "left" else slice(SIZE - 16, SIZE)
-    return fit_blur_and_blocks(bright, draw(backdrop, None, []), patch=corner)
+    return fit_blur_and_blocks(bright[corner], draw(backdrop, None, [])[corner], 2)
 
 
 def deblock(bright: np.ndarray, weight: float, noise: float) -> np.ndarray:
@@ -100,9 +102,9 @@ def deblock(bright: np.ndarray, weight: float, noise: float) -> np.ndarray:
 def levels(bright: np.ndarray, drawn: np.ndarray, backdrop: Backdrop, blur: float, weight: float, found: list[Found]) -> dict[str, float]:
     """LEVELS -> [0, 1], by inverting the renderer's formulas; below 0.1 counts as absent.
 
-    Args: bright: [64, 64, 3] the picture at full brightness. drawn: the scene read from it. blur: pixels. weight: block weight."""
+    Args: bright: [64, 64, 3] the picture at full brightness. drawn: the scene read from it, blurred and blocked as measured. blur: pixels. weight: block weight."""
     measured = {
-        "noise": (backdrop.noise - 5) / 25,
+        "noise": (max(backdrop.noise, backdrop.gain * _artefacts(bright, drawn)) - 5) / 25,
         "blur": (blur - 0.5) / 1.3,
         "blocks": (weight - 0.25) / 0.55,
         "clash": _clash(backdrop),
@@ -132,9 +134,20 @@ def _clutter(bright: np.ndarray, drawn: np.ndarray, backdrop: Backdrop, found: l
         reach = item.half + 2
         free[max(0, item.y - reach) : max(0, item.y + reach + 1), max(0, item.x - reach) : max(0, item.x + reach + 1)] = False
     path = LITTER.mean(0) - drawn
-    cover = np.clip(((bright - drawn) * path).sum(2) / np.square(path).sum(2), -1.0, 1.5)
-    pieces = float(cover[free].mean()) * SIZE**2 / STICK
+    length = np.square(path).sum(2)
+    free &= length > 60.0**2  # on shadows litter does not show
+    cover = np.clip(((bright - drawn) * path).sum(2)[free] / length[free], -1.0, 1.5)
+    pieces = float(cover.mean()) * SIZE**2 / STICK if cover.size else 0.0
     return (pieces - 4) / 20
+
+
+def _artefacts(bright: np.ndarray, drawn: np.ndarray) -> float:
+    """Root mean square of what neither the scene nor dark litter explains, grey levels at full brightness, single pixels held at 60.
+
+    White noise gives its standard deviation; grids and smears, which pixel-to-pixel noise misses, count like noise of their size."""
+    error, path = bright - drawn, LITTER.mean(0) - drawn
+    litter = (error * path).sum(2) > 0.2 * np.square(path).sum(2)
+    return float(np.sqrt(np.minimum(np.square(error), 60.0**2)[~litter].mean())) if not litter.all() else 60.0
 
 
 def _cropping(found: list[Found]) -> float:

@@ -4,7 +4,7 @@ For a hypothesis H (fill coverage a, outline coverage e, colour c) drawn over a 
 
     gain(H) = sum |I - b|^2 - sum |I - b - D|^2,   D = a (c - b) + e (outline - b)
 
-`propose` evaluates it for all places at half resolution by FFT, `fit_object` at full resolution with blurred
+`propose` evaluates it for all places at half resolution by FFT, `fit_objects` at full resolution with blurred
 templates. Both are exact least squares, so noise averages out over an object instead of flipping single pixels.
 Left out on purpose: other colours, shapes and sizes than the world's; what does not fit is left for the residual to complain about.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 
 import numpy as np
 
@@ -27,8 +28,10 @@ MARGIN = 12
 """Pixels of padding around the picture, so that windows of objects cut by the frame stay inside the array."""
 CORE = (slice(MARGIN, MARGIN + SIZE),) * 2
 """The picture inside a padded array."""
-WINDOW, REACH = 10, 1
-"""Half side of a fitting window and largest shift tried inside it, pixels."""
+WINDOW = 10
+"""Half side of a fitting window, pixels."""
+STEPS = 3
+"""Most moves of a fit that runs to the edge of its reach."""
 BLURS = (0.0, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6, 1.8)
 """Gaussian standard deviations, pixels, that templates exist for."""
 MIN_FIT = 0.5
@@ -103,22 +106,38 @@ def gaussian(length: int, sigma: float) -> np.ndarray:
 
 
 @lru_cache(maxsize=None)
-def _bank(blur: int) -> tuple[np.ndarray, ...]:
-    """Templates of BLURS[blur]: (fill, outline, fill^2, 2 fill outline, outline^2), each [8 kinds * 9 shifts, 441 window pixels]."""
-    side = 2 * WINDOW + 1
+def _bank(blur: int, reach: int) -> np.ndarray:
+    """Templates of BLURS[blur], [8 kinds * (2 reach + 1)^2 shifts, 441 window pixels * 5]: per pixel fill, outline, fill^2, fill outline, outline^2,
+    each with the factor that it has in the gain: 2, 2, -1, -2, -1."""
+    side, shifts = 2 * WINDOW + 1, range(-reach, reach + 1)
     kernel = gaussian(side, BLURS[blur])
-    fills, outlines = [], []
-    for kind in range(len(KINDS)):
+    templates = []
+    for kind, dy, dx in product(range(len(KINDS)), shifts, shifts):
         half = HALF_WIDTH[KINDS[kind][1]]
-        for dy in range(-REACH, REACH + 1):
-            for dx in range(-REACH, REACH + 1):
-                for masks, mask in zip((fills, outlines), coverage(kind), strict=True):
-                    canvas = np.zeros((side, side), np.float32)
-                    top, left = WINDOW + dy - half, WINDOW + dx - half
-                    canvas[top : top + 2 * half + 1, left : left + 2 * half + 1] = mask
-                    masks.append((kernel @ canvas @ kernel.T).ravel())
-    fill, outline = np.array(fills), np.array(outlines)
-    return fill, outline, fill**2, 2 * fill * outline, outline**2
+        parts = []
+        for mask in coverage(kind):
+            canvas = np.zeros((side + 8, side + 8), np.float32)
+            top, left = WINDOW + dy - half + 4, WINDOW + dx - half + 4
+            canvas[top : top + 2 * half + 1, left : left + 2 * half + 1] = mask
+            parts.append((kernel @ canvas[4:-4, 4:-4] @ kernel.T).ravel())
+        fill, outline = parts
+        templates.append(np.stack((2 * fill, 2 * outline, -(fill**2), -2 * fill * outline, -(outline**2)), 1).ravel())
+    return np.array(templates)
+
+
+def _terms() -> np.ndarray:
+    """[9, 5 * 6]: from (R, R.b, b, b.b, 1) of a pixel to R.(c-b), R.(o-b), |c-b|^2, (c-b).(o-b), |o-b|^2 for the six colours c."""
+    matrix = np.zeros((9, 5, len(COLOURS)), np.float32)
+    for k, c in enumerate(PALETTE):
+        o = OUTLINE
+        for term, ink in ((0, c), (1, o)):
+            matrix[:3, term, k], matrix[3, term, k] = ink, -1
+        for term, (one, other) in ((2, (c, c)), (3, (c, o)), (4, (o, o))):
+            matrix[4:7, term, k], matrix[7, term, k], matrix[8, term, k] = -(one + other), 1, one @ other
+    return matrix.reshape(9, -1)
+
+
+_TERMS = _terms()
 
 
 _HALF = 40
@@ -143,19 +162,19 @@ def propose(image: np.ndarray, background: np.ndarray, noise: float) -> list[tup
 
     Args: image, background: [64, 64, 3] float32 at full brightness. noise: standard deviation, grey levels."""
     residual = image - background
-    linear = residual @ _INKS.T - (residual * background).sum(2, keepdims=True)  # [64, 64, 7]
-    square = (background * background).sum(2, keepdims=True) - 2 * background @ _INKS.T + (_INKS * _INKS).sum(1)
-    evidence = np.zeros((8, _HALF, _HALF), np.float32)
-    evidence[:7, :32, :32] = _pool(np.clip(2 * linear - square, _LOWEST, _HIGHEST)).transpose(2, 0, 1)
-    blind = np.square(_pool(residual)).sum(2) - np.float32(3 * noise**2 / 4 + BLIND_FLOOR)
-    evidence[7, :32, :32] = np.clip(blind, -BLIND_FLOOR, 2 * BLIND_FLOOR)
+    linear = residual @ _INKS.T - (residual * background) @ _ONES  # [64, 64, 7]
+    square = (background * background) @ _ONES - 2 * background @ _INKS.T + (_INKS * _INKS).sum(1)
+    inks = _pool(np.clip(2 * linear - square, _LOWEST, _HIGHEST))  # [32, 32, 7]
+    blind = np.square(_pool(residual)) @ _ONES - np.float32(3 * noise**2 / 4 + BLIND_FLOOR)
+    evidence = np.zeros((3, _HALF, _HALF), np.float32)
+    evidence[0, :32, :32] = inks[:, :, :6].max(2)
+    evidence[1, :32, :32] = inks[:, :, 6]
+    evidence[2, :32, :32] = np.clip(blind[:, :, 0], -BLIND_FLOOR, 2 * BLIND_FLOOR)
     spectrum = np.fft.rfft2(evidence)
     fills, outlines = _half_bank()
-    scores = spectrum[:6, None] * fills
-    scores += spectrum[6] * outlines
-    gains = np.fft.irfft2(scores, s=(_HALF, _HALF)).max((0, 1))  # [40, 40]
-    anything = np.fft.irfft2(spectrum[7] * fills[:2], s=(_HALF, _HALF)).max(0)  # discs, small and big
-    return _peaks(gains, CANDIDATES) + _peaks(anything, BLIND_CANDIDATES)
+    scores = np.concatenate((spectrum[0] * fills + spectrum[1] * outlines, spectrum[2] * fills[:2]))  # blind: discs, small and big
+    maps = np.fft.irfft2(scores, s=(_HALF, _HALF))
+    return _peaks(maps[:-2].max(0), CANDIDATES) + _peaks(maps[-2:].max(0), BLIND_CANDIDATES)
 
 
 def _pool(image: np.ndarray) -> np.ndarray:
@@ -171,8 +190,8 @@ def _peaks(gains: np.ndarray, most: int) -> list[tuple[int, int]]:
         row, column = divmod(int(gains.argmax()), _HALF)
         if gains[row, column] <= 0:
             break
-        y, x = (min(SIZE - 1, max(0, 2 * (i if i < 36 else i - _HALF))) for i in (row, column))
-        places.append((x, y))
+        y, x = (2 * (i if i < 36 else i - _HALF) for i in (row, column))
+        places.append(_inside(x, y))
         gains[max(0, row - 2) : row + 3, max(0, column - 2) : column + 3] = 0
     return places
 
@@ -196,58 +215,65 @@ def pad(picture: np.ndarray) -> np.ndarray:
     return padded
 
 
-def fit_object(sheet: Sheet, x: int, y: int, blur: int, met: tuple[Found, ...] = ()) -> Found:
-    """The object that explains most around (x, y).
+def fit_objects(sheet: Sheet, places: list[tuple[int, int]], blur: int, reach: int, met: tuple[Found, ...] = ()) -> list[Found]:
+    """The object that explains most around each place (x, y), pixels of the picture; all places at once, in one matrix product.
 
-    Args: x, y: pixels of the picture. blur: index into BLURS. met: objects in the background that this one may interpenetrate; where
-    it does, both colours show in equal parts."""
-    fill, outline, fill2, both, outline2 = _bank(blur)
-    for _ in range(5):
-        x, y = min(SIZE - 1, max(0, x)), min(SIZE - 1, max(0, y))
-        window = slice(y + MARGIN - WINDOW, y + MARGIN + WINDOW + 1), slice(x + MARGIN - WINDOW, x + MARGIN + WINDOW + 1)
-        b, w = sheet.background[window].reshape(-1, 3), sheet.weight[window].reshape(-1, 1)
-        residual = sheet.image[window].reshape(-1, 3) - b
-        if met:
-            terms = _mixed_terms(residual, b, [(_padded_cover(item)[window].ravel(), PALETTE[item.colour]) for item in met])
-        else:
-            terms = _plain_terms(residual, b)
-        linear_fill, linear_outline, square_fill, cross, square_outline = (w * term for term in terms)
-        energy = fill2 @ square_fill + both @ cross + outline2 @ square_outline  # [72, 6]
-        gain = 2 * (fill @ linear_fill + outline @ linear_outline) - energy
-        best = int(gain.argmax())
-        template, colour = divmod(best, len(COLOURS))
-        kind, shift = divmod(template, (2 * REACH + 1) ** 2)
-        dy, dx = shift // (2 * REACH + 1) - REACH, shift % (2 * REACH + 1) - REACH
-        x, y = x + dx, y + dy
-        if dx == 0 == dy:
+    Args: blur: index into BLURS. reach: largest shift tried at once, repeated while the best lies at its edge. met: objects in the
+    background that these may interpenetrate; where they do, both colours show in equal parts."""
+    bank, width = _bank(blur, reach), 2 * reach + 1
+    fitted: list[Found | None] = [None] * len(places)
+    moving = dict(enumerate(places))
+    for step in range(STEPS):
+        if not moving:
             break
-    most = float(gain[template, colour])
-    return Found(kind, colour, x, y, most / max(1.0, float(energy[template, colour])), most)
+        terms = np.stack([_pixel_terms(sheet, x, y, met) for x, y in moving.values()], 1)  # [441 * 5, places, 6]
+        gains = (bank @ terms.reshape(len(terms), -1)).reshape(len(bank), len(moving), -1)
+        for which, (index, (x, y)) in enumerate(list(moving.items())):
+            gain = gains[:, which]
+            template, colour = divmod(int(gain.argmax()), len(COLOURS))
+            kind, shift = divmod(template, width**2)
+            dy, dx = shift // width - reach, shift % width - reach
+            x, y = _inside(x + dx, y + dy)
+            moving[index] = x, y
+            if max(abs(dx), abs(dy)) < reach or step == STEPS - 1:
+                del moving[index]
+                most = float(gain[template, colour])
+                squares = bank[template].reshape(-1, 5)[:, 2:] * terms[:, which, colour].reshape(-1, 5)[:, 2:]
+                fitted[index] = Found(kind, colour, x, y, most / max(1.0, -float(squares.sum())), most)
+    return fitted
 
 
-def _plain_terms(residual: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, ...]:
-    """R.(c-b), R.(o-b), |c-b|^2, (c-b).(o-b), |o-b|^2 per window pixel, [441, 6] or [441, 1], for fills c and outline o."""
-    linear = residual @ _INKS.T - (residual * b).sum(1, keepdims=True)
-    ink, own = b @ _INKS.T, (b * b).sum(1, keepdims=True)
-    square = own - 2 * ink + (_INKS * _INKS).sum(1)
-    cross = own - ink[:, :6] - ink[:, 6:] + _INKS[:6] @ _INKS[6]
-    return linear[:, :6], linear[:, 6:], square[:, :6], cross, square[:, 6:]
+def _inside(x: int, y: int) -> tuple[int, int]:
+    return min(SIZE - 1, max(0, x)), min(SIZE - 1, max(0, y))
 
 
-def _mixed_terms(residual: np.ndarray, b: np.ndarray, met: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, ...]:
-    """As `_plain_terms`, all [441, 6], with fill and outline replaced by the mean of both colours on other objects (mask, colour)."""
+def _pixel_terms(sheet: Sheet, x: int, y: int, met: tuple[Found, ...]) -> np.ndarray:
+    """[441 * 5, 6]: the five terms of every pixel of the window around (x, y) for the six colours."""
+    window = slice(y + MARGIN - WINDOW, y + MARGIN + WINDOW + 1), slice(x + MARGIN - WINDOW, x + MARGIN + WINDOW + 1)
+    b = sheet.background[window].reshape(-1, 3)
+    residual, w = sheet.image[window].reshape(-1, 3) - b, sheet.weight[window].reshape(-1, 1)
+    if met:
+        masks = [(_padded_cover(item)[window].ravel(), PALETTE[item.colour]) for item in met]
+        return (_mixed_terms(residual, b, masks) * w[:, None]).reshape(-1, len(COLOURS))
+    pixel = np.empty((len(b), 9), np.float32)
+    pixel[:, :3], pixel[:, 3:4], pixel[:, 4:7], pixel[:, 7:8], pixel[:, 8] = residual, (residual * b) @ _ONES, b, (b * b) @ _ONES, 1
+    pixel *= w
+    return (pixel @ _TERMS).reshape(-1, len(COLOURS))
+
+
+_ONES = np.ones((3, 1), np.float32)
+
+
+def _mixed_terms(residual: np.ndarray, b: np.ndarray, met: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """The terms of `_terms`, [441, 5, 6], with fill and outline replaced by the mean of both colours on other objects (mask, colour)."""
     fill = np.broadcast_to(PALETTE, (len(b), *PALETTE.shape)).copy()  # [441, 6, 3]
     outline = np.broadcast_to(_INKS[6], fill.shape).copy()
     for mask, colour in met:
         outline[mask] = fill[mask] = 0.5 * (PALETTE + colour)
-    to_fill, to_outline = fill - b[:, None], outline - b[:, None]
-    return (
-        (to_fill @ residual[:, :, None])[:, :, 0],
-        (to_outline @ residual[:, :, None])[:, :, 0],
-        np.square(to_fill).sum(2),
-        (to_fill * to_outline).sum(2),
-        np.square(to_outline).sum(2),
-    )
+    fill -= b[:, None]
+    outline -= b[:, None]
+    pairs = ((fill, residual[:, None]), (outline, residual[:, None]), (fill, fill), (fill, outline), (outline, outline))
+    return np.stack([(one * other).sum(2) for one, other in pairs], 1)
 
 
 def covered(item: Found) -> np.ndarray:
