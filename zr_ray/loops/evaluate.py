@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from zr_ray.data.aggregate import aggregate_scores
-from zr_ray.functional import correlation, intervals, pairs, scores
+from zr_ray.functional import correlation, intervals, pairs
 from zr_ray.loops.rollout import generate, question, request_seed, score
 from zr_ray.models.judge import JudgeText
 from zr_ray.records import AnnotatedImage
@@ -25,23 +26,43 @@ BINS = torch.tensor(SCORE_BINS, dtype=torch.float64)
 
 @dataclass(frozen=True)
 class Judged:
-    """A judge's answers on I items in all D dimensions."""
+    """A judge's answers on I items in all D dimensions, S outputs per question."""
 
-    q: Tensor
-    """[I, D, K] float64 score distributions (averaged over samples); nan where no output was well formed or nothing was asked."""
-    tokens: Tensor
-    """[I, D] generated tokens per score, all samples together."""
-    malformed: Tensor
-    """[I, D] malformed outputs."""
-    samples: int
-    """Outputs per question."""
+    label_logprobs: Tensor
+    """[I, D, S, K] float64 log-probs of the labels over the full vocabulary, nats; nan where an output was malformed."""
+    sample_tokens: Tensor
+    """[I, D, S] generated tokens of each output."""
     reasoning: tuple[tuple[str, ...], ...] = ()
     """[I][D] reasoning text of the first sample; kept by the rank that asked, empty elsewhere."""
+
+    @property
+    def samples(self) -> int:
+        """S, outputs per question."""
+        return self.label_logprobs.shape[2]
+
+    @cached_property
+    def q(self) -> Tensor:
+        """[I, D, K] float64 score distributions, averaged over well-formed outputs; nan where there was none."""
+        return torch.log_softmax(self.label_logprobs, -1).exp().nanmean(2)
 
     @property
     def mu(self) -> Tensor:
         """[I, D] expected scores, rubric points; nan where q is."""
         return (self.q * BINS).sum(-1)
+
+    @property
+    def tokens(self) -> Tensor:
+        """[I, D] generated tokens per score, all samples together."""
+        return self.sample_tokens.sum(-1)
+
+    @property
+    def malformed(self) -> Tensor:
+        """[I, D] malformed outputs."""
+        return self.label_logprobs.isnan().any(-1).sum(-1).float()
+
+    def first(self, samples: int) -> Judged:
+        """The answers as if only the first `samples` outputs had been drawn: one point of a test-time scaling curve."""
+        return Judged(self.label_logprobs[:, :, :samples], self.sample_tokens[:, :, :samples], self.reasoning)
 
 
 def judge_items(
@@ -52,8 +73,8 @@ def judge_items(
 
     Args: reasoning: False reads the distribution directly (one token). samples: 0 decodes one greedy trace, n > 0 samples n traces
         and averages their distributions. batch_items: items sent to the workers at a time. deadline_s: per batch."""
-    shape = (len(items), len(DIMENSIONS))
-    q, tokens, malformed, valid = torch.zeros(*shape, len(SCORE_BINS), dtype=torch.float64), torch.zeros(shape), torch.zeros(shape), torch.zeros(shape)
+    shape = (len(items), len(DIMENSIONS), max(1, samples) if reasoning else 1)
+    labels, valid, tokens = torch.zeros(*shape, len(SCORE_BINS), dtype=torch.float64), torch.zeros(shape), torch.zeros(shape)
     texts = [[""] * shape[1] for _ in range(shape[0])]
     mine = list(range(rank, len(items), world))
     for start in range(0, len(mine), batch_items):
@@ -62,21 +83,20 @@ def judge_items(
         requests = [question(text, items[i], DIMENSIONS[d], request_seed(seed, i, d), direct=not reasoning) for i, d in asked]
         what = f"judging items {start + 1}-{start + len(chunk)} of {len(mine)}"
         if reasoning:
-            groups = generate(workers, requests, max(1, samples), 1.0 if samples else 0.0, deadline_s, what)
+            groups = generate(workers, requests, shape[2], 1.0 if samples else 0.0, deadline_s, what)
         else:
             groups = [[answer] for answer in score(workers, requests, deadline_s, what)]
         for (i, d), group in zip(asked, groups, strict=True):
-            well_formed = [j for j in group if j.score_index is not None]
-            for judgement in well_formed:
-                q[i, d] += scores.score_log_distribution(torch.from_numpy(judgement.score_logprobs).double()).exp()
-            valid[i, d] = len(well_formed)
-            tokens[i, d] = sum(len(j.token_ids) for j in group)
-            malformed[i, d] = len(group) - len(well_formed)
+            for s, judgement in enumerate(group):
+                tokens[i, d, s] = len(judgement.token_ids)
+                if judgement.score_index is not None:
+                    labels[i, d, s], valid[i, d, s] = torch.from_numpy(judgement.score_logprobs).double(), 1.0
             texts[i][d] = text.reasoning(group[0].token_ids, group[0].score_index) if reasoning else ""
     if world > 1:
-        q, tokens, malformed, valid = (torch.tensor(reduce_sum(t.flatten().tolist()), dtype=t.dtype).view(t.shape) for t in (q, tokens, malformed, valid))
-    q = torch.where(valid.unsqueeze(-1) > 0, q / valid.unsqueeze(-1).clamp_min(1).double(), math.nan)
-    return Judged(q, tokens, malformed, max(1, samples), tuple(map(tuple, texts)))
+        shares = (labels, valid, tokens)
+        labels, valid, tokens = (torch.tensor(reduce_sum(t.flatten().tolist()), dtype=t.dtype).view(t.shape) for t in shares)
+    labels = torch.where(valid.unsqueeze(-1) > 0, labels, math.nan)
+    return Judged(labels, tokens, tuple(map(tuple, texts)))
 
 
 def human_scores(items: Sequence[AnnotatedImage]) -> Tensor:
@@ -127,7 +147,7 @@ def _agreement(mu: Tensor, human: Tensor, group: Tensor, prompt: Tensor, resampl
 
 def row(method: str, judged: Judged, human: Tensor, items: Sequence[AnnotatedImage], resamples: int, seed: int) -> dict:
     """One row of `result.json`."""
-    outputs = judged.tokens.numel() * judged.samples
+    outputs = judged.sample_tokens.numel()
     return {
         "method": method,
         **agreement(judged.mu, human, items, resamples, seed),
