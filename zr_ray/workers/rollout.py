@@ -54,6 +54,7 @@ class RolloutWorker:
             max_model_len=config.max_model_len,
             limit_mm_per_prompt={"image": 1},
             enforce_eager=config.enforce_eager,
+            enable_chunked_prefill=config.gpus > 0,  # vLLM cannot rewind a seeded CPU generator after a partial prefill
             distributed_executor_backend="uni",
             logprobs_mode="processed_logprobs",
             max_logprobs=len(self.text.label_ids),
