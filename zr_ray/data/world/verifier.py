@@ -85,15 +85,16 @@ def read_scene(image: np.ndarray) -> SceneReading:
     bright = raw * np.float32(1 / backdrop.gain)
     noise = backdrop.noise / backdrop.gain
     blur, weight = blur_of_sun(bright, backdrop)
-    sharp = deblock(bright, weight, noise)
-    empty = SceneReading((), {}, backdrop.light, backdrop.ground, False, levels(bright, draw(backdrop, None, []), backdrop, 0.0, 0.0, []))
+    sharp, seen_blur = deblock(bright, weight, noise, blur)
+    bare = levels(bright, soften(draw(backdrop, None, []), BLURS[blur]), backdrop, BLURS[blur], weight, [])
+    empty = SceneReading((), {}, backdrop.light, backdrop.ground, False, bare)
     if backdrop.ground is None:
         return empty
-    found = _find(sharp, draw(backdrop, seen_shade(sharp, backdrop), []), blur, noise)
+    found = _find(sharp, draw(backdrop, seen_shade(sharp, backdrop), []), seen_blur, noise)
     _, shade = read_shadows(sharp, backdrop, found, [over for over, _ in supports(found, backdrop.ground)], BLURS[blur])
     blur, weight = fit_blur_and_blocks(bright, draw(backdrop, shade, found), blur)
-    sharp = deblock(bright, weight, noise)
-    found = _again(sharp, backdrop, shade, found, blur)
+    sharp, seen_blur = deblock(bright, weight, noise, blur)
+    found = _again(sharp, backdrop, shade, found, seen_blur)
     stands = supports(found, backdrop.ground)
     sides, shade = read_shadows(sharp, backdrop, found, [over for over, _ in stands], BLURS[blur])
     drawn = draw(backdrop, shade, found)

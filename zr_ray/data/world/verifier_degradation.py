@@ -90,13 +90,17 @@ def blur_of_sun(bright: np.ndarray, backdrop: Backdrop) -> tuple[int, float]:
     return fit_blur_and_blocks(bright[corner], draw(backdrop, None, [])[corner], 2)
 
 
-def deblock(bright: np.ndarray, weight: float, noise: float) -> np.ndarray:
-    """Undo a blend towards block means, held back where noise would be blown up (a Wiener gain against detail of 50 grey levels)."""
+def deblock(bright: np.ndarray, weight: float, noise: float, blur: int) -> tuple[np.ndarray, int]:
+    """Undo a blend towards block means, held back where noise would be blown up (a Wiener gain against detail of 50 grey levels).
+
+    Returns: the picture, and the index into BLURS that fits it when `blur` fits the scene: what is left of the blend blurs like a box
+    of 4 pixels, standard deviation 4 / sqrt(12)."""
     if weight <= 0.05:
-        return bright
-    means = block_means(bright)
-    keep = 1 - weight
-    return means + (bright - means) * np.float32(keep / (keep**2 + (noise / 50.0) ** 2))
+        return bright, blur
+    means, keep = block_means(bright), 1 - weight
+    wiener = keep / (keep**2 + (noise / 50.0) ** 2)
+    sigma = (BLURS[blur] ** 2 + max(0.0, 1 - keep * wiener) * BLOCK**2 / 12) ** 0.5
+    return means + (bright - means) * np.float32(wiener), int(np.argmin(np.abs(np.array(BLURS) - sigma)))
 
 
 def levels(bright: np.ndarray, drawn: np.ndarray, backdrop: Backdrop, blur: float, weight: float, found: list[Found]) -> dict[str, float]:
@@ -128,7 +132,9 @@ def _clash(backdrop: Backdrop) -> float:
 
 
 def _clutter(bright: np.ndarray, drawn: np.ndarray, backdrop: Backdrop, found: list[Found]) -> float:
-    """Area that only litter explains, outside objects, in pieces; every pixel counts by how far it went from the drawing to litter."""
+    """Area that only litter explains, outside objects, in pieces; every pixel counts by how far it went from the drawing to litter.
+
+    Blurred litter darkens the measured sky and ground themselves, so each is taken from its cleanest quarter of 4 x 4 blocks."""
     free = np.ones((SIZE, SIZE), bool)
     for item in found:
         reach = item.half + 2
@@ -136,9 +142,18 @@ def _clutter(bright: np.ndarray, drawn: np.ndarray, backdrop: Backdrop, found: l
     path = LITTER.mean(0) - drawn
     length = np.square(path).sum(2)
     free &= length > 60.0**2  # on shadows litter does not show
-    cover = np.clip(((bright - drawn) * path).sum(2)[free] / length[free], -1.0, 1.5)
-    pieces = float(cover.mean()) * SIZE**2 / STICK if cover.size else 0.0
-    return (pieces - 4) / 20
+    cover = np.where(free, np.clip(((bright - drawn) * path).sum(2) / np.maximum(length, 1), -1.5, 1.5), 0)
+    n, row = SIZE // BLOCK, (backdrop.ground or SIZE) // BLOCK
+    counts, sums = (grid.reshape(n, BLOCK, n, BLOCK).sum((1, 3)) for grid in (free, cover))
+    spread = backdrop.noise / backdrop.gain / float(np.sqrt(np.median(length))) / BLOCK  # of a block's mean
+    area, pixels = 0.0, 0
+    for part in (slice(0, row), slice(row + 1, n)):
+        whole = counts[part] > BLOCK**2 // 2
+        if whole.any():
+            means = sums[part][whole] / counts[part][whole]
+            clean = float(np.percentile(means, 25)) + 0.67 * spread
+            area, pixels = area + float((means - clean).mean()) * means.size, pixels + means.size
+    return (area / max(1, pixels) * SIZE**2 / STICK - 4) / 20
 
 
 def _artefacts(bright: np.ndarray, drawn: np.ndarray) -> float:
