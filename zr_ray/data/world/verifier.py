@@ -23,6 +23,7 @@ from zr_ray.data.world.verifier_objects import (
 )  # fmt: skip
 from zr_ray.data.world.verifier_physics import overlapping, read_shadows, relation, seen_shade, supports
 from zr_ray.errors import DataError
+from zr_ray.rubric import DIMENSIONS
 
 ROUND_FITS = (0.8, 0.6, 0.3)
 """Least fit per round of proposals in the first pass: sure objects first, those that interpenetrate others once these are explained."""
@@ -272,17 +273,22 @@ def plausibility_score(reading: SceneReading) -> float:
     )
 
 
+def quality_scores(reading: SceneReading) -> dict[str, float]:
+    """Realism and aesthetics in [1, 5], rubric points: 5 minus the penalties of the measured degradations; 1 when no object is seen."""
+    return {
+        dimension: _score(sum(PENALTY[name] * reading.levels[name] for name in names)) if reading.objects else 1.0
+        for dimension, names in (("realism", REALISM), ("aesthetics", AESTHETICS))
+    }
+
+
 def verify(image: np.ndarray, prompt: str) -> dict[str, float]:
     """Dimension -> score in [1, 5], rubric points, of a [64, 64, 3] uint8 picture for a prompt of the world.
 
-    Realism and aesthetics are 5 minus the penalties of the measured degradations; every score is 1 when no object is seen.
+    Every score is 1 when no object is seen: there is nothing to judge, and emptiness must not pay.
     Raises: ValueError for a picture of another shape or type, DataError for a foreign prompt."""
     reading = read_scene(image)
-    scores = {"alignment": alignment_score(reading, prompt)}
-    for dimension, names in (("realism", REALISM), ("aesthetics", AESTHETICS)):
-        worst = sum(PENALTY[name] * reading.levels[name] for name in names)
-        scores[dimension] = _score(worst) if reading.objects else 1.0
-    return scores | {"plausibility": plausibility_score(reading)}
+    scores = {"alignment": alignment_score(reading, prompt), "plausibility": plausibility_score(reading)} | quality_scores(reading)
+    return {dimension: scores[dimension] for dimension in DIMENSIONS}
 
 
 def _score(penalty: float) -> float:
