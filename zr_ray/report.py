@@ -21,6 +21,7 @@ from pathlib import Path
 import yaml
 
 from zr_ray.observe import duration
+from zr_ray.report_evaluation import evaluation_sections
 from zr_ray.report_figures import agreement_chart, distribution_bars, reliability_charts, training_curves
 from zr_ray.run_folder import CONFIG_FILE, RunFolder
 
@@ -39,7 +40,7 @@ def write_report(run: RunFolder) -> Path:
     data = yaml.safe_load((run.path / CONFIG_FILE).read_text()).get("data", {}).get("path")
     source = f"Data: {data}." if data else "Data: the built-in rubric world; its images and annotators are simulated."
     sections = [
-        _headline(result, environment), _tables(result, source), _curves(metrics), _reliability(result),
+        _headline(result, environment), _tables(result, source), evaluation_sections(result), _curves(metrics), _reliability(result),
         _examples(examples, examples_file.parent),
     ]  # fmt: skip
     page = (
