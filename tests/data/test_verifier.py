@@ -12,7 +12,7 @@ from zr_ray.data.world.verifier import (
 )  # fmt: skip
 from zr_ray.data.world.verifier_accuracy import accuracy_table
 from zr_ray.data.world.verifier_degradation import block_means, deblock, fit_blur_and_blocks, soften
-from zr_ray.data.world.verifier_objects import BLURS
+from zr_ray.data.world.verifier_templates import BLURS
 from zr_ray.errors import DataError
 from zr_ray.rubric import DIMENSIONS
 

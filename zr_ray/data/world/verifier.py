@@ -18,10 +18,10 @@ from zr_ray.data.world.scene import AESTHETICS, COLOURS, OVERLAP_PIXELS, PHRASES
 from zr_ray.data.world.truth import PENALTY
 from zr_ray.data.world.verifier_backdrop import Backdrop, read_backdrop
 from zr_ray.data.world.verifier_degradation import block_means, blur_of_sun, deblock, draw, fit_blur_and_blocks, levels, soften
-from zr_ray.data.world.verifier_objects import (
-    BLURS, CORE, MARGIN, MIN_FIT, MIN_GAIN, Found, Sheet, coverage, covered, fit_objects, pad, paint, propose,
-)  # fmt: skip
+from zr_ray.data.world.verifier_objects import MIN_FIT, MIN_GAIN, Sheet, fit_objects, pad
 from zr_ray.data.world.verifier_physics import overlapping, read_shadows, relation, seen_shade, supports
+from zr_ray.data.world.verifier_search import propose
+from zr_ray.data.world.verifier_templates import BLURS, CORE, MARGIN, Found, coverage, covered, paint
 from zr_ray.errors import DataError
 from zr_ray.rubric import DIMENSIONS
 
@@ -33,7 +33,7 @@ MIN_CHANGE = 30.0
 """Grey levels, summed over channels, by which the middle of a proposal must differ from what is already explained."""
 MIN_LIKENESS = 0.6
 """An object that resembles its redrawing less is not recognised: 99 % of correctly read rendered objects, however degraded, reach 0.68,
-coloured blobs on a proper backdrop rarely 0.6."""
+coloured blobs on a proper backdrop rarely 0.6. Nothing is recognised either where the last of BLURS fits best."""
 
 
 @dataclass(frozen=True)
@@ -87,10 +87,8 @@ def read_scene(image: np.ndarray) -> SceneReading:
     noise = backdrop.noise / backdrop.gain
     blur, weight = blur_of_sun(bright, backdrop)
     sharp, seen_blur = deblock(bright, weight, noise, blur)
-    bare = levels(bright, soften(draw(backdrop, None, []), BLURS[blur]), backdrop, BLURS[blur], weight, [])
-    empty = SceneReading((), {}, backdrop.light, backdrop.ground, False, bare)
     if backdrop.ground is None:
-        return empty
+        return _empty(bright, backdrop, blur, weight)
     found = _find(sharp, draw(backdrop, seen_shade(sharp, backdrop), []), seen_blur, noise)
     _, shade = read_shadows(sharp, backdrop, found, [over for over, _ in supports(found, backdrop.ground)], BLURS[blur])
     blur, weight = fit_blur_and_blocks(bright, draw(backdrop, shade, found), blur)
@@ -106,9 +104,9 @@ def read_scene(image: np.ndarray) -> SceneReading:
         SeenObject(f.size, COLOURS[f.colour], f.shape, f.x, f.y + f.half, level, side, _likeness(bright, model, f, found, noise), over)
         for f, (over, level), side in zip(found, stands, sides, strict=True)
     )
-    if not any(item.fit >= MIN_LIKENESS for item in objects):
-        return empty
-    known = [i for i, item in enumerate(objects) if item.fit >= MIN_LIKENESS]
+    known = [i for i, item in enumerate(objects) if item.fit >= MIN_LIKENESS and blur < len(BLURS) - 1]
+    if not known:
+        return _empty(bright, backdrop, blur, weight)
     pairs = list(permutations(range(len(known)), 2))
     return SceneReading(
         tuple(objects[i] for i in known),
@@ -118,6 +116,12 @@ def read_scene(image: np.ndarray) -> SceneReading:
         any(overlapping(found[known[i]], found[known[j]]) for i, j in pairs),
         levels(bright, model, backdrop, BLURS[blur], weight, found),
     )
+
+
+def _empty(bright: np.ndarray, backdrop: Backdrop, blur: int, weight: float) -> SceneReading:
+    """The reading of a picture in which no object is recognised."""
+    model = soften(draw(backdrop, None, []), BLURS[blur])
+    return SceneReading((), {}, backdrop.light, backdrop.ground, False, levels(bright, model, backdrop, BLURS[blur], weight, []))
 
 
 def _likeness(bright: np.ndarray, model: np.ndarray, item: Found, found: list[Found], noise: float) -> float:
@@ -151,13 +155,13 @@ def _find(sharp: np.ndarray, background: np.ndarray, blur: int, noise: float) ->
         if places is None:
             places = propose(sharp, explained, noise)
             new = [place for place in places if not fits.get(place) and _unexplained(sharp, explained, *place)]
-            fits.update(zip(new, fit_objects(sheet, new, blur, 2), strict=True))
+            fits.update(zip(new, fit_objects(sheet, new, blur, 2, coarse=True), strict=True))
         while good := {place: item for place, item in fits.items() if item and item.fit >= least and item.gain >= MIN_GAIN}:
             place = max(good, key=lambda place: good[place].gain)
             best = good[place]
             if place in stale:
                 stale.discard(place)
-                (fits[place],) = fit_objects(sheet, [(best.x, best.y)], blur, 2)
+                (fits[place],) = fit_objects(sheet, [(best.x, best.y)], blur, 2, coarse=True)
                 if any(_same_place(fits[place], other) for other in found):
                     fits[place] = None
                 continue
@@ -186,7 +190,7 @@ def _again(sharp: np.ndarray, backdrop: Backdrop, shade: np.ndarray, found: list
     for item in found:
         others = [other for other in kept if other is not item]
         sheet = Sheet(padded, pad(soften(draw(backdrop, shade, others), BLURS[blur])), _INSIDE)
-        (new,) = fit_objects(sheet, [(item.x, item.y)], blur, 1, tuple(other for other in others if _close(item, other)))
+        (new,) = fit_objects(sheet, [(item.x, item.y)], blur, 1, met=tuple(other for other in others if _close(item, other)))
         good = new.fit >= MIN_FIT and new.gain >= MIN_GAIN and not any(_same_place(new, other) for other in others)
         kept = others + [new] if good else others
     return sorted(kept, key=lambda item: item.x)

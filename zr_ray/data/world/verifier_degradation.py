@@ -14,7 +14,7 @@ import numpy as np
 from zr_ray.data.world.render import CLASHES, GROUND, LITTER, SKY, SUN
 from zr_ray.data.world.scene import LEVELS, SIZE
 from zr_ray.data.world.verifier_backdrop import SUN_SPOTS, Backdrop
-from zr_ray.data.world.verifier_objects import BLURS, PALETTE, Found, covered, gaussian, paint
+from zr_ray.data.world.verifier_templates import BLURS, PALETTE, Found, covered, gaussian, paint
 
 BLOCK = 4
 """Side of a compression block, pixels."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from zr_ray.data.world.scene import FLOAT_GAP, SIZE
 from zr_ray.data.world.verifier_backdrop import Backdrop
-from zr_ray.data.world.verifier_objects import Found, gaussian
+from zr_ray.data.world.verifier_templates import Found, gaussian
 
 CONTACT = 2.5
 """Objects whose boxes interpenetrate deeper than this, in pixels and in both directions, overlap (the world's do by 6)."""
