@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from zr_ray.models.generator_scenes import MAP_CLASSES
 
 PAD_TO = 32
-"""Z-Image pads a caption to a multiple of this many tokens, all with one learned vector at one position."""
+"""Z-Image pads a caption to a multiple of this many tokens, all with one learned vector."""
 
 
 def sample_sigmas(count: int, *, mean: float, spread: float, shift: float, generator: torch.Generator) -> Tensor:
@@ -55,14 +55,17 @@ class RealRotaryAttention:
 
 
 class PackedTransformer(nn.Module):
-    """Computes what a `ZImageTransformer2DModel` computes, for batches of one image size, about a quarter faster.
+    """Computes what a `ZImageTransformer2DModel` without a rotary axis for captions computes, for one image size, a quarter faster.
 
-    Z-Image fills captions up to 32 tokens with one vector at one position. Those tokens stay equal in every layer, so one of them
-    with log(count) added to its attention logit does the work of all. Shares the transformer's parameters; replaces its attention
-    processors, so sample from a copy. `tap` names the layer whose image tokens are returned too."""
+    Z-Image fills captions up to 32 tokens with one learned vector and attends to it. Where captions carry no rotary position
+    (`axes_dims[0]` is 0; the text encoder has its own) those tokens stay equal in every layer, so one of them with log(count) added to
+    its attention logit does the work of all. Shares the transformer's parameters; replaces its attention processors, so sample
+    from a copy. `tap` names the layer whose image tokens are returned too."""
 
     def __init__(self, transformer, max_tokens: int, tap: int, compiled: bool) -> None:
         super().__init__()
+        if transformer.config.axes_dims[0] != 0:
+            raise ValueError(f"packed captions need axes_dims[0] = 0, got {transformer.config.axes_dims}; build the transformer without it")
         self.transformer, self.max_tokens, self.tap = transformer, max_tokens, tap
         blocks = [*transformer.noise_refiner, *transformer.context_refiner, *transformer.layers]
         for block in blocks:
@@ -71,7 +74,8 @@ class PackedTransformer(nn.Module):
                 block.compile(dynamic=False)
 
     def _rotary(self, ids: Tensor) -> Tensor:
-        return torch.view_as_real(self.transformer.rope_embedder(ids))[None]
+        """Row and column of each token [S, 2] -> [1, S, head/2, 2]."""
+        return torch.view_as_real(self.transformer.rope_embedder(F.pad(ids, (1, 0)).int()))[None]
 
     def forward(self, latents: Tensor, times: Tensor, captions: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(output [B, C, H, W], image tokens after layer `tap` [B, HW/4, width]).
@@ -82,9 +86,7 @@ class PackedTransformer(nn.Module):
         rows, columns = height // 2, width // 2
         modulation = model.t_embedder(times * model.t_scale).type_as(latents)
         position = torch.arange(self.max_tokens, device=device)
-        ids = torch.zeros(self.max_tokens + 1, 3, dtype=torch.int32, device=device)
-        ids[:-1, 0] = position + 1
-        caption_rotary = self._rotary(ids)
+        caption_rotary = self._rotary(torch.zeros(self.max_tokens + 1, 2, device=device))
         bias = torch.zeros(batch, self.max_tokens + 1, device=device)
         bias[:, :-1].masked_fill_(position >= lengths[:, None], -torch.inf)
         bias[:, -1] = (PAD_TO - lengths).log()
@@ -93,8 +95,7 @@ class PackedTransformer(nn.Module):
             text = block(text, bias[:, None, None], caption_rotary)
 
         grid = torch.stack(torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij"), dim=-1).flatten(0, 1)
-        ids = torch.cat([torch.full((rows * columns, 1), PAD_TO + 1), grid], dim=1).int().to(device)
-        image_rotary = self._rotary(ids)
+        image_rotary = self._rotary(grid.to(device))
         patches = latents.view(batch, channels, rows, 2, columns, 2).permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * columns, -1)
         image = model.all_x_embedder["2-1"](patches)
         for block in model.noise_refiner:

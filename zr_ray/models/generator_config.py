@@ -33,7 +33,8 @@ class ModelSection(Section):
     layers: int = Field(5, ge=1, description="main layers")
     refiner_layers: int = Field(1, ge=1, description="layers of each refiner")
     heads: int = Field(4, ge=1, description="attention heads")
-    text_width: int = Field(96, ge=32, description="of the text encoder, a multiple of 32")
+    text_width: int = Field(64, ge=32, description="of the text encoder, a multiple of 32")
+    text_layers: int = Field(3, ge=2, description="of the text encoder; the last one is never read")
     shift: float = Field(3.0, gt=0, description="static shift of the noise levels, in training and in the scheduler")
 
 
@@ -43,15 +44,15 @@ class FlowSection(Section):
     level_mean: float = Field(0.0, description="mean of the normal under the logit-normal noise level, before the shift")
     level_spread: float = Field(1.0, gt=0, description="its standard deviation")
     caption_dropout: float = Field(0.1, ge=0, lt=1, description="share of empty prompts, for classifier-free guidance")
-    map_weight: float = Field(0.1, ge=0, description="weight of the auxiliary object-map loss; 0 leaves it out")
+    map_weight: float = Field(0.25, ge=0, description="weight of the auxiliary object-map loss; 0 leaves it out")
     map_layer: int = Field(2, ge=0, description="main layer whose image tokens predict the object map")
 
 
 class OptimiserSection(Section):
     """Muon on the matrices of attention and feed-forward, AdamW on the rest; constant, then linearly to 0 with the time."""
 
-    learning_rate: float = Field(2e-3, gt=0, description="of both")
-    batch: int = Field(64, ge=2, description="scenes a step")
+    learning_rate: float = Field(1.5e-3, gt=0, description="of both")
+    batch: int = Field(32, ge=2, description="scenes a step")
     warmup_steps: int = Field(100, ge=0, description="linear warm-up")
     decay_from: float = Field(0.6, ge=0, le=1, description="share of --minutes after which the learning rate falls")
     ema_decay: float = Field(0.998, ge=0, lt=1, description="of the averaged weights, which are what is shipped")

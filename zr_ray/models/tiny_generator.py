@@ -21,6 +21,10 @@ IMAGE_SIDE = 64
 """Pixels."""
 MAX_PROMPT_TOKENS = 16
 """Pass as `max_sequence_length`: the longest prompt of the world has 9 tokens, and the pipeline's default of 512 costs time."""
+SAMPLING_STEPS = 12
+"""Steps and guidance that the shipped generator was measured with."""
+GUIDANCE_SCALE = 1.5
+"""w of pos + w (pos - neg); the usual weight minus 1."""
 END = "<|im_end|>"
 PAD = "<|endoftext|>"
 UNKNOWN = "<|unk|>"
@@ -39,7 +43,9 @@ class GeneratorSizes:
     layers: int = 5
     refiner_layers: int = 1
     heads: int = 4
-    text_width: int = 96
+    text_width: int = 64
+    text_layers: int = 3
+    """The pipeline reads the last but one hidden state, so the last layer never speaks."""
     latent_channels: int = 16
     shift: float = 3.0
     """Static shift of the noise levels, Z-Image's own value: sigma -> 3 sigma / (1 + 2 sigma)."""
@@ -62,13 +68,12 @@ def build_tokenizer():
     )  # fmt: skip
 
 
-def _build_text_encoder(tokenizer, width: int):
-    """Two layers of Qwen3; the pipeline reads the last but one hidden state, so the second never speaks."""
+def _build_text_encoder(tokenizer, width: int, layers: int):
     from transformers import Qwen3Config, Qwen3Model
 
     return Qwen3Model(
         Qwen3Config(
-            vocab_size=len(tokenizer), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2,
+            vocab_size=len(tokenizer), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers,
             num_attention_heads=width // 32, num_key_value_heads=width // 32, head_dim=32, max_position_embeddings=64,
             pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=None, dtype="float32",
             initializer_range=0.1,
@@ -80,11 +85,11 @@ def _build_transformer(sizes: GeneratorSizes):
     from diffusers import ZImageTransformer2DModel
 
     head = sizes.width // sizes.heads
-    axis = head // 3 // 2 * 2  # rotary numbers per image axis, even; the caption axis gets the rest
+    row = head // 4 * 2  # rotary numbers for the row, even; the column gets the rest, the caption none: see PackedTransformer
     model = ZImageTransformer2DModel(
         in_channels=sizes.latent_channels, dim=sizes.width, n_layers=sizes.layers, n_refiner_layers=sizes.refiner_layers,
         n_heads=sizes.heads, n_kv_heads=sizes.heads, cap_feat_dim=sizes.text_width,
-        axes_dims=[head - 2 * axis, axis, axis], axes_lens=[128, 16, 16],
+        axes_dims=[0, row, head - row], axes_lens=[128, 16, 16],
     )  # fmt: skip
     with torch.no_grad():
         for name, value in model.named_parameters():
@@ -107,7 +112,7 @@ def build_tiny_generator(codec: dict[str, Tensor], sizes: GeneratorSizes, seed: 
         pipeline = ZImagePipeline(
             scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=sizes.shift, use_dynamic_shifting=False),
             vae=build_autoencoder(codec),
-            text_encoder=_build_text_encoder(tokenizer, sizes.text_width),
+            text_encoder=_build_text_encoder(tokenizer, sizes.text_width, sizes.text_layers),
             tokenizer=tokenizer,
             transformer=_build_transformer(sizes),
         )
