@@ -1,0 +1,150 @@
+"""Teacher labels on disk: score distributions by content of prompt and image, with their provenance.
+
+    <folder>/manifest.json         what made the labels; a folder only takes labels of one provenance
+             part-000000.parquet   one row an item, see SCHEMA; a part is complete or not there, and never changes
+
+An item is named by the hash of its prompt and image file, so the same picture is labelled once whatever data set it is in, and labels
+of another picture can never be taken for its own. One process writes at a time (`locked`).
+Left out on purpose: how labels are made (`loops/label.py`), and removal.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from zr_ray.errors import ConfigError, DataError
+from zr_ray.records import AnnotatedImage
+from zr_ray.rubric import DIMENSIONS, SCORE_BINS
+
+MANIFEST = "manifest.json"
+
+SCHEMA = pa.schema(
+    [
+        ("fingerprint", pa.string()),
+        ("id", pa.string()),  # of the item it was labelled as; information only
+        ("log_q", pa.struct([(d, pa.list_(pa.float32())) for d in DIMENSIONS])),  # K nats, mean of the valid traces; null without one
+        ("valid", pa.struct([(d, pa.int32()) for d in DIMENSIONS])),  # well-formed traces
+        ("tokens", pa.struct([(d, pa.int32()) for d in DIMENSIONS])),  # generated tokens of all traces
+        ("worker", pa.string()),  # host and process that labelled it
+        ("error", pa.string()),  # why the item could not be labelled; null if it was
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Label:
+    """The teacher's answer on one item."""
+
+    log_q: np.ndarray
+    """[D, K] float32 nats; nan where no trace was well formed."""
+    valid: np.ndarray
+    """[D] well-formed traces."""
+    tokens: np.ndarray
+    """[D] generated tokens of all traces."""
+    worker: str
+    error: str | None
+
+
+def fingerprint(item: AnnotatedImage) -> str:
+    """32 hex digits of prompt and image file. Raises DataError if the file cannot be read."""
+    try:
+        content = item.image.read_bytes()
+    except OSError as error:
+        raise DataError(f"item {item.id!r}: image {item.image} cannot be read ({error.strerror}); add the file") from error
+    return hashlib.sha256(item.prompt.encode() + b"\0" + content).hexdigest()[:32]
+
+
+def fingerprints(items: Sequence[AnnotatedImage]) -> list[str]:
+    """`fingerprint` of every item, in order; reads every image file once."""
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(fingerprint, items))
+
+
+class LabelSet:
+    """One folder of labels. Verbs: locked, read, append."""
+
+    def __init__(self, folder: Path, provenance: dict, about: dict | None = None) -> None:
+        """Open the folder, or make it. provenance: JSON values that decide the labels. about: further facts, written once.
+
+        Raises: ConfigError if the folder holds labels of another provenance."""
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        manifest = self.folder / MANIFEST
+        wanted = json.loads(json.dumps(provenance | {"dimensions": DIMENSIONS, "bins": SCORE_BINS}))
+        if not manifest.is_file():
+            _write(manifest, json.dumps({"provenance": wanted, "about": about or {}}, indent=1).encode())
+        held = json.loads(manifest.read_text())["provenance"]
+        if held != wanted:
+            keys = [k for k in sorted(held | wanted) if held.get(k) != wanted.get(k)]
+            different = ", ".join(f"{k} is {held.get(k)}, wanted {wanted.get(k)}" for k in keys)
+            raise ConfigError(f"{self.folder} holds labels of another origin: {different}; choose another label.path")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """The right to append, for this process; ends with the block or the process. Raises ConfigError if another one has it."""
+        with open(self.folder / ".lock", "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise ConfigError(f"another run is labelling into {self.folder}; wait for it, or choose another label.path") from None
+            yield
+
+    def parts(self) -> list[Path]:
+        """Complete parts, in the order in which they were written."""
+        return sorted(self.folder.glob("part-*.parquet"))
+
+    def read(self) -> dict[str, Label]:
+        """All labels by fingerprint. Raises DataError on a damaged part or an item that was labelled twice."""
+        labels: dict[str, Label] = {}
+        for path in self.parts():
+            try:
+                rows = pq.read_table(path, schema=SCHEMA).to_pylist()
+            except (pa.ArrowException, OSError) as error:
+                raise DataError(f"{path}: wanted a part of a label set, pyarrow says: {error}; remove it, it is made again") from error
+            for row in rows:
+                if row["fingerprint"] in labels:
+                    raise DataError(f"{path}: item {row['id']!r} is labelled twice; remove this file, what it lacks is made again")
+                labels[row["fingerprint"]] = _label(row)
+        return labels
+
+    def append(self, table: pa.Table) -> Path:
+        """Write one part; when this returns it is on disk. Only inside `locked`."""
+        number = int(self.parts()[-1].stem.removeprefix("part-")) + 1 if self.parts() else 0
+        sink = pa.BufferOutputStream()
+        pq.write_table(table.select(SCHEMA.names).cast(SCHEMA), sink)
+        path = self.folder / f"part-{number:06d}.parquet"
+        _write(path, sink.getvalue().to_pybytes())
+        return path
+
+
+def _label(row: dict) -> Label:
+    log_q = [row["log_q"][d] if row["log_q"] and row["log_q"][d] is not None else [np.nan] * len(SCORE_BINS) for d in DIMENSIONS]
+    counts = [[(row[name] or {}).get(d) or 0 for d in DIMENSIONS] for name in ("valid", "tokens")]
+    return Label(np.asarray(log_q, np.float32), np.asarray(counts[0]), np.asarray(counts[1]), row["worker"], row["error"])
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Atomic and durable: after a crash the file is whole or not there."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
