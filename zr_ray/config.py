@@ -223,6 +223,7 @@ class EvaluationSection(Section):
 
     every_steps: int = _field(20, "steps between evaluations; 0: only before and after", ge=0)
     split: Literal["dev", "test"] = _field("test", "split that is judged")
+    before: bool = _field(True, "judge the untrained judge first; false saves that time where its rows are known from elsewhere")
     samples: int = _field(
         0,
         "traces per question: 0 one greedy trace, n sampled traces whose distributions are averaged (4 added 3 HPA points in prototypes)",

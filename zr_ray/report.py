@@ -43,13 +43,16 @@ def write_report(run: RunFolder) -> Path:
         _headline(result, environment), _tables(result, source), evaluation_sections(result), _curves(metrics), _reliability(result),
         _examples(examples, examples_file.parent),
     ]  # fmt: skip
-    page = (
+    return run.write_text("report.html", page(f"{result['job']} {result['run_id']}", "".join(sections)))
+
+
+def page(title: str, sections: str) -> str:
+    """A self-contained page in the report's style that allows itself neither scripts nor network. sections: HTML."""
+    return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
         """<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">"""
-        f"<title>{escape(result['job'])} {escape(result['run_id'])}</title><style>{STYLE.read_text()}</style></head>"
-        f"<body><main>{''.join(sections)}</main></body></html>\n"
+        f"<title>{escape(title)}</title><style>{STYLE.read_text()}</style></head><body><main>{sections}</main></body></html>\n"
     )
-    return run.write_text("report.html", page)
 
 
 def format_table(result: dict) -> str:

@@ -103,7 +103,9 @@ class Journal:
     # ---- the held-out set ----
 
     def evaluate_base(self) -> None:
-        """Rows of the untrained judge: zero-shot (one token, no reasoning) and with reasoning."""
+        """Rows of the untrained judge: zero-shot (one token, no reasoning) and with reasoning; none if evaluation.before is false."""
+        if not self.config.evaluation.before:
+            return
         self._judge_and_store("zero-shot", reasoning=False, samples=0)
         self._judge_and_store("base, reasoning", reasoning=True, samples=self.config.evaluation.samples)
 
@@ -124,15 +126,19 @@ class Journal:
         )  # fmt: skip
 
     def _judge_and_store(self, method: str, reasoning: bool, samples: int) -> evaluate.Judged:
-        items = list(self.task.test)
-        judged = self._judge(items, reasoning, samples)
+        judged = self._judge(list(self.task.test), reasoning, samples)
+        self.store(method, judged)
+        return judged
+
+    def store(self, method: str, judged: evaluate.Judged) -> None:
+        """Keep the row of `method` on the held-out set; an earlier row of that name is replaced."""
         if self.is_writer:
+            items = list(self.task.test)
             row = evaluate.row(method, judged, evaluate.human_scores(items), items, self.config.evaluation.bootstrap_resamples, self.config.run.seed)
             rows = [r for r in self._rows() if r["method"] != method] + [row | {"mu": _rounded(judged.mu)}]
             self.run.write_json(ROWS_FILE, rows)
             pooled = row["pooled"]
             self.say(f"{method}: HPA {pooled['hpa']:.3f} {_bracket(pooled['hpa_ci'])}, PLCC {pooled['plcc'] or float('nan'):.3f}, {row['tokens_per_score']:.1f} tokens per score")
-        return judged
 
     def _rows(self) -> list[dict]:
         path = self.run.path / ROWS_FILE
