@@ -322,10 +322,10 @@ class TestResume:
             run.load(tmp_path / "checkpoint.pt")
 
     def test_learning_rate_warms_up_stays_and_falls_to_zero(self, tmp_path):
-        run = small_run(tmp_path, optimiser={"batch": 4, "warmup_steps": 10, "learning_rate": 1.0, "decay_from": 0.6})
-        assert run._learning_rate(0.0) == pytest.approx(0.1)
+        run = small_run(tmp_path, optimiser={"batch": 4, "warmup_steps": 10, "decay_from": 0.6})
+        assert run._rate_factor(0.0) == pytest.approx(0.1)
         run.step_count = 50
-        assert [run._learning_rate(p) for p in (0.0, 0.6, 0.8, 1.0)] == pytest.approx([1.0, 1.0, 0.5, 0.0])
+        assert [run._rate_factor(p) for p in (0.0, 0.6, 0.8, 1.0)] == pytest.approx([1.0, 1.0, 0.5, 0.0])
 
     def test_steps_lower_the_loss_and_move_every_trained_part(self, tmp_path):
         run = small_run(tmp_path, optimiser={"batch": 4, "warmup_steps": 5, "learning_rate": 5e-3})

@@ -51,11 +51,12 @@ class FlowSection(Section):
 class OptimiserSection(Section):
     """Muon on the matrices of attention and feed-forward, AdamW on the rest; constant, then linearly to 0 with the time."""
 
-    learning_rate: float = Field(1.5e-3, gt=0, description="of both")
+    matrix_learning_rate: float = Field(4e-3, gt=0, description="of Muon")
+    learning_rate: float = Field(2e-3, gt=0, description="of AdamW")
     batch: int = Field(32, ge=2, description="scenes a step")
     warmup_steps: int = Field(100, ge=0, description="linear warm-up")
     decay_from: float = Field(0.6, ge=0, le=1, description="share of --minutes after which the learning rate falls")
-    ema_decay: float = Field(0.998, ge=0, lt=1, description="of the averaged weights, which are what is shipped")
+    ema_decay: float = Field(0.995, ge=0, lt=1, description="of the averaged weights, which are what is shipped")
     clip_norm: float = Field(1.0, gt=0, description="gradient norm is clipped to this")
 
 

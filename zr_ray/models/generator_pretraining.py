@@ -51,8 +51,11 @@ class GeneratorPretraining:
         matrices = [value for name, value in named if value.ndim == 2 and (".attention.to_" in name or ".feed_forward." in name)]
         chosen = {id(value) for value in matrices}
         others = [value for value in self._trained() if id(value) not in chosen]
-        rate = self.config.optimiser.learning_rate
-        return [Muon(matrices, lr=rate), torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.99), weight_decay=0.0)]
+        options = self.config.optimiser
+        return [
+            Muon(matrices, lr=options.matrix_learning_rate),
+            torch.optim.AdamW(others, lr=options.learning_rate, betas=(0.9, 0.99), weight_decay=0.0),
+        ]
 
     def _trained(self) -> list[Tensor]:
         modules = (self.pipeline.transformer, self.pipeline.text_encoder, self.map_head)
@@ -88,10 +91,10 @@ class GeneratorPretraining:
         map_loss = self.map_head(tokens, batch.maps.to(self.device)) if flow.map_weight else velocity_loss.new_zeros(())
         (velocity_loss + flow.map_weight * map_loss).backward()
         norm = torch.nn.utils.clip_grad_norm_(self._trained(), config.optimiser.clip_norm)
-        rate = self._learning_rate(progress)
-        for optimiser in self.optimisers:
+        options, factor = config.optimiser, self._rate_factor(progress)
+        for optimiser, rate in zip(self.optimisers, (options.matrix_learning_rate, options.learning_rate), strict=True):
             for group in optimiser.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * factor
             optimiser.step()
             optimiser.zero_grad()
         self.step_count += 1
@@ -100,15 +103,15 @@ class GeneratorPretraining:
             update_ema(getattr(self.averaged, name), getattr(self.pipeline, name), decay)
         return {
             "loss/velocity": velocity_loss.item(), "loss/object_map": map_loss.item(), "train/gradient_norm": norm.item(),
-            "train/learning_rate": rate,
+            "train/rate_factor": factor,
         }  # fmt: skip
 
-    def _learning_rate(self, progress: float) -> float:
-        """Linear warm-up over steps, constant, then linear to 0 over the last share of the time."""
+    def _rate_factor(self, progress: float) -> float:
+        """Of both learning rates: linear warm-up over steps, 1, then linearly to 0 over the last share of the time."""
         optimiser = self.config.optimiser
         warm = min(1.0, (self.step_count + 1) / max(1, optimiser.warmup_steps))
         left = min(1.0, (1 - progress) / (1 - optimiser.decay_from)) if optimiser.decay_from < 1 else 1.0
-        return optimiser.learning_rate * warm * max(0.0, left)
+        return warm * max(0.0, left)
 
     @torch.no_grad()
     def held_out(self) -> dict[str, float]:

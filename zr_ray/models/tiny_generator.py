@@ -8,6 +8,7 @@ Left out on purpose: anything that tells this generator from Z-Image to the code
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,8 @@ PAD = "<|endoftext|>"
 UNKNOWN = "<|unk|>"
 CHAT_TEMPLATE = "{%- for message in messages -%}{{ message.content + ' " + END + "' }}{%- endfor -%}"
 """The prompt's words and one end token, which alone stands for the empty prompt of classifier-free guidance."""
+OPEN_GATE = 0.5
+"""What every residual branch is multiplied by at the start, at all noise levels."""
 ASSET = Path(__file__).resolve().parent.parent / "assets" / "generator"
 """The trained generator that is shipped with the package."""
 
@@ -93,10 +96,15 @@ def _build_transformer(sizes: GeneratorSizes):
     )  # fmt: skip
     with torch.no_grad():
         for name, value in model.named_parameters():
-            if value.ndim == 2 and "pad_token" not in name:
+            if "adaLN_modulation" in name:  # else blocks start as noise in time: its features turn up to 1000 radians from sigma 0 to 1
+                value.zero_()
+            elif value.ndim == 2 and "pad_token" not in name:
                 torch.nn.init.xavier_uniform_(value)
             elif name.endswith("bias"):
                 value.zero_()
+        for block in [*model.layers, *model.noise_refiner]:
+            bias = block.adaLN_modulation[0].bias.view(4, sizes.width)  # scale and gate of attention, scale and gate of feed-forward
+            bias[1::2] = math.atanh(OPEN_GATE)
         for final in model.all_final_layer.values():  # a model that starts by predicting 0 has nothing to unlearn
             final.linear.weight.zero_()
     return model
