@@ -25,7 +25,7 @@ def picture(first=CIRCLE, second=SQUARE, extra=None, relation="left", light="lef
 
 
 def test_accuracy_on_rendered_scenes():
-    table = accuracy_table(images=150, seed=20260)
+    table = accuracy_table(images=120, seed=20260)
     clean, mild, strong = table["clean"], table["mild"], table["strong"]
     for name in ("objects", "relation", "floating", "shadow", "overlap", "light", "place"):
         assert clean[name] >= 0.98, (name, clean[name])

@@ -44,7 +44,7 @@ def test_branches_equal_separate_sequences(judge, rows):
             for completion, index in zip(row.completions, row.score_indices, strict=True):
                 alone = module(packer.pack([Row(row.question, row.image, (completion,), (index,))]))
                 length = len(completion)
-                torch.testing.assert_close(together.logprobs[n, :length], alone.logprobs[0], atol=1e-5, rtol=0)
+                torch.testing.assert_close(together.logprobs[n, :length], alone.logprobs[0], atol=1e-5, rtol=1e-6)  # random words reach -10 nats
                 torch.testing.assert_close(together.score_logprobs[n], alone.score_logprobs[0], atol=1e-5, rtol=0)
                 assert together.mask[n].sum() == length
                 n += 1
@@ -79,7 +79,7 @@ def test_unrolled_rows_equal_branches(judge, rows):
             unrolled = module(packer.pack(rows))
         finally:
             packer.branching = True
-    torch.testing.assert_close(branching.logprobs, unrolled.logprobs, atol=1e-5, rtol=0)
+    torch.testing.assert_close(branching.logprobs, unrolled.logprobs, atol=1e-5, rtol=1e-6)
     torch.testing.assert_close(branching.score_logprobs, unrolled.score_logprobs, atol=1e-5, rtol=0)
 
 

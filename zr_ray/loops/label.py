@@ -133,8 +133,8 @@ def _within(values: Generator, deadline_s: float, what: str) -> Iterator:
             try:
                 value, error = finished.get(timeout=deadline_s)
             except queue.Empty:
-                waited = duration(deadline_s)
-                raise DeadlineError(f"{what} did not come in {waited}; see the Labeller actors' logs, or raise rollout.deadline_s") from None
+                late = f"{what} did not come in {duration(deadline_s)}"
+                raise DeadlineError(f"{late}; see the Labeller actors' logs, or raise rollout.deadline_s") from None
             if error is not None:
                 raise error
             if value is None:

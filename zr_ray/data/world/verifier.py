@@ -31,6 +31,8 @@ SOFT = 2
 """Index into BLURS: the least blur of templates where the outline cannot be trusted, as in the first pass and between overlapping objects."""
 MIN_CHANGE = 30.0
 """Grey levels, summed over channels, by which the middle of a proposal must differ from what is already explained."""
+SUN_NOISE = 3.0
+"""Grey levels of noise up to which the sun alone tells blur and blocks well enough for the second pass."""
 MIN_LIKENESS = 0.6
 """An object that resembles its redrawing less is not recognised: 99 % of correctly read rendered objects, however degraded, reach 0.68,
 coloured blobs on a proper backdrop rarely 0.6. Nothing is recognised either where the last of BLURS fits best."""
@@ -91,8 +93,9 @@ def read_scene(image: np.ndarray) -> SceneReading:
         return _empty(bright, backdrop, blur, weight)
     found = _find(sharp, draw(backdrop, seen_shade(sharp, backdrop), []), seen_blur, noise)
     _, shade = read_shadows(sharp, backdrop, found, [over for over, _ in supports(found, backdrop.ground)], BLURS[blur])
-    blur, weight = fit_blur_and_blocks(bright, draw(backdrop, shade, found), blur)
-    sharp, seen_blur = deblock(bright, weight, noise, blur)
+    if noise > SUN_NOISE or not backdrop.light:
+        blur, weight = fit_blur_and_blocks(bright, draw(backdrop, shade, found), blur)
+        sharp, seen_blur = deblock(bright, weight, noise, blur)
     found = _again(sharp, backdrop, shade, found, seen_blur)
     stands = supports(found, backdrop.ground)
     sides, shade = read_shadows(sharp, backdrop, found, [over for over, _ in stands], BLURS[blur])
@@ -136,7 +139,7 @@ def _likeness(bright: np.ndarray, model: np.ndarray, item: Found, found: list[Fo
             trust &= ~(covered(item) & covered(other))[box]
     seen = model[box][trust]
     left = float(np.square(bright[box][trust] - seen).sum()) - 3 * noise**2 * len(seen)
-    return 1 - max(0.0, left) / max(1.0, float(np.square(seen - np.median(seen, 0)).sum()))
+    return 1 - max(0.0, left) / max(1.0, float(np.square(seen - seen.mean(0)).sum()))
 
 
 _INSIDE = pad(np.ones((SIZE, SIZE), np.float32))

@@ -22,6 +22,7 @@ GRADIENT = np.linspace(-6, 24, SIZE, dtype=np.float32)
 GROUND_ROWS = (16, 58)
 """A ground line above the first or below the second row is not one."""
 _SUN = np.array(SUN, np.float32)
+_ONES = np.ones(3, np.float32)
 
 
 def _rings() -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -70,7 +71,7 @@ def read_backdrop(image: np.ndarray) -> Backdrop:
         gain = float(np.clip(top @ np.array(SKY) / np.dot(SKY, SKY), 0.3, 1.0))
     bright = image * np.float32(1 / gain)
     level = bright - GRADIENT[:, None, None]
-    sky, soil = np.median(level[:30:2, ::2].reshape(-1, 3), 0), np.median(bright[50::2, ::2].reshape(-1, 3), 0)
+    sky, soil = np.median(level[:30:3, ::3].reshape(-1, 3), 0), np.median(bright[50::2, ::3].reshape(-1, 3), 0)
     ground = _ground_line(level, bright, sky, soil)
     if ground is not None:
         above, below = level[: ground - 2].reshape(-1, 3), bright[ground + 2 :].reshape(-1, 3)
@@ -97,8 +98,8 @@ def _ground_line(level: np.ndarray, bright: np.ndarray, sky: np.ndarray, soil: n
     apart = float(np.square(sky + GRADIENT[40] - soil).sum())
     if apart < 25.0**2:
         return None
-    as_sky = np.minimum(np.square(level - sky).sum(2), apart).mean(1)  # [64]
-    as_soil = np.minimum(np.square(bright - soil).sum(2), apart).mean(1)
+    as_sky = np.minimum(np.square(level - sky) @ _ONES, apart).mean(1)  # [64]
+    as_soil = np.minimum(np.square(bright - soil) @ _ONES, apart).mean(1)
     cost = np.concatenate(([0.0], np.cumsum(as_sky - as_soil)))
     first, last = GROUND_ROWS
     row = first + int(np.argmin(cost[first : last + 1]))
@@ -124,7 +125,7 @@ def _counted_line(bright: np.ndarray, sky: np.ndarray, soil: np.ndarray, near: i
 
 def _inlier_mean(pixels: np.ndarray, centre: np.ndarray) -> np.ndarray:
     """Mean of the pixels within a noise-dependent distance of the median."""
-    distance = np.square(pixels - centre).sum(1)
+    distance = np.square(pixels - centre) @ _ONES
     near = distance <= max(30.0**2, 6.0 * float(np.median(distance)))
     return pixels[near].mean(0)
 

@@ -18,6 +18,7 @@ from zr_ray.data.world.verifier_templates import BLURS, PALETTE, Found, covered,
 
 BLOCK = 4
 """Side of a compression block, pixels."""
+_ONES = np.ones((3, 1), np.float32)
 STICK = 4.5
 """Mean area of a piece of litter, pixels."""
 
@@ -48,11 +49,8 @@ def soften(picture: np.ndarray, blur: float) -> np.ndarray:
     """Gaussian blur of [N, N, 3] with standard deviation `blur` pixels."""
     if blur <= 0:
         return picture
-    kernel = _kernel(len(picture), blur)
+    kernel = gaussian(len(picture), blur)
     return np.ascontiguousarray((kernel @ picture.transpose(2, 0, 1) @ kernel.T).transpose(1, 2, 0))
-
-
-_kernel = lru_cache(maxsize=None)(gaussian)
 
 
 def block_means(picture: np.ndarray) -> np.ndarray:
@@ -107,12 +105,15 @@ def levels(bright: np.ndarray, drawn: np.ndarray, backdrop: Backdrop, blur: floa
     """LEVELS -> [0, 1], by inverting the renderer's formulas; below 0.1 counts as absent.
 
     Args: bright: [64, 64, 3] the picture at full brightness. drawn: the scene read from it, blurred and blocked as measured. blur: pixels. weight: block weight."""
+    path = LITTER.mean(0) - drawn  # [64, 64, 3] from the drawing to litter
+    length = np.square(path) @ _ONES[:, 0]
+    moved = ((bright - drawn) * path) @ _ONES[:, 0] / np.maximum(length, 1)  # [64, 64] how far, 1 all the way
     measured = {
-        "noise": (max(backdrop.noise, backdrop.gain * _artefacts(bright, drawn)) - 5) / 25,
+        "noise": (max(backdrop.noise, backdrop.gain * _artefacts(bright - drawn, moved)) - 5) / 25,
         "blur": (blur - 0.5) / 1.3,
         "blocks": (weight - 0.25) / 0.55,
         "clash": _clash(backdrop),
-        "clutter": _clutter(bright, drawn, backdrop, found),
+        "clutter": _clutter(moved, length, backdrop, found),
         "dimming": (0.92 - backdrop.gain) / 0.57,
         "cropping": _cropping(found),
     }
@@ -131,7 +132,7 @@ def _clash(backdrop: Backdrop) -> float:
     return (weight - 0.1) / 0.75
 
 
-def _clutter(bright: np.ndarray, drawn: np.ndarray, backdrop: Backdrop, found: list[Found]) -> float:
+def _clutter(moved: np.ndarray, length: np.ndarray, backdrop: Backdrop, found: list[Found]) -> float:
     """Area that only litter explains, outside objects, in pieces; every pixel counts by how far it went from the drawing to litter.
 
     Blurred litter darkens the measured sky and ground themselves, so each is taken from its cleanest quarter of 4 x 4 blocks."""
@@ -139,10 +140,8 @@ def _clutter(bright: np.ndarray, drawn: np.ndarray, backdrop: Backdrop, found: l
     for item in found:
         reach = item.half + 2
         free[max(0, item.y - reach) : max(0, item.y + reach + 1), max(0, item.x - reach) : max(0, item.x + reach + 1)] = False
-    path = LITTER.mean(0) - drawn
-    length = np.square(path).sum(2)
     free &= length > 60.0**2  # on shadows litter does not show
-    cover = np.where(free, np.clip(((bright - drawn) * path).sum(2) / np.maximum(length, 1), -1.5, 1.5), 0)
+    cover = np.where(free, np.clip(moved, -1.5, 1.5), 0)
     n, row = SIZE // BLOCK, (backdrop.ground or SIZE) // BLOCK
     counts, sums = (grid.reshape(n, BLOCK, n, BLOCK).sum((1, 3)) for grid in (free, cover))
     spread = backdrop.noise / backdrop.gain / float(np.sqrt(np.median(length))) / BLOCK  # of a block's mean
@@ -156,13 +155,13 @@ def _clutter(bright: np.ndarray, drawn: np.ndarray, backdrop: Backdrop, found: l
     return (area / max(1, pixels) * SIZE**2 / STICK - 4) / 20
 
 
-def _artefacts(bright: np.ndarray, drawn: np.ndarray) -> float:
+def _artefacts(error: np.ndarray, moved: np.ndarray) -> float:
     """Root mean square of what neither the scene nor dark litter explains, grey levels at full brightness, single pixels held at 60.
 
     White noise gives its standard deviation; grids and smears, which pixel-to-pixel noise misses, count like noise of their size."""
-    error, path = bright - drawn, LITTER.mean(0) - drawn
-    litter = (error * path).sum(2) > 0.2 * np.square(path).sum(2)
-    return float(np.sqrt(np.minimum(np.square(error), 60.0**2)[~litter].mean())) if not litter.all() else 60.0
+    left = np.minimum(error * error, 60.0**2) @ _ONES[:, 0]
+    rest = moved <= 0.2
+    return float(np.sqrt(left[rest].mean() / 3)) if rest.any() else 60.0
 
 
 def _cropping(found: list[Found]) -> float:

@@ -36,7 +36,7 @@ class Sheet:
     background: np.ndarray
     """[88, 88, 3] float32: everything but the object looked for."""
     weight: np.ndarray
-    """[88, 88] float32 trust in each pixel; 0 outside the frame."""
+    """[88, 88, 1] float32 trust in each pixel; 0 outside the frame."""
 
 
 def pad(picture: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, reduce
 from itertools import product
 
 import numpy as np
@@ -13,6 +13,8 @@ from zr_ray.data.world.verifier_templates import Found, gaussian
 
 CONTACT = 2.5
 """Objects whose boxes interpenetrate deeper than this, in pixels and in both directions, overlap (the world's do by 6)."""
+DISAGREEMENT, ABSENCE = 1.5, 1.0
+"""What it costs, in pixels of full darkness, to read shadows on different sides, or an object without a shadow (a small one shows 25)."""
 SHADOW_DEPTH = 8
 """Rows of ground, from its first, in which shadows are looked for."""
 
@@ -80,7 +82,8 @@ def shadow_mask(item: Found, side: str, ground: int) -> np.ndarray:
 def read_shadows(bright: np.ndarray, backdrop: Backdrop, found: list[Found], casting: list[bool], blur: float) -> tuple[list[str], np.ndarray]:
     """Side on which every object casts its shadow, and what the shadows do to the picture.
 
-    Every combination of left, right and none is drawn and the one nearest to the ground's darkness wins.
+    Every combination of left, right and none is drawn and the one nearest to the ground's darkness wins. Shadows outside the frame
+    cannot be missed: a side that shows nothing is preferred to none.
     Returns: sides ("left", "right" or "" per object), [64, 64] float32 factors (1 outside shadows, 0.5 inside)."""
     sides, shade = [""] * len(found), np.ones((SIZE, SIZE), np.float32)
     who = [i for i, casts in enumerate(casting) if casts][:4]
@@ -88,18 +91,15 @@ def read_shadows(bright: np.ndarray, backdrop: Backdrop, found: list[Found], cas
         return sides, shade
     band = slice(backdrop.ground, min(SIZE, backdrop.ground + SHADOW_DEPTH))
     dark = np.clip(1 - (bright[band] @ backdrop.soil) / float(backdrop.soil @ backdrop.soil), -0.5, 1.0)
-    masks = {(i, side): shadow_mask(found[i], side, backdrop.ground) for i in who for side in ("left", "right")}
     kernel = gaussian(SIZE, blur)
-    best = (np.inf, (), np.zeros((SIZE, SIZE), np.float32))
+    masks = {(i, side): shadow_mask(found[i], side, backdrop.ground) for i in who for side in ("left", "right")}
+    soft = {key: kernel[band] @ mask @ kernel.T if blur else mask[band] for key, mask in masks.items()}
+    best = (np.inf, ())
     for choice in product(("left", "right", ""), repeat=len(who)):
-        union = np.zeros((SIZE, SIZE), np.float32)
-        for i, side in zip(who, choice, strict=True):
-            if side:
-                union = np.maximum(union, masks[i, side])
-        soft = (kernel @ union @ kernel.T if blur else union)[band]
-        cost = float(np.square(dark - 0.5 * soft).sum()) + 1.5 * (len(set(choice)) - 1)
-        if cost < best[0]:
-            best = (cost, choice, union)
+        union = reduce(np.maximum, (soft[i, side] for i, side in zip(who, choice, strict=True) if side), np.float32(0))
+        error = dark - 0.5 * union
+        best = min(best, (float(np.vdot(error, error)) + DISAGREEMENT * (len(set(choice)) - 1) + ABSENCE * choice.count(""), choice))
+    shade -= 0.5 * reduce(np.maximum, (masks[i, side] for i, side in zip(who, best[1], strict=True) if side), np.float32(0))
     for i, side in zip(who, best[1], strict=True):
         sides[i] = side
-    return sides, 1 - 0.5 * best[2]
+    return sides, shade

@@ -11,11 +11,12 @@ from zr_ray.data.world.scene import HALF_WIDTH, SIZE
 from zr_ray.data.world.verifier_templates import KINDS, PALETTE, coverage, inside, pool
 
 _INKS = np.concatenate((PALETTE, OUTLINE[None])).astype(np.float32)  # [7, 3], outline last
+_SQUARES = (_INKS * _INKS).sum(1)
 _ONES = np.ones((3, 1), np.float32)
 _HIGHEST = np.float32(8000)
 _LOWEST = np.array([-8000] * 6 + [0], np.float32)
-"""Limits of a pixel's evidence in proposals. Outlines, one pixel wide, never count against a place at half resolution."""
-CANDIDATES, BLIND_CANDIDATES = 5, 2
+"""Limits of a cell's evidence. Outlines, one pixel wide, never count against a place at half resolution."""
+CANDIDATES, BLIND_CANDIDATES = 4, 1
 """Proposals kept per round: places that an ink explains, and places where much is unexplained whatever the ink."""
 BLIND_FLOOR = 900.0
 """Squared grey levels per pixel below which nothing counts as unexplained."""
@@ -42,20 +43,23 @@ def propose(image: np.ndarray, background: np.ndarray, noise: float) -> list[tup
     """Places (x, y) that may hold an object, best first: those where an ink explains much, then those where anything is unexplained.
 
     Args: image, background: [64, 64, 3] float32 at full brightness. noise: standard deviation, grey levels."""
-    residual = image - background
-    linear = residual @ _INKS.T - (residual * background) @ _ONES  # [64, 64, 7]
-    square = (background * background) @ _ONES - 2 * background @ _INKS.T + (_INKS * _INKS).sum(1)
-    inks = pool(np.clip(2 * linear - square, _LOWEST, _HIGHEST))  # [32, 32, 7]
-    blind = np.square(pool(residual)) @ _ONES - np.float32(3 * noise**2 / 4 + BLIND_FLOOR)
+    background = pool(background)
+    residual = pool(image) - background  # [32, 32, 3]
+    linear = residual @ _INKS.T - (residual * background) @ _ONES  # [32, 32, 7]
+    square = (background * background) @ _ONES - 2 * background @ _INKS.T + _SQUARES
+    inks = np.clip(2 * linear - square, _LOWEST, _HIGHEST)
+    anything = (residual * residual) @ _ONES - np.float32(3 * noise**2 / 4 + BLIND_FLOOR)
     evidence = np.zeros((3, _HALF, _HALF), np.float32)
     evidence[0, :32, :32] = inks[:, :, :6].max(2)
     evidence[1, :32, :32] = inks[:, :, 6]
-    evidence[2, :32, :32] = np.clip(blind[:, :, 0], -BLIND_FLOOR, 2 * BLIND_FLOOR)
+    evidence[2, :32, :32] = np.clip(anything[:, :, 0], -BLIND_FLOOR, 2 * BLIND_FLOOR)
     spectrum = np.fft.rfft2(evidence)
     fills, outlines = _half_bank()
     scores = np.concatenate((spectrum[0] * fills + spectrum[1] * outlines, spectrum[2] * fills[:2]))  # blind: discs, small and big
     maps = np.fft.irfft2(scores, s=(_HALF, _HALF))
-    return _peaks(maps[:-2].max(0), CANDIDATES) + _peaks(maps[-2:].max(0), BLIND_CANDIDATES)
+    places = _peaks(maps[:-2].max(0), CANDIDATES)
+    blind = _peaks(maps[-2:].max(0), BLIND_CANDIDATES)
+    return places + [(x, y) for x, y in blind if all(max(abs(x - a), abs(y - b)) > 2 for a, b in places)]
 
 
 def _peaks(gains: np.ndarray, most: int) -> list[tuple[int, int]]:

@@ -73,6 +73,7 @@ def paint(image: np.ndarray, kind: int, colour: int, x: int, y: int) -> None:
         image[rows, columns][mask[cut]] = ink
 
 
+@lru_cache(maxsize=None)
 def gaussian(length: int, sigma: float) -> np.ndarray:
     """[length, length] float32 matrix that blurs along an axis, weights renormalised at the ends; the identity for sigma 0."""
     if sigma <= 0:

@@ -1,0 +1,22 @@
+"""Distil a reasoning teacher into a student that scores in one token (RISD): Ray Data labels with vLLM, DeepSpeed learners train.
+
+    ray job submit --working-dir . -- python jobs/risd.py --config jobs/configs/risd_tiny.yaml
+"""
+
+from __future__ import annotations
+
+import sys
+
+from zr_ray import driver
+from zr_ray.config_risd import RisdConfig
+from zr_ray.distillation import launch
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Raises ZrRayError for everything a user can fix."""
+    args = driver.arguments(__doc__, RisdConfig, argv)
+    launch(driver.resolve(args, RisdConfig), args)
+
+
+if __name__ == "__main__":
+    sys.exit(driver.run_job(main))
