@@ -18,9 +18,6 @@ def made_up(seed=0):
     return TestSet(human, torch.arange(4 * PROMPTS) // 4, resamples=300, seed=1)
 
 
-test_set.__test__ = False
-
-
 def judge(test, noise, seed):
     generator = torch.Generator().manual_seed(100 + seed)
     return test.human.nan_to_num(3.0) + noise * torch.randn(test.human.shape, generator=generator, dtype=torch.float64)
