@@ -10,12 +10,15 @@ import sys
 from zr_ray import driver
 from zr_ray.config_risd import RisdConfig
 from zr_ray.distillation import launch
+from zr_ray.loops.risd import train
 
 
 def main(argv: list[str] | None = None) -> None:
     """Raises ZrRayError for everything a user can fix."""
     args = driver.arguments(__doc__, RisdConfig, argv)
-    launch(driver.resolve(args, RisdConfig), args)
+    config = driver.resolve(args, RisdConfig)
+    online = config.risd.mode == "online"
+    launch("risd", config, args, train, engines="teacher" if online else "none", label_training=not online)
 
 
 if __name__ == "__main__":

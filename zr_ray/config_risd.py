@@ -1,4 +1,4 @@
-"""What `jobs/risd.py` can be told: the student, its teacher, the teacher's labels and the distillation."""
+"""What `jobs/risd.py` can be told: the student, its teacher, the teacher's labels and the distillation. `config_opd.py` shares it."""
 
 from __future__ import annotations
 
@@ -59,27 +59,40 @@ class RisdSection(Section):
     )
 
 
-class RisdConfig(Section):
-    """Everything `jobs/risd.py` can be told."""
+class DistillationConfig(Section):
+    """What jobs that train a student of a teacher share."""
 
     run: RunSection = Field(default_factory=RunSection)
     judge: JudgeSection = Field(default_factory=JudgeSection, description="where the student starts; path `teacher`: from the teacher")
     teacher: TeacherSection = Field(default_factory=TeacherSection)
     data: DataSection = Field(default_factory=DataSection)
     label: LabelSection = Field(default_factory=LabelSection)
-    rollout: RolloutSection = Field(default_factory=RolloutSection, description="the teacher's engines")
+    rollout: RolloutSection = Field(default_factory=RolloutSection)
     learner: LearnerSection = Field(default_factory=LearnerSection)
-    risd: RisdSection = Field(default_factory=RisdSection)
     evaluation: EvaluationSection = Field(default_factory=EvaluationSection)
     checkpoint: CheckpointSection = Field(default_factory=CheckpointSection)
 
     @model_validator(mode="after")
-    def _fits(self) -> RisdConfig:
-        items, ranks = self.risd.items_per_step, self.learner.workers
-        if items < ranks:
-            raise ValueError(f"risd.items_per_step must be at least learner.workers ({ranks}), got {items}")
-        if self.learner.warmup_steps >= self.risd.steps:
-            raise ValueError(f"learner.warmup_steps must be below risd.steps ({self.risd.steps}), got {self.learner.warmup_steps}")
+    def _label_path(self) -> DistillationConfig:
         if self.label.path is not None and not self.label.path.is_absolute():
             raise ValueError(f"label.path must be an absolute path, got {self.label.path}: a job runs in a copy of the working directory")
+        return self
+
+    def check_steps(self, name: str, steps: int, per_step: int, what: str) -> None:
+        """Raises ValueError unless every rank gets an item and the warm-up ends before the run does."""
+        if per_step < self.learner.workers:
+            raise ValueError(f"{name}.{what} must be at least learner.workers ({self.learner.workers}), got {per_step}")
+        if self.learner.warmup_steps >= steps:
+            raise ValueError(f"learner.warmup_steps must be below {name}.steps ({steps}), got {self.learner.warmup_steps}")
+
+
+class RisdConfig(DistillationConfig):
+    """Everything `jobs/risd.py` can be told."""
+
+    rollout: RolloutSection = Field(default_factory=RolloutSection, description="the teacher's engines")
+    risd: RisdSection = Field(default_factory=RisdSection)
+
+    @model_validator(mode="after")
+    def _fits(self) -> RisdConfig:
+        self.check_steps("risd", self.risd.steps, self.risd.items_per_step, "items_per_step")
         return self

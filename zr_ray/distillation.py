@@ -1,7 +1,7 @@
-"""From a checked configuration to a trained student: teacher, labels, learners, report.
+"""From a checked configuration to a trained student: teacher, labels, learners, report. Shared by jobs/risd.py and jobs/opd.py.
 
 Order: everything that can be refused is refused, then Ray is joined, then the run folder and the data, then the teacher labels what is
-not labelled yet, then its engines are gone and the learners start (online, they stay and answer batch by batch).
+not labelled yet, then its engines are gone and the learners start, with engines of their own if the loop asks some.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ import argparse
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from zr_ray import driver
-from zr_ray.config_risd import RisdConfig
+from zr_ray.config_risd import DistillationConfig
 from zr_ray.data.labels import LabelSet, fingerprints
 from zr_ray.data.load import data_folder, load_split
 from zr_ray.errors import CheckpointError, DataError
@@ -27,6 +29,30 @@ from zr_ray.run_folder import RESULT_FILE, RunFolder, default_root
 
 TEACHER_FILE = "teacher.json"
 """Folder and hash of the teacher of a run, in its run folder."""
+Engines = Literal["none", "teacher", "student"]
+
+
+@dataclass(frozen=True)
+class DistillationTask:
+    """What the driver hands to every learner rank."""
+
+    config: DistillationConfig
+    """The job's own subclass."""
+    run_path: Path
+    judge: Path
+    """Where the student starts."""
+    items: tuple[AnnotatedImage, ...]
+    """Distillation items; their human scores are read only with risd.label_weight."""
+    test: tuple[AnnotatedImage, ...]
+    """The evaluation split."""
+    labels: LabelSet
+    """Teacher labels: of `test`, and of `items` where the loop reads them."""
+    workers: tuple
+    """Rollout actors with the teacher's or the student's weights, or none."""
+    teacher: Path
+    """The teacher's judge folder."""
+    started_at: float
+    """time.time() of the job's first line."""
 
 
 def find_teacher(path: str, root: Path) -> Path:
@@ -54,7 +80,7 @@ def _settle_teacher(run: RunFolder, teacher: Path) -> Path:
     return Path(was["folder"])
 
 
-def open_labels(config: RisdConfig, teacher: Path, text: JudgeText, root: Path) -> LabelSet:
+def open_labels(config: DistillationConfig, teacher: Path, text: JudgeText, root: Path) -> LabelSet:
     """The label set that the configuration means. Raises ConfigError if the folder holds labels of another origin."""
     from zr_ray.loops.label import label_provenance
 
@@ -63,8 +89,11 @@ def open_labels(config: RisdConfig, teacher: Path, text: JudgeText, root: Path) 
     return LabelSet(config.label.path or root / "labels" / key, provenance, {"teacher_folder": str(teacher)})
 
 
-def launch(config: RisdConfig, args: argparse.Namespace) -> None:
-    """Distil and report; with --dry-run print the plan only. Raises ZrRayError for everything a user can fix."""
+def launch(job: str, config: DistillationConfig, args: argparse.Namespace, loop: Callable, engines: Engines, label_training: bool) -> None:
+    """Distil and report; with --dry-run print the plan only. Raises ZrRayError for everything a user can fix.
+
+    Args: job: name of run folder and row. loop: `train` of `loops/<job>.py`. engines: whose weights the run's rollout actors serve while
+        the learners train. label_training: whether the teacher labels the training items first; it always labels the evaluation split."""
     started_at = time.time()
     root = Path(config.run.root) if config.run.root else default_root()
     teacher = find_teacher(config.teacher.path, root)
@@ -76,7 +105,7 @@ def launch(config: RisdConfig, args: argparse.Namespace) -> None:
     from zr_ray.placement import check_feasible, living_nodes, wanted_bundles
 
     learning = wanted_bundles(config.rollout, config.learner)
-    if config.risd.mode == "offline":
+    if engines == "none":
         del learning["rollout"]
     phases = (labelling_bundles(config.rollout), learning)  # one after the other
     if args.dry_run:
@@ -89,46 +118,52 @@ def launch(config: RisdConfig, args: argparse.Namespace) -> None:
     dashboard = driver.connect(namespace="zr_ray")
     for bundles in phases:
         check_feasible(bundles, living_nodes(), config.run.wait_for_nodes_s)
-    run = RunFolder.start(config, "risd")
+    run = RunFolder.start(config, job)
     driver.first_lines(run, dashboard, started_at)
     teacher = _settle_teacher(run, teacher)
     data = data_folder(config.data, run.path)
     items, test = load_split(data, "train"), load_split(data, config.evaluation.split)
     say(f"data {data}: {len(items)} training items, {len(test)} {config.evaluation.split} items; teacher {teacher}")
     labels = open_labels(config, teacher, JudgeText(teacher), root)
-    _distil(config, run, teacher, judge, items, test, labels, started_at)
+    kept = _label(config, labels, teacher, items if label_training else [], test)
+    items = kept if label_training else items
+    _learn(config, run, loop, engines, DistillationTask(config, run.path, judge, tuple(items), tuple(test), labels, (), teacher, started_at))
+    _report(run, data, started_at)
 
+
+def _label(config, labels: LabelSet, teacher: Path, items: Sequence[AnnotatedImage], test: Sequence[AnnotatedImage]) -> list[AnnotatedImage]:
+    """Make the labels that `items` and `test` lack; returns the items with a label. Raises DataError if there were items and none has."""
+    from zr_ray.loops.label import label_items
+
+    known = label_items([*items, *test], labels, teacher, config.rollout, config.label, say)
+    broken = {name for name, label in known.items() if label.error}
+    kept = [item for name, item in zip(fingerprints(items), items, strict=True) if name not in broken]
+    if len(kept) < len(items):
+        say(f"{len(items) - len(kept)} items are left out, their images cannot be read (column `error` in {labels.folder})")
+    if items and not kept:
+        raise DataError(f"the teacher must read some of the {len(items)} training images, it could read none; see `error` in {labels.folder}")
+    return kept
+
+
+def _learn(config, run: RunFolder, loop: Callable, engines: Engines, task: DistillationTask) -> None:
+    from zr_ray.placement import RolloutFleet, run_learners
+
+    with ExitStack() as stack:
+        stack.enter_context(driver.follow(run))
+        if engines != "none":
+            served = task.teacher if engines == "teacher" else task.judge
+            fleet = stack.enter_context(RolloutFleet(run.run_id, served, config.rollout, config.run.wait_for_nodes_s))
+            task = replace(task, workers=tuple(fleet.workers))
+        run_learners(loop, task, config.learner, run.path, run.run_id)
+
+
+def _report(run: RunFolder, data: Path, started_at: float) -> None:
+    from zr_ray.models.student_card import write_student_card
     from zr_ray.report import format_table, write_report
 
     result = run.read_result()
+    write_student_card(run, data)
     report = write_report(run)
     say(format_table(result))
     say(f"status {result['status']} in {duration(time.time() - started_at)}; report {report}")
-    say(f"next: the student is {run.judge}; one forward gives four distributions: zr_ray.models.student.Student({str(run.judge)!r})")
-
-
-def _distil(
-    config: RisdConfig, run: RunFolder, teacher: Path, judge: Path, items: Sequence[AnnotatedImage], test: Sequence[AnnotatedImage],
-    labels: LabelSet, started_at: float,
-) -> None:  # fmt: skip
-    from zr_ray.loops.label import label_items
-    from zr_ray.loops.risd import RisdTask, train
-    from zr_ray.placement import RolloutFleet, run_learners
-
-    online = config.risd.mode == "online"
-    known = label_items([*([] if online else items), *test], labels, teacher, config.rollout, config.label, say)
-    if not online:
-        broken = {name for name, label in known.items() if label.error}
-        kept = [item for name, item in zip(fingerprints(items), items, strict=True) if name not in broken]
-        if len(kept) < len(items):
-            say(f"{len(items) - len(kept)} items are left out, their images cannot be read (column `error` in {labels.folder})")
-        items = kept
-    if not items:
-        raise DataError(f"no item of {run.path.name} can be distilled: the teacher could read none of the images")
-    with ExitStack() as stack:
-        stack.enter_context(driver.follow(run))
-        workers = ()
-        if online:
-            workers = tuple(stack.enter_context(RolloutFleet(run.run_id, teacher, config.rollout, config.run.wait_for_nodes_s)).workers)
-        task = RisdTask(config, run.path, judge, tuple(items), tuple(test), labels, workers, teacher, started_at)
-        run_learners(train, task, config.learner, run.path, run.run_id)
+    say(f"next: the student is {run.judge}, its card {run.judge / 'README.md'}; use it anywhere with judge.path={run.judge}")

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import torch
 
 from zr_ray.data.images import load_image
-from zr_ray.functional.scores import score_log_distribution
 from zr_ray.loops.evaluate import Judged
 from zr_ray.models.questions import QuestionRow
 from zr_ray.records import AnnotatedImage
@@ -19,11 +18,11 @@ from zr_ray.workers.learner import Learner
 
 
 def judge_directly(learner: Learner, items: Sequence[AnnotatedImage], batch_items: int) -> Judged:
-    """Distributions of all items in all dimensions; every rank judges its share and gets the whole. All ranks call it.
+    """Label log-probs of all items in all dimensions; every rank judges its share and gets the whole. All ranks call it.
 
     Args: learner: its packer packs `QuestionRow`s. batch_items: images held in memory at a time."""
     shape = (len(items), len(DIMENSIONS), len(SCORE_BINS))
-    q = torch.zeros(shape, dtype=torch.float64)
+    labels = torch.zeros(shape, dtype=torch.float64)
     mine = list(range(learner.rank, len(items), learner.world))
     for start in range(0, -(-len(items) // learner.world), batch_items):
         chunk = mine[start : start + batch_items]
@@ -31,9 +30,9 @@ def judge_directly(learner: Learner, items: Sequence[AnnotatedImage], batch_item
         batches = learner.microbatches([[row] for row in rows])
         for n in range(int(learner.reduce_max(float(len(batches))))):
             batch = batches[n] if n < len(batches) else batches[0]
-            labels = learner.forward([rows[i] for i in batch]).score_logprobs
+            made = learner.forward([rows[i] for i in batch]).score_logprobs
             if chunk and n < len(batches):
-                q[[chunk[i] for i in batch]] = score_log_distribution(labels.double().cpu()).exp().view(-1, *shape[1:])
+                labels[[chunk[i] for i in batch]] = made.double().cpu().view(-1, *shape[1:])
     if learner.world > 1:
-        q = torch.tensor(learner.reduce_sum(q.flatten().tolist()), dtype=torch.float64).view(shape)
-    return Judged(q, torch.ones(shape[:2]), torch.zeros(shape[:2]), 1, (("",) * shape[1],) * shape[0])
+        labels = torch.tensor(learner.reduce_sum(labels.flatten().tolist()), dtype=torch.float64).view(shape)
+    return Judged(labels.unsqueeze(2), torch.ones(*shape[:2], 1), (("",) * shape[1],) * shape[0])

@@ -134,11 +134,15 @@ class Journal:
         """Keep the row of `method` on the held-out set; an earlier row of that name is replaced."""
         if self.is_writer:
             items = list(self.task.test)
-            row = evaluate.row(method, judged, evaluate.human_scores(items), items, self.config.evaluation.bootstrap_resamples, self.config.run.seed)
+            row = self.row(method, judged, items)
             rows = [r for r in self._rows() if r["method"] != method] + [row | {"mu": _rounded(judged.mu)}]
             self.run.write_json(ROWS_FILE, rows)
             pooled = row["pooled"]
             self.say(f"{method}: HPA {pooled['hpa']:.3f} {_bracket(pooled['hpa_ci'])}, PLCC {pooled['plcc'] or float('nan'):.3f}, {row['tokens_per_score']:.1f} tokens per score")
+
+    def row(self, method: str, judged: evaluate.Judged, items: Sequence) -> dict:
+        """What is measured on the held-out set, one row of result.json."""
+        return evaluate.row(method, judged, evaluate.human_scores(items), items, self.config.evaluation.bootstrap_resamples, self.config.run.seed)
 
     def _rows(self) -> list[dict]:
         path = self.run.path / ROWS_FILE

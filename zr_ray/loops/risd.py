@@ -8,22 +8,19 @@ seeded by content, so both see the same distributions. Every choice is a functio
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from zr_ray.config_risd import RisdConfig, RisdSection
+from zr_ray.config_risd import RisdSection
 from zr_ray.data.aggregate import aggregate_scores
 from zr_ray.data.images import load_image
 from zr_ray.data.labels import Label, LabelSet, fingerprints
 from zr_ray.functional import risd, scores
-from zr_ray.loops.direct import judge_directly
-from zr_ray.loops.evaluate import Judged
-from zr_ray.loops.journal import Journal
+from zr_ray.loops.distillation_journal import DirectJournal
 from zr_ray.loops.label import teacher_distributions, teacher_requests
 from zr_ray.loops.objective import reduced
 from zr_ray.loops.rollout import generate, workers_of_rank
@@ -33,28 +30,10 @@ from zr_ray.models.questions import QuestionRow
 from zr_ray.records import AnnotatedImage
 from zr_ray.rubric import DIMENSIONS, SCORE_BINS
 
+if TYPE_CHECKING:
+    from zr_ray.distillation import DistillationTask
+
 BINS = torch.tensor(SCORE_BINS)
-
-
-@dataclass(frozen=True)
-class RisdTask:
-    """What the driver hands to every rank."""
-
-    config: RisdConfig
-    run_path: Path
-    judge: Path
-    """Where the student starts."""
-    items: tuple[AnnotatedImage, ...]
-    """Distillation items; human scores are read only with risd.label_weight."""
-    test: tuple[AnnotatedImage, ...]
-    labels: LabelSet
-    """Teacher labels: of items and test (offline), or of test (online)."""
-    workers: tuple
-    """Teacher actors; none offline."""
-    teacher: Path
-    """The teacher's judge folder."""
-    started_at: float
-    """time.time() of the job's first line."""
 
 
 def train(loop_config: dict) -> None:
@@ -63,22 +42,21 @@ def train(loop_config: dict) -> None:
     from zr_ray.models.questions import QuestionPacker
     from zr_ray.workers.learner import Learner
 
-    task: RisdTask = loop_config["task"]
+    task: DistillationTask = loop_config["task"]
     config, c = task.config, task.config.risd
     learner = Learner(task.judge, config.learner)
     learner.packer = QuestionPacker(learner.engine.module.model, learner.text, PixelPreprocessor.load(task.judge))
-    journal = RisdJournal(task, learner, method="risd", total_steps=c.steps, reasoning=False)
     known = task.labels.read()
+    journal = DirectJournal(task, learner, method="risd", total_steps=c.steps, reasoning=False, known=known)
     teacher = OnlineTeacher(task, learner) if c.mode == "online" else OfflineTeacher(task.items, known)
 
     start = journal.restore()
     if start == 0:
         journal.evaluate_base()
-        journal.store("teacher, reasoning", labelled(task.test, known, config.label.traces))
 
     for step in range(start, c.steps):
         batch = step_items(step, c.items_per_step, len(task.items), config.run.seed)[learner.rank :: learner.world]
-        with journal.timer("teacher"):
+        with journal.timer("rollout"):
             log_q, valid = teacher.distributions(batch, step)
             targets = distillation_targets(log_q, valid, [task.items[i] for i in batch], c)
             total, tokens = learner.reduce_sum([float(valid.sum()), float(teacher.tokens)])
@@ -111,7 +89,7 @@ class RisdObjective:
         with torch.no_grad():
             gap = (scores.expected_score(targets, BINS) - scores.expected_score(chosen, BINS)).abs().sum()
             sums = {
-                "loss/total": loss,
+                "loss/total": loss.detach(),
                 "student/mu_gap": gap / self.total,
                 "score/entropy": scores.score_entropy(chosen).sum() / self.total,
                 "score/outside_mass": scores.outside_mass(outputs.score_logprobs).view_as(valid)[valid].sum() / self.total,
@@ -137,7 +115,7 @@ class OfflineTeacher:
 class OnlineTeacher:
     """Distributions from teacher actors, asked when they are needed (Algorithm 2)."""
 
-    def __init__(self, task: RisdTask, learner) -> None:
+    def __init__(self, task: DistillationTask, learner) -> None:
         from zr_ray.models.judge import JudgeText
 
         self.task, self.config = task, task.config
@@ -156,27 +134,6 @@ class OnlineTeacher:
         log_q, valid, tokens = teacher_distributions(groups)
         self.tokens = int(tokens.sum())
         return log_q, valid > 0
-
-
-class RisdJournal(Journal):
-    """The journal of a student: it is judged by its own direct forward."""
-
-    def evaluate_base(self) -> None:
-        """The row of the student before training; none if evaluation.before is false."""
-        if self.config.evaluation.before:
-            self._judge_and_store("zero-shot", reasoning=False, samples=0)
-
-    def _judge(self, items, reasoning: bool, samples: int) -> Judged:
-        return judge_directly(self.learner, items, self.config.evaluation.batch_items)
-
-
-def labelled(items: Sequence[AnnotatedImage], known: dict[str, Label], traces: int) -> Judged:
-    """A label set's answers on items, as an evaluation. traces: label.traces of the set."""
-    labels = [known[name] for name in fingerprints(items)]
-    q = torch.from_numpy(np.stack([label.log_q for label in labels])).double().exp()
-    tokens, valid = (torch.from_numpy(np.stack([getattr(label, name) for label in labels])) for name in ("tokens", "valid"))
-    samples = max(1, traces)
-    return Judged(q, tokens.float(), (samples - valid).float(), samples, (("",) * len(DIMENSIONS),) * len(labels))
 
 
 def distillation_targets(log_q: Tensor, valid: Tensor, items: Sequence[AnnotatedImage], c: RisdSection) -> Tensor:
