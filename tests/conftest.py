@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # otherwise it depends on a token file in HOME
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -36,12 +37,19 @@ def world_items(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def ray_cluster():
-    """A private Ray cluster of four logical CPUs; later tests share it."""
+    """A private Ray cluster of six logical CPUs, as its address; all tests share it, jobs in processes of their own too."""
     import ray
 
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, namespace="test")
-    yield
+    ray.init(address="local", num_cpus=6, include_dashboard=False, log_to_driver=False, namespace="test")
+    yield ray.get_runtime_context().gcs_address
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def job_environment(ray_cluster):
+    """Environment of a job that joins the tests' cluster."""
+    root = Path(__file__).resolve().parents[1]
+    return os.environ | {"RAY_ADDRESS": ray_cluster, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(root)}
 
 
 @pytest.fixture(scope="session")

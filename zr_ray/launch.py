@@ -60,6 +60,7 @@ def launch(job: str, config, args: argparse.Namespace, loop) -> None:
 
     if config.data.path is not None:
         load_split(config.data.path, config.evaluation.split)  # unreadable data is refused before Ray is asked for anything
+    RunFolder.check(config)
     dashboard = driver.connect(namespace="zr_ray")
     check_feasible(bundles, living_nodes(), config.run.wait_for_nodes_s)
     run = RunFolder.start(config, job)

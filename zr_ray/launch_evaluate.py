@@ -43,6 +43,7 @@ def launch_evaluation(config: EvaluateConfig, args: argparse.Namespace) -> None:
         facts |= {"data": f"{len(items)} {c.split} items"} if items else {}
         driver.print_plan(config, bundles, facts)
         return
+    RunFolder.check(config)
     dashboard = driver.connect(namespace="zr_ray")
     check_feasible(bundles, living_nodes(), config.run.wait_for_nodes_s)
     run = RunFolder.start(config, "evaluate")

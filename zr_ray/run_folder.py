@@ -48,6 +48,12 @@ class RunFolder:
             return cls.create(config.run.root, config.run.name, config, job)
         return cls.open(find_run(config.run.resume, config.run.root), config)
 
+    @staticmethod
+    def check(config) -> None:
+        """Refuse a `run.resume` that cannot be resumed, before Ray is asked for anything; writes nothing. Raises as `start` does."""
+        if config.run.resume is not None:
+            _check_resumable(find_run(config.run.resume, config.run.root), config)
+
     @classmethod
     def create(cls, root: Path | None, name: str | None, config, job: str = "gdso") -> RunFolder:
         """Make `<root>/<id>`, write configuration and environment, point `latest` at it. Raises ConfigError."""
@@ -75,19 +81,7 @@ class RunFolder:
         Keys under `run.` and deadlines may differ. Raises CheckpointError naming the other keys that do.
         """
         run = cls(Path(path).resolve())
-        if not (run.path / CONFIG_FILE).is_file():
-            raise CheckpointError(f"{path} is no run folder: it has no {CONFIG_FILE}; point run.resume at a folder under run.root")
-        try:
-            stored = load_config(type(config), run.path / CONFIG_FILE, [])
-        except ConfigError as error:
-            raise CheckpointError(f"{run.path} comes from another version of zr_ray, its configuration does not load: {error}") from None
-        differing = [key for key in differing_keys(stored, config) if not (key.startswith("run.") or key.endswith("deadline_s"))]
-        if differing:
-            was, now = (_values(model, differing) for model in (stored, config))
-            changes = ", ".join(f"{key} was {was[key]}, now {now[key]}" for key in differing)
-            raise CheckpointError(
-                f"cannot resume {run.path.name} under another configuration: {changes}; put these back, or start a new run"
-            )
+        _check_resumable(run.path, config)
         environment = json.loads((run.path / "environment.json").read_text())
         environment["resumed"].append(describe_environment())
         run.write_json("environment.json", environment)
@@ -201,6 +195,23 @@ def find_run(resume: Path | str, root: Path | None) -> Path:
     if not path.is_dir():
         raise CheckpointError(f"nothing to resume: {path} does not exist; start without run.resume, or name one of the folders in {root}")
     return path.resolve()
+
+
+def _check_resumable(path: Path, config) -> None:
+    path = Path(path).resolve()
+    if not (path / CONFIG_FILE).is_file():
+        raise CheckpointError(f"{path} is no run folder: it has no {CONFIG_FILE}; point run.resume at a folder under run.root")
+    try:
+        stored = load_config(type(config), path / CONFIG_FILE, [])
+    except ConfigError as error:
+        raise CheckpointError(f"{path} comes from another version of zr_ray, its configuration does not load: {error}") from None
+    differing = [key for key in differing_keys(stored, config) if not (key.startswith("run.") or key.endswith("deadline_s"))]
+    if differing:
+        was, now = (_values(model, differing) for model in (stored, config))
+        changes = ", ".join(f"{key} was {was[key]}, now {now[key]}" for key in differing)
+        raise CheckpointError(
+            f"cannot resume {path.name} under another configuration: {changes}; put these back, or start a new run"
+        )
 
 
 def _point_latest(root: Path, run_id: str) -> None:

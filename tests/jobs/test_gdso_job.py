@@ -18,10 +18,15 @@ SMALL = [
 ]  # fmt: skip
 
 
-def job(*arguments, timeout=300, **kwargs):
-    environment = os.environ | {"RAY_ADDRESS": "local", "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(ROOT / "jobs" / "gdso.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=ROOT, env=environment, **kwargs)
+@pytest.fixture(scope="module")
+def job(job_environment):
+    """Run jobs/gdso.py to its end in a process of its own, on the tests' cluster."""
+
+    def run(*arguments, timeout=300):
+        command = [sys.executable, str(ROOT / "jobs" / "gdso.py"), *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=ROOT, env=job_environment)
+
+    return run
 
 
 def bad_data(tmp_path, **changes):
@@ -82,13 +87,13 @@ def test_bad_input_is_refused_in_one_line(name, tmp_path, capfd):
     print(f"{name}: {message}")
 
 
-def test_infeasible_placement_is_refused_before_an_engine_starts(tmp_path):
+def test_infeasible_placement_is_refused_before_an_engine_starts(job, tmp_path):
     done = job(f"run.root={tmp_path}", "learner.workers=64", "gdso.pairs_per_step=64", timeout=120)
     assert done.returncode == 1 and "the job wants" in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert not list(tmp_path.iterdir())
 
 
-def test_dry_run_prints_configuration_and_resources(tmp_path):
+def test_dry_run_prints_configuration_and_resources(job):
     done = job("--config", "jobs/configs/gdso_tiny.yaml", "--dry-run", timeout=120)
     assert done.returncode == 0, done.stderr
     assert "pairs_per_step" in done.stdout and "# rollout: 1 x {'CPU': 1.0}" in done.stdout and "# learner: 1 x" in done.stdout
@@ -101,7 +106,7 @@ def metrics_of(run: Path) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
+def uninterrupted(job, tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     done = job(*SMALL, f"run.root={root}", "run.name=whole")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -127,17 +132,16 @@ def test_on_policy_ratio_and_sync_at_every_step(uninterrupted):
         assert line["rollout/staleness"] == 0.0
 
 
-def test_killed_run_resumes_to_the_same_numbers(uninterrupted, tmp_path):
-    """SIGKILL after step 3: the checkpoint of step 2 is the newest, step 3's line must be dropped and made again."""
-    environment = os.environ | {"RAY_ADDRESS": "local", "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)}
+def test_killed_run_resumes_to_the_same_numbers(job, job_environment, uninterrupted, tmp_path):
+    """SIGKILL of the driver after step 3: the checkpoint of step 2 is the newest, step 3's line must be dropped and made again."""
     command = [sys.executable, str(ROOT / "jobs" / "gdso.py"), *SMALL, f"run.root={tmp_path}", "run.name=killed"]
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(command, cwd=ROOT, env=job_environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     file = tmp_path / "killed" / "metrics.jsonl"
     deadline = time.time() + 240
     while not (file.is_file() and len(file.read_text().splitlines()) >= 3):
         assert time.time() < deadline and process.poll() is None, "the run did not reach step 3"
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)  # driver and everything it started
+    os.kill(process.pid, signal.SIGKILL)
     process.wait()
     done = job(*SMALL, f"run.root={tmp_path}", "--resume", "latest")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -147,7 +151,7 @@ def test_killed_run_resumes_to_the_same_numbers(uninterrupted, tmp_path):
     assert rows[0] == rows[1]
 
 
-def test_two_ranks_follow_one_rank(uninterrupted, tmp_path):
+def test_two_ranks_follow_one_rank(job, uninterrupted, tmp_path):
     """Two DeepSpeed ranks with ZeRO-2 and two rollout actors: the same first step, then the same curve up to rounding."""
     done = job(*SMALL, f"run.root={tmp_path}", "run.name=two", "learner.workers=2", "learner.zero_stage=2", "rollout.workers=2",
                "rollout.cpus=0.5", "learner.cpus=0.5")  # fmt: skip
