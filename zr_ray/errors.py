@@ -39,3 +39,11 @@ class CheckpointError(ZrRayError):
 
 class DeadlineError(ZrRayError):
     """A wait passed its deadline; the message names what was waited for."""
+
+
+class RewardError(ZrRayError):
+    """A reward request was refused, or some of its items could not be scored."""
+
+
+class OverloadError(RewardError):
+    """The reward service has no room for a request now; the same request may be sent again."""

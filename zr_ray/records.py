@@ -78,3 +78,73 @@ class Judgement:
     """[K] float32 full-vocabulary log-probs of the nine labels at score_index; None when malformed."""
     policy_version: int
     """Version of the weights that sampled it."""
+
+
+@dataclass(frozen=True)
+class ItemFault:
+    """Why one item of a reward request was not scored. It never stands for a score."""
+
+    status: str
+    """Short code, one of the keys of `serving.limits.STATUSES`, for example "undecodable"."""
+    reason: str
+    """One line: wanted, got, what to do."""
+
+
+@dataclass(frozen=True)
+class RewardRequest:
+    """B images with their prompts, for the distributions and, when weights are given, the pixel gradient of their reward."""
+
+    images: np.ndarray | tuple[np.ndarray | ItemFault, ...]
+    """[B, 3, H, W], or B arrays [3, H, W] of any sizes; uint8, or float16/32/64 in [0, 1]. A fault stands for what did not decode."""
+    prompts: tuple[str | ItemFault, ...]
+    dimensions: tuple[str, ...]
+    """D' names of the rubric's dimensions: the D axis of the reply."""
+    weights: np.ndarray | None = None
+    """[D'] or [B, D'] float: asks for R = sum_d w_d (mu_d - k sigma_d) and dR/dimages. None: scores only."""
+    risk: float = 0.0
+    """k, at least 0."""
+    request_id: str = ""
+    """Comes back in the reply and stands in the logs."""
+
+
+@dataclass(frozen=True)
+class JudgeIdentity:
+    """What answered. Equal hashes mean equal answers."""
+
+    judge: str
+    """Name of the judge in the service, for example "student"."""
+    model_hash: str
+    """sha256 over the judge folder's files that decide its answers (`models.identity.judge_hash`)."""
+    template_hash: str
+    """sha256 over everything the judge reads around prompt and image."""
+    preprocess_hash: str
+    """Names the parameters of resize, normalisation and patches."""
+
+
+@dataclass(frozen=True)
+class RewardReply:
+    """Answers in the order of the request. An item that was not scored is nan everywhere; its status says why."""
+
+    request_id: str
+    identity: JudgeIdentity
+    dimensions: tuple[str, ...]
+    status: tuple[str, ...]
+    """B codes, "ok" for a scored item."""
+    reason: tuple[str, ...]
+    """B lines, empty for a scored item."""
+    q: np.ndarray
+    """[B, D', K] score distributions."""
+    mu: np.ndarray
+    """[B, D'] expected scores, rubric points."""
+    sigma: np.ndarray
+    """[B, D'] standard deviations, rubric points."""
+    entropy: np.ndarray
+    """[B, D'] nats."""
+    outside: np.ndarray
+    """[B, D'] probability on tokens that are no score label."""
+    reward: np.ndarray | None = None
+    """[B] R; None without weights."""
+    gradients: tuple[np.ndarray | None, ...] | None = None
+    """B arrays [3, H, W], largest entry in [1/2, 1]; dR/dimage is `scale[i]` times it. None for an item that was not scored."""
+    scale: np.ndarray | None = None
+    """[B] float64 powers of two, so that scaling is exact."""

@@ -84,6 +84,10 @@ class JudgeText:
             self._questions[key] = ids
         return self._questions[key]
 
+    def forget(self) -> None:
+        """Drop the cached questions."""
+        self._questions.clear()
+
     def answer(self, bin_index: int, reasoning: str | None = None) -> tuple[np.ndarray, int]:
         """([T] int32 tokens, score index) of a written answer: reasoning, marker, label and end; without reasoning the label alone,
         for a direct question that already ends with the marker."""

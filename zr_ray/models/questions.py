@@ -71,6 +71,11 @@ class QuestionPacker:
         Args: grid: rows and columns of patches of the image."""
         return self._layout(prompt, dimensions, grid, self.branching)
 
+    def forget(self) -> None:
+        """Drop cached layouts and questions: a service sees prompts without end, each cached one is some kilobytes."""
+        self._layout.cache_clear()
+        self.text.forget()
+
     def _make_layout(self, prompt: str, dimensions: tuple[str, ...], grid: tuple[int, int], branching: bool) -> tuple[PackedSequence, ...]:
         if not dimensions:
             raise ValueError(f"dimensions must name at least one of {DIMENSIONS}, got none")

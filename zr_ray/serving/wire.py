@@ -1,0 +1,238 @@
+"""HTTP bodies to requests, and replies to bodies. Nothing here executes what it reads: JSON, safetensors and three image formats.
+
+    application/json           {"items": [{"image": base64 of PNG/JPEG/WebP, "prompt": text, "dimensions": [..]}], "dimensions", "weights", "risk"}
+    application/x-safetensors  images [B, 3, H, W] or image.0, image.1, ...; weights; metadata "request": {"prompts", "dimensions", "risk"} as JSON
+    image/png, jpeg, webp      one image; prompt, dimensions, weights (comma-separated) and risk in the query
+
+Replies are JSON, or safetensors with metadata "reply". Left out on purpose: pickle, URLs to fetch, multipart forms, compressed bodies.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import json
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from zr_ray.data.images import ImageTooLarge, decode_image
+from zr_ray.errors import DataError
+from zr_ray.records import ItemFault, JudgeIdentity, RewardReply, RewardRequest
+from zr_ray.rubric import DIMENSIONS, SCORE_BINS
+from zr_ray.serving.limits import Limits
+
+JSON, SAFETENSORS = "application/json", "application/x-safetensors"
+IMAGE_FORMATS = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP"}
+COLUMNS = ("q", "mu", "sigma", "entropy", "outside")
+
+
+class WireError(DataError):
+    """The body as a whole cannot be read. First argument: one line; second: the HTTP status, 400 unless said otherwise."""
+
+    @property
+    def http_status(self) -> int:
+        return self.args[1] if len(self.args) > 1 else 400
+
+    def __str__(self) -> str:
+        return self.args[0]
+
+
+def read_request(content_type: str, body: bytes, query: Mapping[str, str], gradient: bool, limits: Limits, request_id: str) -> RewardRequest:
+    """The request in a body. Items that do not decode become faults.   Raises: WireError with the HTTP status it should get."""
+    if content_type == JSON:
+        images, prompts, options = _read_json(body, limits)
+    elif content_type == SAFETENSORS:
+        images, prompts, options = _read_safetensors(body, limits)
+    elif content_type in IMAGE_FORMATS:
+        images, prompts = _decode_all([body], limits), (query.get("prompt", ""),)
+        options = {name: _numbers(query[name]) if name == "weights" else query[name] for name in ("dimensions", "weights", "risk") if name in query}
+        if "dimensions" in options:
+            options["dimensions"] = options["dimensions"].split(",")
+    else:
+        raise WireError(f"content type must be {JSON}, {SAFETENSORS} or one of {list(IMAGE_FORMATS)}, got {content_type!r}", 415)
+    dimensions, prompts = _dimensions(options, prompts)
+    try:
+        risk = float(options.get("risk", 0.0))
+        weights = np.asarray(options["weights"], np.float64) if options.get("weights") is not None else None
+    except (TypeError, ValueError, OverflowError) as error:
+        raise WireError(f"weights and risk must be numbers: {error}") from None
+    if gradient and weights is None:
+        weights = np.full(len(dimensions), 1 / len(dimensions))
+    return RewardRequest(images, prompts, dimensions, weights if gradient else None, risk, request_id)
+
+
+def _dimensions(options: dict, prompts: tuple) -> tuple[tuple[str, ...], tuple]:
+    """The reply's D axis: what the request asks for, or all; items may name their own, the axis is then the union in rubric order."""
+    asked, own = options.get("dimensions"), options.get("item_dimensions", [None] * len(prompts))
+    if asked is not None and not (isinstance(asked, list) and asked and all(d in DIMENSIONS for d in asked) and len(set(asked)) == len(asked)):
+        raise WireError(f"dimensions must be different names of {list(DIMENSIONS)}, got {asked!r}"[:300], 422)
+    checked, union = [], set(asked or [])
+    for prompt, names in zip(prompts, own, strict=True):
+        unknown = [] if names is None else [d for d in names if d not in DIMENSIONS] if isinstance(names, list) and names else [names]
+        union |= set(names or []) if not unknown else set()
+        fault = ItemFault("unknown_dimension", f"dimensions must be names of {list(DIMENSIONS)}, got {unknown!r}"[:300])
+        checked.append(fault if unknown else prompt)
+    if asked is not None and union == set(asked):
+        return tuple(asked), tuple(checked)
+    everywhere = asked is None and (not union or any(names is None for names in own))
+    return (DIMENSIONS if everywhere else tuple(d for d in DIMENSIONS if d in union)), tuple(checked)
+
+
+def _read_json(body: bytes, limits: Limits) -> tuple[tuple, tuple, dict]:
+    try:
+        tree = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise WireError(f"the body must be JSON: {str(error)[:200]}") from None
+    if not isinstance(tree, dict) or not isinstance(tree.get("items"), list):
+        raise WireError('the body must be an object with a list "items"', 422)
+    unknown = set(tree) - {"items", "dimensions", "weights", "risk"}
+    items = tree["items"]
+    if unknown or not all(isinstance(item, dict) and set(item) <= {"image", "prompt", "dimensions"} for item in items):
+        raise WireError(f"known keys are items (image, prompt, dimensions), dimensions, weights, risk; got also {sorted(unknown)[:5]} or others in an item", 422)
+    if not 1 <= len(items) <= limits.items:
+        raise WireError(f"a request must have 1 to {limits.items} items, got {len(items)}; split it", 422)
+    images = _decode_all([_from_base64(item.get("image")) for item in items], limits)
+    tree["item_dimensions"] = [item.get("dimensions") for item in items]
+    return images, tuple(item.get("prompt", "") for item in items), tree
+
+
+def _from_base64(text) -> bytes | ItemFault:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (TypeError, ValueError, binascii.Error):
+        return ItemFault("undecodable", "an image must be base64 text of a PNG, JPEG or WebP file")
+
+
+def _decode_all(files: Sequence[bytes | ItemFault], limits: Limits) -> tuple[np.ndarray | ItemFault, ...]:
+    images: list[np.ndarray | ItemFault] = []
+    left = limits.request_pixels
+    for file in files:
+        images.append(file if isinstance(file, ItemFault) else _decode(file, min(limits.pixels, left)))
+        left -= 0 if isinstance(images[-1], ItemFault) else images[-1][0].size
+    return tuple(images)
+
+
+def _decode(file: bytes, max_pixels: int) -> np.ndarray | ItemFault:
+    """[3, H, W] uint8."""
+    try:
+        image = decode_image(io.BytesIO(file), "image", max_pixels, tuple(IMAGE_FORMATS.values()))
+    except ImageTooLarge as error:
+        return ItemFault("too_large", str(error))
+    except (DataError, MemoryError) as error:
+        return ItemFault("undecodable", str(error)[:300])
+    return np.ascontiguousarray(image.transpose(2, 0, 1))
+
+
+def _read_safetensors(body: bytes, limits: Limits) -> tuple[tuple | np.ndarray, tuple, dict]:
+    tensors, metadata = unpack(body)
+    try:
+        options = json.loads(metadata.get("request", "null"))
+    except (ValueError, RecursionError) as error:
+        raise WireError(f'metadata "request" must be JSON: {str(error)[:200]}') from None
+    if not isinstance(options, dict) or not isinstance(options.get("prompts"), list) or set(options) - {"prompts", "dimensions", "risk"}:
+        raise WireError('metadata "request" must be a JSON object with a list "prompts", and at most "dimensions" and "risk" beside it', 422)
+    prompts, weights = options["prompts"], tensors.pop("weights", None)
+    if set(tensors) == {"images"} and tensors["images"].ndim > 0:
+        images = tuple(tensors["images"])
+    elif set(tensors) == {f"image.{i}" for i in range(len(tensors))}:
+        images = tuple(tensors[f"image.{i}"] for i in range(len(tensors)))
+    else:
+        raise WireError(f'tensors must be "images" [B, 3, H, W] or "image.0", "image.1", ..., got {sorted(tensors)[:5]}', 422)
+    if len(images) != len(prompts) or not 1 <= len(prompts) <= limits.items:
+        raise WireError(f"images and prompts must be equally many, 1 to {limits.items}; got {len(images)} and {len(prompts)}", 422)
+    return images, tuple(prompts), options | {"weights": weights}
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise WireError(f"weights must be comma-separated numbers, got {text[:80]!r}", 422) from None
+
+
+# ---- safetensors with metadata ----
+
+
+def pack(tensors: dict[str, np.ndarray], **metadata) -> bytes:
+    """Safetensors bytes; metadata values are written as JSON."""
+    from safetensors.numpy import save
+
+    return save({k: np.ascontiguousarray(v) for k, v in tensors.items()}, {k: json.dumps(v) for k, v in metadata.items()})
+
+
+def unpack(body: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Tensors and metadata. Raises WireError for anything that is not whole and valid."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        tensors = load(body)
+        length = int.from_bytes(body[:8], "little")
+        metadata = json.loads(body[8 : 8 + length]).get("__metadata__", {})
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError, MemoryError) as error:
+        raise WireError(f"the body must be a whole safetensors file of float16/32/64 or uint8 tensors: {type(error).__name__} {str(error)[:200]}") from None
+    return tensors, metadata
+
+
+# ---- replies ----
+
+
+def reply_json(reply: RewardReply) -> dict:
+    """A reply as JSON values; what was not scored is null."""
+    items = []
+    for i, status in enumerate(reply.status):
+        item: dict = {"status": status, "reason": reply.reason[i], "scores": None}
+        if status == "ok":
+            item["scores"] = {
+                d: {name: getattr(reply, name)[i, k].tolist() for name in ("mu", "sigma", "entropy", "outside", "q")}
+                for k, d in enumerate(reply.dimensions)
+            }
+            if reply.gradients is not None:
+                slope = reply.gradients[i]
+                item["reward"], item["gradient_scale"] = float(reply.reward[i]), float(reply.scale[i])
+                item["gradient"] = {"dtype": str(slope.dtype), "shape": list(slope.shape), "base64": base64.b64encode(slope.tobytes()).decode()}
+        items.append(item)
+    return _head(reply) | {"bins": list(SCORE_BINS), "items": items}
+
+
+def reply_safetensors(reply: RewardReply) -> bytes:
+    """A reply as safetensors: the arrays, gradient.<i> for each scored item, and the rest as metadata."""
+    tensors = {name: getattr(reply, name) for name in COLUMNS}
+    if reply.gradients is not None:
+        tensors |= {"reward": reply.reward, "scale": reply.scale}
+        tensors |= {f"gradient.{i}": g for i, g in enumerate(reply.gradients) if g is not None}
+    return pack(tensors, reply=_head(reply) | {"status": reply.status, "reason": reply.reason})
+
+
+def read_reply(body: bytes) -> RewardReply:
+    """The reply in safetensors bytes."""
+    tensors, metadata = unpack(body)
+    head = json.loads(metadata["reply"])
+    identity = JudgeIdentity(head["judge"], head["model_hash"], head["template_hash"], head["preprocess_hash"])
+    gradient = {}
+    if "reward" in tensors:
+        slopes = tuple(tensors.get(f"gradient.{i}") for i in range(len(head["status"])))
+        gradient = {"reward": tensors["reward"], "scale": tensors["scale"], "gradients": slopes}
+    columns = {name: tensors[name] for name in COLUMNS}
+    return RewardReply(
+        head["request_id"], identity, tuple(head["dimensions"]), tuple(head["status"]), tuple(head["reason"]), **columns, **gradient
+    )
+
+
+def request_safetensors(request: RewardRequest) -> bytes:
+    """A request as a body. Faults have no place here: the client sends arrays."""
+    images = request.images
+    tensors = {"images": images} if isinstance(images, np.ndarray) else {f"image.{i}": image for i, image in enumerate(images)}
+    if request.weights is not None:
+        tensors["weights"] = np.asarray(request.weights, np.float64)
+    return pack(tensors, request={"prompts": request.prompts, "dimensions": request.dimensions, "risk": request.risk})
+
+
+def _head(reply: RewardReply) -> dict:
+    i = reply.identity
+    return {
+        "request_id": reply.request_id, "judge": i.judge, "model_hash": i.model_hash, "template_hash": i.template_hash,
+        "preprocess_hash": i.preprocess_hash, "dimensions": list(reply.dimensions),
+    }  # fmt: skip
