@@ -21,6 +21,8 @@ import threading
 import time
 from pathlib import Path
 
+import zr_ray  # noqa: F401  the torchvision shim, before anything imports transformers
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -184,7 +186,7 @@ def bare_train(args) -> dict:
 def trl_steps(args) -> dict:
     """TRL's GRPOTrainer with Hugging Face generate, fp32, on the same questions, group size and completion limit."""
     import torch
-    from datasets import Dataset
+    import datasets
     from PIL import Image
     from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
@@ -199,7 +201,8 @@ def trl_steps(args) -> dict:
     form = ScoringFormat.load(folder)
     schedule = PairSchedule(preference_pairs(load_split(args.data, "train")), args.pairs, 0)
     asked = [(item, p.dimension) for s in range(args.steps + 2) for p in schedule.batch(s) for item in (p.winner, p.loser)]
-    data = Dataset.from_list([
+    datasets.config.TORCHCODEC_AVAILABLE = False  # images only, and its wheel needs CUDA libraries
+    data = datasets.Dataset.from_list([
         {"prompt": [{"role": "user", "content": form.questions[d].replace("{prompt}", item.prompt)}], "image": Image.open(item.image).convert("RGB")} for item, d in asked
     ])  # fmt: skip
     stamps: list[float] = []
