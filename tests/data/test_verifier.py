@@ -10,7 +10,7 @@ from zr_ray.data.world.scene import LEVELS, Asked, Layout, place
 from zr_ray.data.world.verifier import (
     SceneReading, SeenObject, alignment_score, objects_match, parse_prompt, plausibility_score, quality_scores, read_scene, verify,
 )  # fmt: skip
-from zr_ray.data.world.verifier_accuracy import accuracy_table
+from zr_ray.data.world.verifier_accuracy import OBJECT_ATTRIBUTES, SCENE_ATTRIBUTES, accuracy_table
 from zr_ray.data.world.verifier_degradation import block_means, deblock, fit_blur_and_blocks, soften
 from zr_ray.data.world.verifier_templates import BLURS
 from zr_ray.errors import DataError
@@ -20,22 +20,24 @@ CIRCLE, SQUARE = Asked("small", "red", "circle"), Asked("big", "blue", "square")
 PROMPT = "small red circle left of big blue square"
 
 
-def picture(first=CIRCLE, second=SQUARE, extra=None, relation="left", light="left", **changes):
-    return render(place(first, second, extra, relation, light=light, seed=3, **changes))
+def picture(first=CIRCLE, second=SQUARE, extra=None, relation="left", light="left", seed=3, **changes):
+    return render(place(first, second, extra, relation, light=light, seed=seed, **changes))
 
 
 def test_accuracy_on_rendered_scenes():
-    table = accuracy_table(images=120, seed=20260)
-    clean, mild, strong = table["clean"], table["mild"], table["strong"]
-    for name in ("objects", "relation", "floating", "shadow", "overlap", "light", "place"):
-        assert clean[name] >= 0.98, (name, clean[name])
-    assert clean["exact"] >= 0.97
+    """The bar is .97 exact on clean scenes, all attributes at once, and so for each of them; 400 scenes, standard error .006."""
+    clean = accuracy_table(400, seed=20260, strengths=("clean",))["clean"]
+    for name in (*OBJECT_ATTRIBUTES, *SCENE_ATTRIBUTES):
+        assert clean[name] >= 0.97, (name, clean[name])
+    assert clean["floating"] >= 0.99 and clean["shadow"] >= 0.99 and clean["light"] >= 0.99
+    table = accuracy_table(100, seed=20260, strengths=("mild", "strong"))
+    mild, strong = table["mild"], table["strong"]
     assert mild["exact"] >= 0.90 and mild["floating"] >= 0.95 and mild["relation"] >= 0.92
     assert strong["exact"] >= 0.75 and strong["floating"] >= 0.92 and strong["colour"] >= 0.92
     for name in ("alignment", "plausibility"):
-        assert clean[f"error/{name}"] <= 0.03 and mild[f"error/{name}"] <= 0.15, name
+        assert clean[f"error/{name}"] <= 0.05 and mild[f"error/{name}"] <= 0.15, name
     for name in ("realism", "aesthetics"):
-        assert clean[f"error/{name}"] <= 0.03 and mild[f"error/{name}"] <= 0.25 and strong[f"error/{name}"] <= 0.4, name
+        assert clean[f"error/{name}"] <= 0.05 and mild[f"error/{name}"] <= 0.25 and strong[f"error/{name}"] <= 0.4, name
 
 
 @pytest.mark.parametrize("relation", ["left", "right", "on", "under"])
@@ -78,11 +80,14 @@ def test_floating_is_read_from_the_ground_line(light, ground, floating):
 
 @pytest.mark.parametrize("name", LEVELS)
 def test_levels_are_measured_in_order_and_alone(name):
-    read = [read_scene(picture(levels={name: level})).levels for level in (0.0, 0.3, 0.6, 0.9)]
-    values = [levels[name] for levels in read]
-    assert values[0] == 0 and values == sorted(values) and values[1] < values[3]
-    assert np.abs(np.subtract(values, (0.0, 0.3, 0.6, 0.9))).max() < 0.2, values
-    assert all(levels[other] < 0.2 for levels in read for other in LEVELS if other != name), read
+    drawn, wanted = range(6), np.array((0.0, 0.3, 0.6, 0.9))
+    read = [[read_scene(picture(seed=seed, levels={name: level})).levels for level in wanted.tolist()] for seed in drawn]
+    values = np.array([[levels[name] for levels in row] for row in read])  # [scenes, levels]
+    assert (values[:, 0] == 0).all() and (np.diff(values) >= 0).all()
+    assert np.abs(values.mean(0) - wanted).max() < 0.12, values.mean(0)
+    # a level of litter is a number of sticks: their sizes and what objects hide of them differ from scene to scene
+    assert np.abs(values - wanted).max() < (0.4 if name == "clutter" else 0.2), values
+    assert all(levels[other] < 0.2 for row in read for levels in row for other in LEVELS if other != name), read
 
 
 def _checkerboard(side, dark=(0, 0, 0), light=(255, 255, 255)):

@@ -188,9 +188,10 @@ def _unexplained(sharp: np.ndarray, explained: np.ndarray, x: int, y: int) -> bo
 def _again(sharp: np.ndarray, backdrop: Backdrop, shade: np.ndarray, found: list[Found], blur: int) -> list[Found]:
     """Second pass: every object fitted once more over the redrawing without it, with templates of the measured blur.
 
-    What no longer explains anything goes at once, so that it hides no other. Returns the rest from left to right."""
+    What explains least comes first and goes at once if the others leave nothing for it: pieces of an object that was read a pixel off
+    must not hold it there. Returns the rest from left to right."""
     padded, kept = pad(sharp), list(found)
-    for item in found:
+    for item in sorted(found, key=lambda item: item.gain):
         others = [other for other in kept if other is not item]
         sheet = Sheet(padded, pad(soften(draw(backdrop, shade, others), BLURS[blur])), _INSIDE)
         (new,) = fit_objects(sheet, [(item.x, item.y)], blur, 1, met=tuple(other for other in others if _close(item, other)))
