@@ -240,7 +240,10 @@ def main() -> int:
         for name, value in figures.items():
             print(f"{name:36s} {value:.3f}")
         parameters = sum(p.numel() for p in run.model.parameters())
-        (run.folder / "README.md").write_text(model_card(dump_yaml(config), figures, config.evaluation_groups, parameters))
+        card = model_card(
+            dump_yaml(config), figures, config.evaluation_groups, parameters, seconds / 60, torch.get_num_threads()
+        )
+        (run.folder / "README.md").write_text(card)
         print(f"judge in {run.folder} after {seconds / 60:.1f} min; use it with judge.path={run.folder}")
     except ZrRayError as error:
         print(f"error: {error}", file=sys.stderr)
