@@ -10,7 +10,7 @@ is no scene it finds nothing and every score is 1.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import combinations, permutations
 
 import numpy as np
 
@@ -31,6 +31,8 @@ SOFT = 2
 """Index into BLURS: the least blur of templates where the outline cannot be trusted, as in the first pass and between overlapping objects."""
 MIN_CHANGE = 30.0
 """Grey levels, summed over channels, by which the middle of a proposal must differ from what is already explained."""
+SWEEPS = 2
+"""Most rounds of the second pass; the second one only where objects touch and the first changed something."""
 SUN_NOISE = 3.0
 """Grey levels of noise up to which the sun alone tells blur and blocks well enough for the second pass."""
 MIN_LIKENESS = 0.6
@@ -188,15 +190,21 @@ def _unexplained(sharp: np.ndarray, explained: np.ndarray, x: int, y: int) -> bo
 def _again(sharp: np.ndarray, backdrop: Backdrop, shade: np.ndarray, found: list[Found], blur: int) -> list[Found]:
     """Second pass: every object fitted once more over the redrawing without it, with templates of the measured blur.
 
-    What explains least comes first and goes at once if the others leave nothing for it: pieces of an object that was read a pixel off
-    must not hold it there. Returns the rest from left to right."""
+    What fits worst comes first and goes at once if the others leave nothing for it: pieces of an object that was read a pixel off, and
+    one that was read across two, must not hold these off their places. Returns the rest from left to right."""
     padded, kept = pad(sharp), list(found)
-    for item in sorted(found, key=lambda item: item.gain):
-        others = [other for other in kept if other is not item]
-        sheet = Sheet(padded, pad(soften(draw(backdrop, shade, others), BLURS[blur])), _INSIDE)
-        (new,) = fit_objects(sheet, [(item.x, item.y)], blur, 1, met=tuple(other for other in others if _close(item, other)))
-        good = new.fit >= MIN_FIT and new.gain >= MIN_GAIN and not any(_same_place(new, other) for other in others)
-        kept = others + [new] if good else others
+    for _ in range(SWEEPS):
+        before = {(item.kind, item.colour, item.x, item.y) for item in kept}
+        for item in sorted(kept, key=lambda item: item.fit):
+            others = [other for other in kept if other is not item]
+            near = tuple(other for other in others if _close(item, other))
+            sheet = Sheet(padded, pad(soften(draw(backdrop, shade, others), BLURS[blur])), _INSIDE)
+            (new,) = fit_objects(sheet, [(item.x, item.y)], blur, 1, met=near)
+            good = new.fit >= MIN_FIT and new.gain >= MIN_GAIN and not any(_same_place(new, other) for other in others)
+            kept = others + [new] if good else others
+        touching = any(_close(one, other) for one, other in combinations(kept, 2))
+        if not touching or before == {(item.kind, item.colour, item.x, item.y) for item in kept}:
+            break
     return sorted(kept, key=lambda item: item.x)
 
 
