@@ -67,6 +67,17 @@ def evaluation_prompts(count: int, seed: int) -> list[str]:
     return prompts
 
 
+def training_prompts(count: int, seed: int) -> list[str]:
+    """Prompts as the generator meets them in training: none is held out, they may repeat."""
+    rng = np.random.default_rng((seed, 0x7EA1))
+    prompts: list[str] = []
+    while len(prompts) < count:
+        prompt = sample_request(rng).prompt
+        if not is_held_out(prompt):
+            prompts.append(prompt)
+    return prompts
+
+
 def sample_scene(rng: np.random.Generator, defects: Defects) -> tuple[Request, Scene]:
     """A prompt that is not held out, and a scene that shows what it asks for."""
     request = sample_request(rng)
