@@ -1,0 +1,23 @@
+"""The student's table: SFT, GDSO, OPD and RISD from one untrained student, several seeds each, next to the teacher. Resumable.
+
+    ray job submit --working-dir . -- python jobs/distill_table.py --config jobs/configs/distill_table.yaml
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from zr_ray import driver
+from zr_ray.config_distill_table import TableConfig
+from zr_ray.distill_table import make_table
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Raises ZrRayError for everything a user can fix."""
+    args = driver.arguments(__doc__, TableConfig, argv)
+    make_table(driver.resolve(args, TableConfig), args, Path(__file__).resolve().parent)
+
+
+if __name__ == "__main__":
+    sys.exit(driver.run_job(main))
