@@ -66,6 +66,7 @@ class TeacherSection(Section):
     gpus: float = _field(0.0, "GPUs of a teacher replica", ge=0)
     threads: int = _field(1, "threads of a teacher's engine", ge=1)
     max_model_len: int = _field(256, "tokens of question and reasoning", ge=16)
+    max_new_tokens: int = _field(64, "length limit of one trace with its score, tokens", ge=2)
     batch_items: int = _field(32, "items the engine gets at a time", ge=1)
 
 

@@ -134,7 +134,7 @@ def _read_safetensors(body: bytes, limits: Limits) -> tuple[tuple | np.ndarray, 
     if not isinstance(options, dict) or not isinstance(options.get("prompts"), list) or set(options) - {"prompts", "dimensions", "risk"}:
         raise WireError('metadata "request" must be a JSON object with a list "prompts", and at most "dimensions" and "risk" beside it', 422)
     prompts, weights = options["prompts"], tensors.pop("weights", None)
-    if set(tensors) == {"images"} and tensors["images"].ndim > 0:
+    if set(tensors) == {"images"} and tensors["images"].ndim == 4:
         images = tuple(tensors["images"])
     elif set(tensors) == {f"image.{i}" for i in range(len(tensors))}:
         images = tuple(tensors[f"image.{i}"] for i in range(len(tensors)))
