@@ -42,7 +42,7 @@ def test_json_decodes_each_image_on_its_own():
 
 
 def test_a_bomb_is_refused_by_its_header():
-    chunk = lambda kind, data: len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")  # noqa: E731
+    chunk = lambda kind, data: len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
     header = (30_000).to_bytes(4, "big") * 2 + bytes([8, 2, 0, 0, 0])
     bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1_000_000)) + chunk(b"IEND", b"")
     (fault,) = read("image/png", bomb, prompt="x").images

@@ -25,6 +25,7 @@ from ray import serve
 from zr_ray.config_serve import ServeConfig
 from zr_ray.errors import ConfigError, DeadlineError, OverloadError, RewardError
 from zr_ray.serving import wire
+from zr_ray.serving.limits import check_request
 from zr_ray.serving.measures import Measures
 from zr_ray.serving.retry import Retry
 
@@ -69,9 +70,12 @@ class Gateway:
     async def describe(self, request: Request, judge: str = "student") -> Response:
         return await self._guarded(request, lambda _: self._describe(request, judge))
 
-    @api.get("/v1/health", summary="200 when a judge answers")
-    async def health(self) -> Response:
-        described = await asyncio.wait_for(self._judges["student"].describe.remote(), 10)
+    @api.get("/v1/health", summary="200 when a judge answers; needs no token")
+    async def health(self, request: Request) -> Response:
+        return await self._guarded(request, lambda _: self._health())
+
+    async def _health(self) -> Response:
+        described = await self._judges["student"].describe.remote()
         return JSONResponse({"status": "ok", "model_hash": described["model_hash"]})
 
     async def _describe(self, request: Request, judge: str) -> Response:
@@ -96,7 +100,7 @@ class Gateway:
             response = self._refused(Refusal(503, "overloaded", str(error)), request_id)
         except RewardError as error:
             response = self._refused(Refusal(422, "bad_request", str(error)), request_id)
-        except (asyncio.TimeoutError, DeadlineError):
+        except (TimeoutError, DeadlineError):
             message = f"not answered in {self._config.http.request_deadline_s:g} s; send fewer items, or later"
             response = self._refused(Refusal(504, "deadline", message), request_id)
         response.headers["X-Request-Id"] = request_id
@@ -125,6 +129,7 @@ class Gateway:
                 self._decoders, wire.read_request, content_type, body, query, gradient, self._limits, request_id
             )
             del body
+            check_request(wanted, self._limits)
             reply = await Retry(deadline_s=self._config.http.request_deadline_s, attempts=4).call(lambda _: handle.score.remote(wanted))
             return await loop.run_in_executor(self._decoders, _response, reply, request.headers.get("accept", ""))
         finally:

@@ -54,7 +54,7 @@ class Measures:
         if ray is None or not ray.is_initialized():
             return None
         if name not in self._metrics:
-            import ray.util.metrics as metrics
+            from ray.util import metrics
 
             self._metrics[name] = getattr(metrics, kind)(name, description=about, tag_keys=("replica", *tags), **more)
         return self._metrics[name]

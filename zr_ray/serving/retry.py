@@ -41,7 +41,7 @@ class Retry:
         for attempt in range(self.attempts):
             try:
                 return await asyncio.wait_for(send(end - time.monotonic()), max(0.001, end - time.monotonic()))
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 raise DeadlineError(f"the reward service did not answer within {self.deadline_s:g} s ({attempt} failed attempts)") from None
             except Exception as error:
                 error = getattr(error, "cause", None) or error  # Ray wraps what a replica raised
