@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from zr_ray.data.world.render import GROUND, SKY, SUN
+from zr_ray.data.world.render import SKY, SUN
 from zr_ray.data.world.scene import SIZE
 
 SUN_SPOTS = {"left": (8, 8), "right": (8, SIZE - 9)}

@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 
 from zr_ray.data.world.render import OUTLINE
-from zr_ray.data.world.scene import HALF_WIDTH, SIZE
+from zr_ray.data.world.scene import HALF_WIDTH
 from zr_ray.data.world.verifier_templates import KINDS, PALETTE, coverage, inside, pool
 
 _INKS = np.concatenate((PALETTE, OUTLINE[None])).astype(np.float32)  # [7, 3], outline last
