@@ -1,6 +1,6 @@
 """The student's table: SFT, GDSO, OPD and RISD from one untrained student, several seeds each, next to the teacher. Resumable.
 
-    ray job submit --working-dir . -- python jobs/distill_table.py --config jobs/configs/distill_table.yaml
+ray job submit --working-dir . -- python jobs/distill_table.py --config jobs/configs/distill_table.yaml
 """
 
 from __future__ import annotations

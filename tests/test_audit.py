@@ -26,7 +26,11 @@ def test_samples_are_disjoint_and_the_highest_are_the_highest():
     assert len(chosen["highest"]) == len(chosen["random"]) == 15 and not set(chosen["highest"]) & set(chosen["random"])
     assert float(mu[chosen["highest"]].min()) >= float(mu.sort().values[-20])
     assert float(mu[chosen["random"]].mean()) < 3.7  # they come from everywhere
-    assert chosen == sample(mu, AuditSection(items=30, highest_frac=0.5), seed=3) != sample(mu, AuditSection(items=30, highest_frac=0.5), seed=4)
+    assert (
+        chosen
+        == sample(mu, AuditSection(items=30, highest_frac=0.5), seed=3)
+        != sample(mu, AuditSection(items=30, highest_frac=0.5), seed=4)
+    )
     alone = sample(mu, AuditSection(items=30, highest_frac=0.0), seed=3)
     assert alone["highest"] == [] and len(set(alone["random"])) == 30
     few = sample(mu[:5], AuditSection(items=30), seed=3)
@@ -45,7 +49,11 @@ def test_worst_items_by_hand(world_items):
     student = certain([[0, 1, 0, 0], [4, 4, 8, 4], [8, 8, 8, 5]])
     teacher[0, 0] = math.nan
     found = worst_items(teacher, student, items, 3)
-    assert [(w["id"], w["dimension"]) for w in found] == [(items[1].id, DIMENSIONS[2]), (items[2].id, DIMENSIONS[3]), (items[0].id, DIMENSIONS[1])]
+    assert [(w["id"], w["dimension"]) for w in found] == [
+        (items[1].id, DIMENSIONS[2]),
+        (items[2].id, DIMENSIONS[3]),
+        (items[0].id, DIMENSIONS[1]),
+    ]
     assert (found[0]["teacher"], found[0]["student"]) == (3.0, 5.0)
     assert len(worst_items(teacher, student, items, 100)) == 11  # the item without an answer is not a difference
 
@@ -55,7 +63,10 @@ def test_limits():
         return {"mu_gap": gap, "mu_gap_ci": None, "mu_bias": bias, "kl": 0.1, "plcc": None, "flips": None, "flips_ci": None, "items": 5}
 
     c = AuditSection(mu_gap_limit=0.4, bias_limit=0.3)
-    good = {"random": {"pooled": entry(0.3, 0.9), "dimensions": {"realism": entry(0.4, 0)}}, "highest": {"pooled": entry(2.0, 0.2), "dimensions": {}}}
+    good = {
+        "random": {"pooled": entry(0.3, 0.9), "dimensions": {"realism": entry(0.4, 0)}},
+        "highest": {"pooled": entry(2.0, 0.2), "dimensions": {}},
+    }
     assert beyond(good, c) == []
     bad = good | {"highest": {"pooled": entry(0.1, 0.2), "dimensions": {"realism": entry(0.1, 0.31), "aesthetics": entry(0.9, -2.0)}}}
     assert beyond(bad, c) == ["mean (mu student - mu teacher) of its favourites, realism: 0.31 points, limit 0.3"]

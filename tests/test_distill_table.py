@@ -34,7 +34,14 @@ def test_the_named_table_is_the_issues(config, tmp_path):
     (runs[3].folder / "config.resolved.yaml").write_text("")
     assert command[1:4] + ["--resume", str(runs[3].folder)] == runs[3].command(Path("/jobs"))[1:6]
     with pytest.raises(ConfigError, match="opd.stepz"):
-        row_runs(load_config(TableConfig, None, ["table.rows={x: {job: opd, config: opd_tiny.yaml, overrides: [opd.stepz=2]}}"]), tmp_path, tmp_path, tmp_path, tmp_path, CONFIGS)
+        row_runs(
+            load_config(TableConfig, None, ["table.rows={x: {job: opd, config: opd_tiny.yaml, overrides: [opd.stepz=2]}}"]),
+            tmp_path,
+            tmp_path,
+            tmp_path,
+            tmp_path,
+            CONFIGS,
+        )
 
 
 def test_unknown_rows_in_claims_are_refused():
@@ -71,7 +78,9 @@ def test_rows_pool_seeds_and_claims_are_paired(config, world_items, tmp_path):
     for job, answers in {"risd": (right, half), "gdso": (half, half), "sft": (wrong, wrong)}.items():
         for seed, mu in enumerate(answers):
             folder = tmp_path / f"{job}-s{seed}"
-            write_run(folder, [row("zero-shot", wrong, 1.0), *([row(TEACHER_ROW, right, 12.0)] if job == "risd" else []), row(job, mu, 1.0)])
+            write_run(
+                folder, [row("zero-shot", wrong, 1.0), *([row(TEACHER_ROW, right, 12.0)] if job == "risd" else []), row(job, mu, 1.0)]
+            )
             runs.append(RowRun(job, seed, job, folder, Path(), ()))
     runs.append(RowRun("opd", 0, "opd", tmp_path / "not run", Path(), ()))
     table = table_of(runs, items, config, {"risd": {"images_per_s": 50.0}})
@@ -84,11 +93,15 @@ def test_rows_pool_seeds_and_claims_are_paired(config, world_items, tmp_path):
     assert claims["risd", "sft"]["verdict"] == "holds" and claims["risd", "sft"]["difference"] == pytest.approx(0.75)
     assert claims["risd", "gdso"]["verdict"] == "cannot tell"  # one seed of two is not better
     assert claims["risd", "opd"]["verdict"] == "cannot tell (not run)"
-    assert "within 2 points" in claims["risd", "teacher"]["verdict"] and "holds (" not in claims["risd", "teacher"]["verdict"].replace("not hold", "")
+    assert "within 2 points" in claims["risd", "teacher"]["verdict"] and "holds (" not in claims["risd", "teacher"]["verdict"].replace(
+        "not hold", ""
+    )
     folder = RunFolder(tmp_path / "table")
     folder.path.mkdir()
     text = write_table(folder, table)
-    assert "| risd | 75.0" in text and "100.0 50.0" in text and "5.00" in text and json.loads((folder.path / "table.json").read_text())["rows"]
+    assert (
+        "| risd | 75.0" in text and "100.0 50.0" in text and "5.00" in text and json.loads((folder.path / "table.json").read_text())["rows"]
+    )
 
 
 @pytest.mark.parametrize(("ci", "verdict"), [([-0.019, 0.03], "holds"), ([-0.05, -0.03], "does not hold"), ([-0.05, 0.0], "cannot tell")])

@@ -24,12 +24,27 @@ def test_both_transformers_ways_say_the_same():
 
 
 def test_turns_are_timed_in_a_process_of_their_own(tmp_path):
-    command = [sys.executable, str(ROOT / "jobs" / "bench_judge.py"), "--parts", "student-one-forward", "--images", "4", "--turns", "2", "--out", str(tmp_path / "b.json")]
+    command = [
+        sys.executable,
+        str(ROOT / "jobs" / "bench_judge.py"),
+        "--parts",
+        "student-one-forward",
+        "--images",
+        "4",
+        "--turns",
+        "2",
+        "--out",
+        str(tmp_path / "b.json"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     figures = json.loads((tmp_path / "b.json").read_text())
     own = figures["student-one-forward"]
-    assert len(own["turns_s"]) == 2 and abs(own["images_per_s"] - 4 / min(own["turns_s"])) < 1e-6 and "four dimensions in one forward" in done.stdout
+    assert (
+        len(own["turns_s"]) == 2
+        and abs(own["images_per_s"] - 4 / min(own["turns_s"])) < 1e-6
+        and "four dimensions in one forward" in done.stdout
+    )
 
 
 def test_ratios():

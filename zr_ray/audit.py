@@ -77,13 +77,18 @@ def audit(config: AuditConfig, args: argparse.Namespace) -> None:
     worst = worst_items(mean_log_q(labelled(items, known)), log_q[members], items, c.worst)
     _keep_images(run, worst)
     problems = beyond(found, c)
-    identities = {"student": {"folder": str(student), "sha256": judge_hash(student)}, "teacher": {"folder": str(teacher), "sha256": judge_hash(teacher)}}
+    identities = {
+        "student": {"folder": str(student), "sha256": judge_hash(student)},
+        "teacher": {"folder": str(teacher), "sha256": judge_hash(teacher)},
+    }
     report = identities | {"pool": len(pool), "samples": found, "worst": worst, "problems": problems, "wall_s": time.time() - started_at}
     run.write_json("audit.json", report)
     path = run.write_text("audit.md", markdown(report))
     say(markdown(report))
     if problems:
-        raise JudgeError(f"the student is beyond the audit's limits: {'; '.join(problems)}; see {path}, and distil it again with these labels")
+        raise JudgeError(
+            f"the student is beyond the audit's limits: {'; '.join(problems)}; see {path}, and distil it again with these labels"
+        )
     say(f"within the limits after {duration(time.time() - started_at)}; report {path}")
 
 
@@ -112,7 +117,9 @@ def score_pool(student: Path, items: Sequence[AnnotatedImage], config: AuditConf
     from zr_ray.placement import learner_environment
 
     resources = config.student
-    task = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, runtime_env={"env_vars": learner_environment(resources, 1)})(score_items)
+    task = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, runtime_env={"env_vars": learner_environment(resources, 1)})(
+        score_items
+    )
     shares = [list(items[i :: resources.workers]) for i in range(resources.workers)]
     shares = [share for share in shares if share]
     device = "cuda" if resources.gpus else "cpu"
@@ -160,7 +167,10 @@ def beyond(found: dict[str, dict], c: AuditSection) -> list[str]:
         ("random", "mu_gap", c.mu_gap_limit, "mean |mu student - mu teacher| of random items"),
         ("highest", "mu_bias", c.bias_limit, "mean (mu student - mu teacher) of its favourites"),
     ):
-        for dimension, entry in [("all dimensions", found.get(name, {}).get("pooled", {})), *found.get(name, {}).get("dimensions", {}).items()]:
+        for dimension, entry in [
+            ("all dimensions", found.get(name, {}).get("pooled", {})),
+            *found.get(name, {}).get("dimensions", {}).items(),
+        ]:
             if entry.get(key) is not None and entry[key] > limit:
                 problems.append(f"{what}, {dimension}: {entry[key]:.2f} points, limit {limit:g}")
     return problems
@@ -170,13 +180,26 @@ def markdown(report: dict) -> str:
     """The report as Markdown."""
     from zr_ray.report_evaluation import markdown_table
 
-    parts = [f"# Audit of {report['student']['folder']}", f"Teacher {report['teacher']['folder']}; {report['pool']} items scored by the student."]
+    parts = [
+        f"# Audit of {report['student']['folder']}",
+        f"Teacher {report['teacher']['folder']}; {report['pool']} items scored by the student.",
+    ]
     for name, entry in report["samples"].items():
         lines = [[dimension, *_cells(values)] for dimension, values in [("pooled", entry["pooled"]), *entry["dimensions"].items()]]
-        head = [{"random": "random items", "highest": "the student's favourites"}[name], "scores", "mu gap", "bias", "KL, nats", "PLCC", "pairs turned over %"]
+        head = [
+            {"random": "random items", "highest": "the student's favourites"}[name],
+            "scores",
+            "mu gap",
+            "bias",
+            "KL, nats",
+            "PLCC",
+            "pairs turned over %",
+        ]
         parts.append(markdown_table(head, lines))
     if report["worst"]:
-        lines = [[w["id"], w["dimension"], f"{w['student']:.2f}", f"{w['teacher']:.2f}", w["prompt"], w.get("copy", "")] for w in report["worst"]]
+        lines = [
+            [w["id"], w["dimension"], f"{w['student']:.2f}", f"{w['teacher']:.2f}", w["prompt"], w.get("copy", "")] for w in report["worst"]
+        ]
         parts.append(markdown_table(["largest differences", "dimension", "student", "teacher", "prompt", "image"], lines))
     parts.append("Verdict: " + ("; ".join(report["problems"]) if report["problems"] else "within the limits"))
     return "\n\n".join(parts) + "\n"

@@ -15,10 +15,15 @@ class AuditSection(Section):
     items: int = _field(200, "items the teacher is asked about", ge=2)
     pool_items: int = _field(4000, "items the student scores first, drawn at random; the audited ones are drawn from them", ge=2)
     highest_frac: float = _field(
-        0.5, "share of the audited items drawn from the tenth that the student scores highest: what optimisation against it produces", ge=0, le=1
+        0.5,
+        "share of the audited items drawn from the tenth that the student scores highest: what optimisation against it produces",
+        ge=0,
+        le=1,
     )
     worst: int = _field(12, "items with the largest difference that are listed with their images", ge=0)
-    mu_gap_limit: float = _field(0.5, "largest mean |mu student - mu teacher| of the random items, rubric points; one step of the scale", gt=0)
+    mu_gap_limit: float = _field(
+        0.5, "largest mean |mu student - mu teacher| of the random items, rubric points; one step of the scale", gt=0
+    )
     bias_limit: float = _field(0.5, "largest mean (mu student - mu teacher) of the highest-scored items, rubric points", gt=0)
     bootstrap_resamples: int = _field(1000, "resamples over prompts for each 95 % interval", ge=20)
 

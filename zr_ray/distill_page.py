@@ -38,7 +38,13 @@ def table_of(runs: Sequence, items: Sequence[AnnotatedImage], config: TableConfi
         if seeds:
             found = agreement(list(seeds.values()), test)
             per_seed = {seed: measure([mu], test, "hpa")[0] for seed, mu in seeds.items()}
-            row = {"row": name, "seeds": sorted(seeds), "hpa_per_seed": per_seed, **found, "tokens_per_score": sum(tokens[name]) / len(tokens[name])}
+            row = {
+                "row": name,
+                "seeds": sorted(seeds),
+                "hpa_per_seed": per_seed,
+                **found,
+                "tokens_per_score": sum(tokens[name]) / len(tokens[name]),
+            }
             if name in speed:
                 row["seconds_per_score"] = 1 / speed[name]["images_per_s"] / len(DIMENSIONS)
             rows.append(row)
@@ -51,7 +57,9 @@ def table_of(runs: Sequence, items: Sequence[AnnotatedImage], config: TableConfi
 
 def held_out(items: Sequence[AnnotatedImage], config: TableConfig) -> TestSet:
     """The evaluation split as `compare` wants it."""
-    human = torch.tensor([[aggregate_scores(i.scores[d]) if d in i.scores else float("nan") for d in DIMENSIONS] for i in items], dtype=torch.float64)
+    human = torch.tensor(
+        [[aggregate_scores(i.scores[d]) if d in i.scores else float("nan") for d in DIMENSIONS] for i in items], dtype=torch.float64
+    )
     names = sorted({item.group for item in items})
     return TestSet(human, torch.tensor([names.index(item.group) for item in items]), config.table.bootstrap_resamples, config.run.seed)
 
@@ -60,7 +68,9 @@ def near(claim: dict, margin: float) -> str:
     """Verdict on "at most `margin` below": "holds" if the whole interval is above -margin, "does not hold" if below, else "cannot tell"."""
     if claim["ci"][0] > -margin:
         return f"holds (within {100 * margin:g} points)"
-    return f"does not hold (within {100 * margin:g} points)" if claim["ci"][1] < -margin else f"cannot tell (within {100 * margin:g} points)"
+    return (
+        f"does not hold (within {100 * margin:g} points)" if claim["ci"][1] < -margin else f"cannot tell (within {100 * margin:g} points)"
+    )
 
 
 def write_table(folder: RunFolder, table: dict) -> str:
@@ -73,8 +83,14 @@ def write_table(folder: RunFolder, table: dict) -> str:
         cells = [_cell(pooled, "hpa", 100), seeds, _cell(pooled, "margin_hpa", 100), _cell(pooled, "plcc"), _cell(pooled, "srcc")]
         cells += [f"{row['tokens_per_score']:.1f}", "-" if seconds is None else f"{1000 * seconds:.2f}"]
         lines.append([row["row"], *cells, *(_cell(row["dimensions"].get(d, {}), "hpa", 100) for d in DIMENSIONS)])
-    parts = [markdown_table(head, lines), "95 % bootstrap intervals over prompts in brackets, seeds pooled. Seconds: one thread, batched, four dimensions."]
-    claims = [[f"{x['better']} - {x['worse']}", _difference(x), " ".join(f"{100 * v:+.1f}" for v in x["per_seed"].values()), x["verdict"]] for x in table["claims"]]
+    parts = [
+        markdown_table(head, lines),
+        "95 % bootstrap intervals over prompts in brackets, seeds pooled. Seconds: one thread, batched, four dimensions.",
+    ]
+    claims = [
+        [f"{x['better']} - {x['worse']}", _difference(x), " ".join(f"{100 * v:+.1f}" for v in x["per_seed"].values()), x["verdict"]]
+        for x in table["claims"]
+    ]
     if claims:
         parts.append(markdown_table(["HPA, points", "difference", "per seed", "verdict"], claims))
     text = "\n\n".join(parts) + "\n"

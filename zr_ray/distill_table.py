@@ -24,7 +24,7 @@ from zr_ray.config_opd import OpdConfig
 from zr_ray.config_risd import RisdConfig
 from zr_ray.config_sft import SftConfig
 from zr_ray.data.load import data_folder, load_split
-from zr_ray.distillation import find_teacher
+from zr_ray.distillation import find_teacher, settle_teacher
 from zr_ray.errors import CheckpointError
 from zr_ray.models.judge import judge_folder
 from zr_ray.observe import duration, say
@@ -75,6 +75,7 @@ def make_table(config: TableConfig, args: argparse.Namespace, jobs: Path) -> Non
         return
     driver.connect(namespace="zr_ray")
     folder = RunFolder.start(config, "distill-table")
+    teacher = settle_teacher(folder, teacher)
     say(f"folder {folder.path}; teacher {teacher}; student starts from {judge}")
     data = data_folder(config.data, folder.path)
     runs = row_runs(config, folder.path, data, judge, teacher, jobs / "configs")
@@ -93,7 +94,9 @@ def make_table(config: TableConfig, args: argparse.Namespace, jobs: Path) -> Non
     say(write_table(folder, table))
     say(f"{len([r for r in runs if r.finished])} of {len(runs)} runs; {duration(time.time() - started_at)}; {folder.path / 'table.md'}")
     if failed:
-        raise CheckpointError(f"{len(failed)} runs failed: {', '.join(failed)}; see {folder.path / 'logs'}, then go on with --resume {folder.path}")
+        raise CheckpointError(
+            f"{len(failed)} runs failed: {', '.join(failed)}; see {folder.path / 'logs'}, then go on with --resume {folder.path}"
+        )
 
 
 def row_runs(config: TableConfig, root: Path, data: Path, judge: Path, teacher: Path, configs: Path) -> list[RowRun]:
@@ -123,7 +126,9 @@ def _run(run: RowRun, jobs: Path, folder: RunFolder, place: str) -> bool:
     start = time.time()
     environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "PYTHONPATH": str(jobs.parent)}
     with open(log, "a") as file:
-        code = subprocess.run(run.command(jobs), env=environment, stdout=file, stderr=subprocess.STDOUT, cwd=jobs.parent).returncode
+        code = subprocess.run(
+            run.command(jobs), check=False, env=environment, stdout=file, stderr=subprocess.STDOUT, cwd=jobs.parent
+        ).returncode
     pooled = json.loads((run.folder / RESULT_FILE).read_text())["rows"][-1]["pooled"] if run.finished else {}
     result = f"HPA {pooled['hpa']:.3f}" if pooled else f"FAILED with code {code}: {log.read_text().splitlines()[-1:]}"
     say(f"{place} {run.name}: {result}, {duration(time.time() - start)}")

@@ -68,7 +68,7 @@ def find_teacher(path: str, root: Path) -> Path:
     return judge_folder(str(run) if path != "builtin" and not Path(path).is_absolute() and run.is_dir() else path)
 
 
-def _settle_teacher(run: RunFolder, teacher: Path) -> Path:
+def settle_teacher(run: RunFolder, teacher: Path) -> Path:
     """The teacher of this run: `latest` may mean another one when the run is resumed. Raises CheckpointError if the first is gone."""
     path, now = run.path / TEACHER_FILE, {"folder": str(teacher), "sha256": judge_hash(teacher)}
     if not path.is_file():
@@ -76,7 +76,9 @@ def _settle_teacher(run: RunFolder, teacher: Path) -> Path:
         return teacher
     was = json.loads(path.read_text())
     if not (Path(was["folder"]) / "config.json").is_file() or judge_hash(was["folder"]) != was["sha256"]:
-        raise CheckpointError(f"{run.path.name} distils the teacher {was['folder']}, which is gone or changed; put it back, or start a new run")
+        raise CheckpointError(
+            f"{run.path.name} distils the teacher {was['folder']}, which is gone or changed; put it back, or start a new run"
+        )
     return Path(was["folder"])
 
 
@@ -120,18 +122,22 @@ def launch(job: str, config: DistillationConfig, args: argparse.Namespace, loop:
         check_feasible(bundles, living_nodes(), config.run.wait_for_nodes_s)
     run = RunFolder.start(config, job)
     driver.first_lines(run, dashboard, started_at)
-    teacher = _settle_teacher(run, teacher)
+    teacher = settle_teacher(run, teacher)
     data = data_folder(config.data, run.path)
     items, test = load_split(data, "train"), load_split(data, config.evaluation.split)
     say(f"data {data}: {len(items)} training items, {len(test)} {config.evaluation.split} items; teacher {teacher}")
     labels = open_labels(config, teacher, JudgeText(teacher), root)
     kept = _label(config, labels, teacher, items if label_training else [], test)
     items = kept if label_training else items
-    _learn(config, run, loop, engines, DistillationTask(config, run.path, judge, tuple(items), tuple(test), labels, (), teacher, started_at))
+    _learn(
+        config, run, loop, engines, DistillationTask(config, run.path, judge, tuple(items), tuple(test), labels, (), teacher, started_at)
+    )
     _report(run, data, started_at)
 
 
-def _label(config, labels: LabelSet, teacher: Path, items: Sequence[AnnotatedImage], test: Sequence[AnnotatedImage]) -> list[AnnotatedImage]:
+def _label(
+    config, labels: LabelSet, teacher: Path, items: Sequence[AnnotatedImage], test: Sequence[AnnotatedImage]
+) -> list[AnnotatedImage]:
     """Make the labels that `items` and `test` lack; returns the items with a label. Raises DataError if there were items and none has."""
     from zr_ray.loops.label import label_items
 
@@ -141,7 +147,9 @@ def _label(config, labels: LabelSet, teacher: Path, items: Sequence[AnnotatedIma
     if len(kept) < len(items):
         say(f"{len(items) - len(kept)} items are left out, their images cannot be read (column `error` in {labels.folder})")
     if items and not kept:
-        raise DataError(f"the teacher must read some of the {len(items)} training images, it could read none; see `error` in {labels.folder}")
+        raise DataError(
+            f"the teacher must read some of the {len(items)} training images, it could read none; see `error` in {labels.folder}"
+        )
     return kept
 
 
@@ -162,8 +170,8 @@ def _report(run: RunFolder, data: Path, started_at: float) -> None:
     from zr_ray.report import format_table, write_report
 
     result = run.read_result()
-    write_student_card(run, data)
+    card = f", its card {write_student_card(run, data)}" if result["job"] == "risd" else ""
     report = write_report(run)
     say(format_table(result))
     say(f"status {result['status']} in {duration(time.time() - started_at)}; report {report}")
-    say(f"next: the student is {run.judge}, its card {run.judge / 'README.md'}; use it anywhere with judge.path={run.judge}")
+    say(f"next: the student is {run.judge}{card}; use it anywhere with judge.path={run.judge}")

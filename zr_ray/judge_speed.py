@@ -54,7 +54,9 @@ def _take_turns(parts: Sequence[str], args, command: Sequence[str]) -> dict[str,
     running = {}
     try:
         for part in parts:
-            running[part] = subprocess.Popen([*command, "--serve-part", part], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            running[part] = subprocess.Popen(
+                [*command, "--serve-part", part], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
             _answer(running[part], part)
         turns: dict[str, list[dict]] = {part: [] for part in running}
         for _ in range(args.turns + 1):
@@ -82,7 +84,10 @@ def _answer(process: subprocess.Popen, part: str) -> dict:
 def speed_table(figures: dict) -> str:
     """Table and ratios as text."""
     s = figures["settings"]
-    lines = [f"{s['images']} images in {len(DIMENSIONS)} dimensions a turn, {s['threads']} thread(s), {s['gpus']} GPU, batches of {s['batch']}; fastest turn (all turns)"]
+    lines = [
+        f"{s['images']} images in {len(DIMENSIONS)} dimensions a turn, {s['threads']} thread(s), {s['gpus']} GPU, batches of {s['batch']}; "
+        "fastest turn (all turns)"
+    ]
     for part, name in _NAMES.items():
         if part in figures:
             own = figures[part]
@@ -106,7 +111,12 @@ def speed_table(figures: dict) -> str:
 
 def one_part(args) -> None:
     """Serve turns until standard input ends."""
-    way = {"teacher": _teacher, "student-vllm": _student_vllm, "student-transformers": _student_transformers, "student-one-forward": _one_forward}[args.serve_part](args)
+    way = {
+        "teacher": _teacher,
+        "student-vllm": _student_vllm,
+        "student-transformers": _student_transformers,
+        "student-one-forward": _one_forward,
+    }[args.serve_part](args)
     _say({"ready": args.serve_part})
     for turn, _ in enumerate(sys.stdin):
         images, prompts = scenes(args.images, seed=turn)  # new images every turn: nothing may come from a cache
@@ -114,7 +124,9 @@ def one_part(args) -> None:
         log_q, tokens = way(images, prompts)
         seconds = time.perf_counter() - start
         if log_q.shape[:2] != (args.images, len(DIMENSIONS)):
-            raise RolloutError(f"{args.serve_part} must score {args.images} images in {len(DIMENSIONS)} dimensions, got {tuple(log_q.shape)}")
+            raise RolloutError(
+                f"{args.serve_part} must score {args.images} images in {len(DIMENSIONS)} dimensions, got {tuple(log_q.shape)}"
+            )
         _say({"seconds": seconds, "tokens": tokens})
 
 
@@ -136,7 +148,14 @@ def _engine(args, judge: str):
     from zr_ray.workers.rollout import RolloutWorker
 
     dtype = "bfloat16" if args.gpus else "float32"
-    section = RolloutSection(threads=args.threads, gpus=args.gpus, dtype=dtype, max_num_seqs=512, max_model_len=None if args.gpus else 256, max_new_tokens=args.max_new_tokens)
+    section = RolloutSection(
+        threads=args.threads,
+        gpus=args.gpus,
+        dtype=dtype,
+        max_num_seqs=512,
+        max_model_len=None if args.gpus else 256,
+        max_new_tokens=args.max_new_tokens,
+    )
     return RolloutWorker(str(judge_folder(judge)), section)
 
 

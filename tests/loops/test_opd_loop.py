@@ -75,7 +75,12 @@ def direct_rows(learner, items, labels):
     """One direct question per item in dimension 0; every completion is one label."""
     text = learner.text
     return [
-        Row(text.question(item.prompt, DIMENSIONS[0], direct=True), load_image(item.image), tuple(np.array([text.label_ids[k]], np.int32) for k in own), (0,) * len(own))
+        Row(
+            text.question(item.prompt, DIMENSIONS[0], direct=True),
+            load_image(item.image),
+            tuple(np.array([text.label_ids[k]], np.int32) for k in own),
+            (0,) * len(own),
+        )
         for item, own in zip(items, labels, strict=True)
     ]
 

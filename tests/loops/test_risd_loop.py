@@ -27,7 +27,9 @@ K, D = len(SCORE_BINS), len(DIMENSIONS)
 def outputs(label_logprobs):
     """What a packed forward over U items in four dimensions returns; label_logprobs: [U, D, K]."""
     flat = label_logprobs.reshape(-1, K)
-    return JudgeOutputs(flat[:, :1], torch.ones(len(flat), 1, dtype=torch.bool), flat, torch.ones(len(flat), dtype=torch.bool), torch.zeros(len(flat)))
+    return JudgeOutputs(
+        flat[:, :1], torch.ones(len(flat), 1, dtype=torch.bool), flat, torch.ones(len(flat), dtype=torch.bool), torch.zeros(len(flat))
+    )
 
 
 @pytest.fixture()

@@ -18,7 +18,13 @@ from zr_ray.functional.risd import score_kl
 
 
 def disagreement(
-    teacher_log_q: Tensor, student_log_q: Tensor, group: Tensor, bins: Tensor, prompt: Tensor | None = None, resamples: int = 1000, seed: int = 0
+    teacher_log_q: Tensor,
+    student_log_q: Tensor,
+    group: Tensor,
+    bins: Tensor,
+    prompt: Tensor | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
 ) -> dict[str, float | list[float] | None]:
     """Teacher against student on the same items.
 

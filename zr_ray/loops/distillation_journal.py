@@ -42,7 +42,11 @@ class DistillationJournal(Journal):
 
     def row(self, method: str, judged: Judged, items: Sequence[AnnotatedImage]) -> dict:
         """With calibration and likelihood of the distributions."""
-        return full_row(method, judged, items, self.config.evaluation.bootstrap_resamples, self.config.run.seed)
+        row = full_row(method, judged, items, self.config.evaluation.bootstrap_resamples, self.config.run.seed)
+        if method == TEACHER_ROW:
+            for entry in (row["pooled"], *row["dimensions"].values()):
+                entry["outside_mass"] = None  # labels keep the distribution over the bins only
+        return row
 
     def store(self, method: str, judged: Judged) -> None:
         """Keeps the answers, too: `finish` compares the last ones with the teacher's."""
@@ -61,9 +65,15 @@ class DistillationJournal(Journal):
             answers = {"teacher": mean_log_q(self.teacher).float().numpy(), "student": mean_log_q(self._last).float().numpy()}
             np.savez_compressed(file, ids=np.array([i.id for i in items]), groups=np.array([i.group for i in items]), **answers)
         os.replace(temporary, self.run.path / PREDICTIONS_FILE)
-        self.run.write_result(self.run.read_result() | {"teacher_gap": gap, "teacher": str(self.task.teacher), "distillation": {"items": len(self.task.items)}})
+        self.run.write_result(
+            self.run.read_result()
+            | {"teacher_gap": gap, "teacher": str(self.task.teacher), "distillation": {"items": len(self.task.items)}}
+        )
         pooled = gap["pooled"]
-        self.say(f"student against teacher: |mu gap| {pooled['mu_gap']:.3f} points, KL {pooled['kl']:.4f} nats, {pooled['flips']:.1%} of pairs turned over")
+        self.say(
+            f"student against teacher: |mu gap| {pooled['mu_gap']:.3f} points, KL {pooled['kl']:.4f} nats, "
+            f"{pooled['flips']:.1%} of pairs turned over"
+        )
 
 
 class DirectJournal(DistillationJournal):

@@ -58,7 +58,8 @@ def train(loop_config: dict) -> None:
             asked = step_questions(step, c.questions_per_step, len(task.items), config.run.seed)
             mine = range(learner.rank, len(asked), learner.world)
             requests = [
-                question(learner.text, task.items[asked[n][0]], DIMENSIONS[asked[n][1]], request_seed(config.run.seed, step, n)) for n in mine
+                question(learner.text, task.items[asked[n][0]], DIMENSIONS[asked[n][1]], request_seed(config.run.seed, step, n))
+                for n in mine
             ]
             groups = generate(workers, requests, c.group_size, 1.0, config.rollout.deadline_s, f"rollouts of step {step + 1}")
         rows = [
@@ -103,7 +104,9 @@ class FrozenTeacher:
         text = JudgeText(folder)
         same = (text.label_ids, text.vocab_size, text.forbidden_ids, text.tokenizer.get_vocab())
         if same != (learner.text.label_ids, learner.text.vocab_size, learner.text.forbidden_ids, learner.text.tokenizer.get_vocab()):
-            raise JudgeError(f"on-policy distillation needs a teacher with the student's tokens, {folder} has others; distil it with jobs/risd.py")
+            raise JudgeError(
+                f"on-policy distillation needs a teacher with the student's tokens, {folder} has others; distil it with jobs/risd.py"
+            )
         dtype = torch.float32 if learner.config.dtype == "float32" else torch.bfloat16
         judge, _, self.packer = load_packed_judge(folder, dtype)
         self.judge = judge.requires_grad_(False).eval().to(learner.device)
@@ -134,7 +137,9 @@ def rollout_sums(groups: Sequence[Sequence[Judgement]], teacher_logprobs: Sequen
 class OpdObjective:
     """Eq. (19) over all generated tokens of the step, on any micro-batch split and any number of ranks."""
 
-    def __init__(self, teacher_logprobs: Sequence[np.ndarray], judgements: Sequence[Judgement], group_size: int, totals: dict[str, float]) -> None:
+    def __init__(
+        self, teacher_logprobs: Sequence[np.ndarray], judgements: Sequence[Judgement], group_size: int, totals: dict[str, float]
+    ) -> None:
         """teacher_logprobs, judgements: of this rank's units, unit-major, group_size each. totals: `rollout_sums` of all ranks."""
         self.teacher_logprobs, self.group_size = teacher_logprobs, group_size
         self.tokens, self.formed = totals["tokens"], max(totals["samples"] - totals["malformed"], 1.0)

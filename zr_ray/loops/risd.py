@@ -18,7 +18,7 @@ from torch import Tensor
 from zr_ray.config_risd import RisdSection
 from zr_ray.data.aggregate import aggregate_scores
 from zr_ray.data.images import load_image
-from zr_ray.data.labels import Label, LabelSet, fingerprints
+from zr_ray.data.labels import Label, fingerprints
 from zr_ray.functional import risd, scores
 from zr_ray.loops.distillation_journal import DirectJournal
 from zr_ray.loops.label import teacher_distributions, teacher_requests

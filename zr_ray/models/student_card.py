@@ -1,4 +1,4 @@
-"""The model card of a distilled student, from its run folder: data, teacher, recipe, evaluation with intervals, limits, how to load it."""
+"""The model card of a student that RISD made, from its run folder: data, teacher, recipe, evaluation with intervals, limits, how to load it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from zr_ray.run_folder import CONFIG_FILE, RunFolder
 
 SNIPPET_FILE = "read_scores.py"
 """The card's loading example, also as a file in the student folder."""
-_DIRECT = {"risd": "without reasoning: one output token"}
+_CODE = Path(__file__).with_name(SNIPPET_FILE)
 
 _CARD = """# Student judge `{run_id}`
 
 A distilled judge of images: given a prompt, an image and one of four dimensions it gives a probability distribution over nine rubric
-scores (1.0, 1.5, ..., 5.0), {how}. Trained with `jobs/{job}.py` of zr_ray (Z-Reward, arXiv 2606.09076).
+scores (1.0, 1.5, ..., 5.0), without reasoning: one output token. Trained with `jobs/risd.py` of zr_ray (Z-Reward, arXiv 2606.09076).
 
 - **Teacher** `{teacher}`, sha256 of its folder `{teacher_hash}`; {traces}.
 - **Data** {data}; {items} training images. {labels}
@@ -54,100 +54,51 @@ respect to the pixels.
 {config}```
 """
 
-_CODE = '''"""Score distribution of an image: plain transformers and plain vLLM, the same question token by token."""
-
-import json
-import os
-from pathlib import Path
-
-FOLDER = Path(__file__).resolve().parent
-FORMAT = json.loads((FOLDER / "scoring_format.json").read_text())
-
-
-def question(tokenizer, prompt, dimension):
-    """Text up to the marker: the next token is the score."""
-    user = {{"role": "user", "content": [{{"type": "image"}}, {{"type": "text", "text": FORMAT["questions"][dimension].replace("{{prompt}}", prompt)}}]}}
-    system = [{{"role": "system", "content": [{{"type": "text", "text": FORMAT["system"]}}]}}] if FORMAT["system"] else []
-    text = tokenizer.apply_chat_template(system + [user], tokenize=False, add_generation_prompt=True)
-    return text + FORMAT["direct_prefix"] + FORMAT["marker"]
-
-
-def with_transformers(image, prompt, dimension):
-    import torch
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    processor, model = AutoProcessor.from_pretrained(FOLDER), AutoModelForImageTextToText.from_pretrained(FOLDER, dtype="float32")
-    inputs = processor(text=[question(processor.tokenizer, prompt, dimension)], images=[image], return_tensors="pt")
-    labels = [processor.tokenizer.encode(label, add_special_tokens=False)[0] for label in FORMAT["labels"]]
-    with torch.no_grad():
-        return model(**inputs).logits[0, -1, labels].softmax(-1).tolist()
-
-
-def with_vllm(image, prompt, dimension):
-    import torch
-    from transformers import AutoTokenizer
-    from vllm import LLM, SamplingParams
-
-    tokenizer = AutoTokenizer.from_pretrained(FOLDER)
-    labels = [tokenizer.encode(label, add_special_tokens=False)[0] for label in FORMAT["labels"]]
-    llm = LLM(str(FOLDER), dtype="float32", enforce_eager=True, max_logprobs=len(labels), limit_mm_per_prompt={{"image": 1}})
-    asked = {{"prompt": question(tokenizer, prompt, dimension), "multi_modal_data": {{"image": image}}}}
-    (output,) = llm.generate([asked], SamplingParams(max_tokens=1, temperature=0.0, logprob_token_ids=labels), use_tqdm=False)
-    found = output.outputs[0].logprobs[0]
-    return torch.tensor([found[label].logprob for label in labels]).softmax(-1).tolist()
-
-
-if __name__ == "__main__":
-    import sys
-
-    from PIL import Image
-
-    engine, path, prompt, dimension = sys.argv[1:]  # transformers or vllm
-    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    q = {{"transformers": with_transformers, "vllm": with_vllm}}[engine](Image.open(path).convert("RGB"), prompt, dimension)
-    print(json.dumps({{"q": q, "mu": sum((1 + k / 2) * p for k, p in enumerate(q))}}))
-'''.replace("{{", "{").replace("}}", "}")
-
 
 def write_student_card(run: RunFolder, data: Path) -> Path:
     """Write README.md and the loading example into the run's judge folder; returns the card. `data`: folder the run learnt from."""
     result, config = run.read_result(), yaml.safe_load((run.path / CONFIG_FILE).read_text())
     teacher = json.loads((run.path / "teacher.json").read_text())
-    job = result["job"]
-    section, label = config[job], config["label"]
+    section, label = config["risd"], config["label"]
     simulated = (data / "world.json").is_file()
-    size, unit = (section["items_per_step"], "images in four dimensions") if job == "risd" else (section["questions_per_step"], "questions")
     ScoringFormat.load(run.judge).save(run.judge)  # a judge that lives by the default format gets it written down
-    (run.judge / SNIPPET_FILE).write_text(_CODE)
+    code = _CODE.read_text()
+    (run.judge / SNIPPET_FILE).write_text(code)
     card = _CARD.format(
-        run_id=run.run_id, job=job, how=_DIRECT.get(job, "after a reasoning trace"), teacher=teacher["folder"], teacher_hash=teacher["sha256"],
-        traces=_traces(job, label["traces"]), data=("the built-in rubric world, SIMULATED images and annotators" if simulated else f"`{data}`"),
-        items=result["distillation"]["items"], labels=_labels(job, section), steps=section["steps"], per_step=f"{size} {unit}",
+        run_id=run.run_id, teacher=teacher["folder"],
+        teacher_hash=teacher["sha256"], traces=_traces(label["traces"]),
+        data=("the built-in rubric world, SIMULATED images and annotators" if simulated else f"`{data}`"),
+        items=result["distillation"]["items"], labels=_labels(section), steps=section["steps"], per_step=f"{section['items_per_step']} images in four dimensions",
         lr=config["learner"]["lr"], seed=config["run"]["seed"], rows=_rows(result["rows"]), gap=_gap(result["teacher_gap"]),
-        snippet=SNIPPET_FILE, code=_CODE, limits=_limits(simulated), config=(run.path / CONFIG_FILE).read_text(),
+        snippet=SNIPPET_FILE, code=code, limits=_limits(simulated), config=(run.path / CONFIG_FILE).read_text(),
     )  # fmt: skip
     path = run.judge / "README.md"
     path.write_text(card)
     return path
 
 
-def _traces(job: str, traces: int) -> str:
-    if job != "risd":
-        return "it scored the tokens that the student sampled"
-    return f"{traces} sampled reasoning trace(s) per question, distributions averaged" if traces else "one greedy reasoning trace per question"
+def _traces(traces: int) -> str:
+    return (
+        f"{traces} sampled reasoning trace(s) per question, distributions averaged" if traces else "one greedy reasoning trace per question"
+    )
 
 
-def _labels(job: str, section: dict) -> str:
-    if job == "risd" and section["label_weight"] > 0:
+def _labels(section: dict) -> str:
+    if section["label_weight"] > 0:
         return f"Human scores are mixed into the targets with weight {section['label_weight']:g} where an image has one."
     return "Human scores of the training images are not used."
 
 
 def _limits(simulated: bool) -> str:
-    world = "It has seen rendered scenes of a closed vocabulary and SIMULATED annotators only, and knows nothing of real images. " if simulated else ""
+    world = (
+        "It has seen rendered scenes of a closed vocabulary and SIMULATED annotators only, and knows nothing of real images. "
+        if simulated
+        else ""
+    )
     return (
-        f"{world}It inherits its teacher's errors and adds those above. Optimising images against it finds what it overlooks: audit it with its "
-        "teacher on what the optimised generator makes (`jobs/audit.py`). Scores between 1 and 5 follow one rubric and are not comparable with others."
+        f"{world}It inherits its teacher's errors and adds those above. Optimising images against it finds what it overlooks: audit it "
+        "with its teacher on what the optimised generator makes (`jobs/audit.py`). Scores between 1 and 5 follow one rubric and are not "
+        "comparable with others."
     )
 
 
@@ -156,7 +107,14 @@ def _rows(rows: list[dict]) -> str:
     lines = [["", "HPA %", "margin HPA %", "PLCC", "SRCC", "NLL, nats", "tokens", *(f"HPA % {d}" for d in dimensions)]]
     for row in rows:
         p = row["pooled"]
-        cells = [_cell(p, "hpa", 100), _cell(p, "margin_hpa", 100), _cell(p, "plcc"), _cell(p, "srcc"), _cell(p, "nll"), f"{row['tokens_per_score']:.1f}"]
+        cells = [
+            _cell(p, "hpa", 100),
+            _cell(p, "margin_hpa", 100),
+            _cell(p, "plcc"),
+            _cell(p, "srcc"),
+            _cell(p, "nll"),
+            f"{row['tokens_per_score']:.1f}",
+        ]
         lines.append([row["method"], *cells, *(_cell(row["dimensions"][d], "hpa", 100) for d in dimensions)])
     return _markdown(lines)
 
@@ -164,7 +122,9 @@ def _rows(rows: list[dict]) -> str:
 def _gap(gap: dict) -> str:
     lines = [["", "mu gap", "bias", "KL", "PLCC", "turned over %"]]
     for name, entry in [("pooled", gap["pooled"]), *gap["dimensions"].items()]:
-        lines.append([name, _cell(entry, "mu_gap"), _cell(entry, "mu_bias"), _cell(entry, "kl"), _cell(entry, "plcc"), _cell(entry, "flips", 100)])
+        lines.append(
+            [name, _cell(entry, "mu_gap"), _cell(entry, "mu_bias"), _cell(entry, "kl"), _cell(entry, "plcc"), _cell(entry, "flips", 100)]
+        )
     return _markdown(lines)
 
 
