@@ -68,7 +68,7 @@ def launch_service(config: ServeConfig, args: argparse.Namespace, until: threadi
 
 def refuse_open_port(config: ServeConfig, token: str | None) -> None:
     """A token is required beyond loopback. Raises ConfigError."""
-    from zr_ray.serving.gateway import LOOPBACK
+    from zr_ray.serving.admission import LOOPBACK
 
     if config.http.enabled and config.http.host not in LOOPBACK and token is None:
         raise ConfigError(

@@ -25,23 +25,15 @@ from ray import serve
 from zr_ray.config_serve import ServeConfig
 from zr_ray.errors import ConfigError, DeadlineError, OverloadError, RewardError
 from zr_ray.serving import wire
+from zr_ray.serving.admission import LOOPBACK, Refusal, proxy_host, response_of
 from zr_ray.serving.limits import check_request
 from zr_ray.serving.measures import Measures
 from zr_ray.serving.retry import Retry
 
 api = FastAPI(title="zr_ray reward service", description=__doc__, version="1")
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _IMAGES = {name: {"schema": {"type": "string", "format": "binary"}} for name in (wire.SAFETENSORS, *wire.IMAGE_FORMATS)}
 _EXAMPLE = {"items": [{"image": "<base64 of a PNG, JPEG or WebP file>", "prompt": "a small red circle"}], "dimensions": ["alignment"]}
 _BODY = {"requestBody": {"required": True, "content": {wire.JSON: {"schema": {"type": "object"}, "example": _EXAMPLE}} | _IMAGES}}
-
-
-class Refusal(Exception):
-    """An HTTP error reply."""
-
-    def __init__(self, http_status: int, status: str, message: str) -> None:
-        super().__init__(message)
-        self.http_status, self.status = http_status, status
 
 
 @serve.ingress(api)
@@ -49,7 +41,7 @@ class Gateway:
     """A gateway process. Bounded in requests, in bytes and in decoding threads."""
 
     def __init__(self, config: ServeConfig, token_sha256: str | None, judges: dict) -> None:
-        host = _proxy_host()
+        host = proxy_host()
         if token_sha256 is None and host not in LOOPBACK:
             raise ConfigError(f"a token is required when HTTP listens beyond loopback, it listens on {host}; set http.token_file or ZR_REWARD_TOKEN")
         self._config, self._token, self._judges = config, token_sha256, judges
@@ -103,8 +95,7 @@ class Gateway:
         except (TimeoutError, DeadlineError):
             message = f"not answered in {self._config.http.request_deadline_s:g} s; send fewer items, or later"
             response = self._refused(Refusal(504, "deadline", message), request_id)
-        response.headers["X-Request-Id"] = request_id
-        return response
+        return response  # Serve's proxy adds the X-Request-Id header
 
     def _refused(self, refusal: Refusal, request_id: str) -> Response:
         self._measures.refused(refusal.status)
@@ -131,7 +122,7 @@ class Gateway:
             del body
             check_request(wanted, self._limits)
             reply = await Retry(deadline_s=self._config.http.request_deadline_s, attempts=4).call(lambda _: handle.score.remote(wanted))
-            return await loop.run_in_executor(self._decoders, _response, reply, request.headers.get("accept", ""))
+            return await loop.run_in_executor(self._decoders, response_of, reply, request.headers.get("accept", ""))
         finally:
             self._in_flight -= 1
             self._buffered -= held[0]
@@ -168,17 +159,3 @@ class Gateway:
         if name not in self._judges:
             raise Refusal(404, "unknown_judge", f"judges are {list(self._judges)}, got {name[:40]!r}")
         return self._judges[name]
-
-
-def _response(reply, accept: str) -> Response:
-    status = 200 if "ok" in reply.status else 422
-    if wire.SAFETENSORS in accept:
-        return Response(wire.reply_safetensors(reply), status, media_type=wire.SAFETENSORS)
-    return JSONResponse(wire.reply_json(reply), status)
-
-
-def _proxy_host() -> str | None:
-    """Address Serve's HTTP proxies listen on. Not in Serve's public interface of 2.60."""
-    from ray.serve.context import _get_global_client
-
-    return _get_global_client().http_config.host

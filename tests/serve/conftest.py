@@ -1,0 +1,69 @@
+"""One real service for all tests of this folder: a student replica behind a gateway, on a free loopback port, with a token."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+
+import pytest
+
+os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")  # read where Ray starts; Serve's 5 s are short on a busy machine
+os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S", "60")
+
+TOKEN = "a-token-for-tests"
+APP = "test-reward"
+SMALL = {"cpus": 0.2, "batch_items": 32, "drain_s": 5.0}
+
+
+def small_service(judge: str = "builtin", **sections):
+    """A small service: a replica of a fifth of a CPU, low limits."""
+    from zr_ray.config_serve import ServeConfig
+
+    tree = {
+        "judge": {"path": judge},
+        "replica": SMALL,
+        "http": {"token_sha256": hashlib.sha256(TOKEN.encode()).hexdigest()},
+        "limits": {"items": 16, "pixels": 65536, "request_pixels": 150_000, "prompt_chars": 300, "body_bytes": 3_000_000},
+    }
+    return ServeConfig.model_validate({name: section | sections.get(name, {}) for name, section in tree.items()})
+
+
+@pytest.fixture(scope="session")
+def service_config():
+    """The configuration of small services."""
+    return small_service
+
+
+@pytest.fixture(scope="session")
+def serve_url(ray_cluster):
+    """Serve with one HTTP proxy on a free port of loopback."""
+    from ray import serve
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    yield f"http://127.0.0.1:{port}"
+    serve.shutdown()
+
+
+@pytest.fixture(scope="session")
+def reward_url(serve_url):
+    """URL of the running service."""
+    from ray import serve
+
+    from zr_ray.serve import application
+
+    serve.run(application(small_service()), name=APP, route_prefix="/reward")
+    yield f"{serve_url}/reward"
+    serve.delete(APP)
+
+
+@pytest.fixture(scope="session")
+def reward_clients(reward_url):
+    """{"handle": ..., "http": ...}."""
+    from zr_ray.client import RewardClient
+
+    with RewardClient(APP) as handle, RewardClient(reward_url, token=TOKEN) as http:
+        yield {"handle": handle, "http": http}
