@@ -14,7 +14,7 @@ from zr_ray.loops.distillation_journal import TEACHER_ROW
 from zr_ray.loops.journal import ROWS_FILE
 from zr_ray.records import AnnotatedImage
 from zr_ray.report_evaluation import markdown_table
-from zr_ray.reproduce.compare import TestSet, agreement, difference, measure
+from zr_ray.compare import TestSet, agreement, difference, measure
 from zr_ray.rubric import DIMENSIONS
 from zr_ray.run_folder import RunFolder
 

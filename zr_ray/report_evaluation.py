@@ -1,6 +1,6 @@
 """Tables and charts of an evaluation: Markdown for a log, sections for report.html. Reads `result.json` of `jobs/evaluate.py`.
 
-`line_chart` draws any curves with bands in the report's colours; reproduce's page uses it too.
+`line_chart` draws any curves with bands in the report's colours.
 """
 
 from __future__ import annotations

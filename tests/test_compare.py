@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from zr_ray.functional import metrics
-from zr_ray.reproduce.compare import TestSet, agreement, difference, half_point_mass, measure, read_at_anchors, verdict
+from zr_ray.compare import TestSet, agreement, difference, half_point_mass, measure, read_at_anchors, verdict
 
 PROMPTS = 80
 
