@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from zr_ray.data.world.scene import Asked, Layout, place
 from zr_ray.data.world.truth import alignment_faults
@@ -17,11 +18,13 @@ from zr_ray.models.flow_training import (
     Muon, ObjectMapHead, PackedTransformer, noised, orthogonalised, sample_sigmas, tokenize, update_ema,
 )  # fmt: skip
 from zr_ray.models.generator_config import PretrainGeneratorConfig
+from zr_ray.models.generator_gate import read_images
 from zr_ray.models.generator_pretraining import MAX_TOKENS, GeneratorPretraining
 from zr_ray.models.generator_scenes import CELL, Defects, evaluation_prompts, is_held_out, object_map, sample_batch, sample_scene
 from zr_ray.models.patch_codec import build_autoencoder, fit_codec, to_patches, to_pixels
 from zr_ray.models.tiny_generator import (
-    ASSET, MAX_PROMPT_TOKENS, GeneratorSizes, build_tiny_generator, build_tokenizer, generate, load_generator,
+    ASSET, GUIDANCE_SCALE, MAX_PROMPT_TOKENS, SAMPLING_STEPS, GeneratorSizes, build_tiny_generator, build_tokenizer, generate,
+    load_generator,
 )  # fmt: skip
 
 DEFECTS = Defects(floating=0.3, shadow_wrong=0.3, overlap=0.3, degraded=0.3, max_level=0.5)
@@ -368,3 +371,16 @@ class TestShipped:
         middle = images[:, 30:40, 28:36].mean((1, 2))  # on the object whatever its offset of up to 6 columns
         assert (middle[::2, 0] - middle[::2, 2]).mean() > 60
         assert (middle[1::2, 2] - middle[1::2, 0]).mean() > 60
+
+    def test_follows_prompts_it_was_not_trained_on(self, shipped):
+        prompts = evaluation_prompts(32, seed=5)
+        read = read_images(generate(shipped, prompts, seed=5, steps=SAMPLING_STEPS, guidance_scale=GUIDANCE_SCALE).numpy(), prompts)
+        assert read["match"].mean() >= 0.25  # the gate, .35 on 512 prompts, less its standard error on 32
+        assert read["match"].mean() - read["shuffled_match"].mean() >= 0.2
+        assert read["alignment"].mean() >= read["shuffled_alignment"].mean() + 0.5
+
+    def test_card_and_grid_come_with_it(self):
+        card = (ASSET / "README.md").read_text()
+        assert "SIMULATED" in card and "jobs/pretrain_generator.py" in card
+        with Image.open(ASSET / "grid.png") as grid:
+            assert grid.size == (2 * (256 + 16 + 256), 512)
