@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from zr_ray.functional import metrics
-from zr_ray.compare import TestSet, agreement, difference, half_point_mass, measure, read_at_anchors, verdict
+from zr_ray.compare import TestSet, agreement, difference, measure, verdict
 
 PROMPTS = 80
 
@@ -83,9 +83,3 @@ def test_a_malformed_answer_costs_its_pairs():
     broken[0, 0] = math.nan
     assert measure([broken], test, "hpa")[0] == pytest.approx(1 - 3 / (3 * 6 * PROMPTS))
     assert measure([broken], test, "plcc")[0] == pytest.approx(1.0)
-
-
-def test_reading_at_anchors():
-    q = torch.tensor([[[0, 0.5, 0.5, 0, 0, 0, 0, 0, 0.0], [0, 0, 0, 0, 0, 0, 0, 0.25, 0.75]]], dtype=torch.float64)
-    assert read_at_anchors(q.log()).tolist() == [[pytest.approx(1.5), pytest.approx(0.25 * 4 + 0.75 * 5)]]
-    assert half_point_mass(q.log()) == pytest.approx((0.5 + 0.25) / 2)

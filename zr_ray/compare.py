@@ -17,12 +17,11 @@ from torch import Tensor
 
 from zr_ray.functional import correlation, pairs
 from zr_ray.functional.resampling import percentile_interval, resampled_plcc, resampled_ratios
-from zr_ray.rubric import DIMENSIONS, SCORE_BINS
+from zr_ray.rubric import DIMENSIONS
 
 METRICS = ("hpa", "margin_hpa", "plcc")
 """Those with intervals and differences."""
 _MARGIN = {"hpa": 0.0, "margin_hpa": 0.5}
-_BINS = torch.tensor(SCORE_BINS, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -104,20 +103,6 @@ def verdict(ci: list[float] | None, per_seed: Sequence[float]) -> str:
     if ci is not None and ci[1] < 0 and all(d < 0 for d in per_seed):
         return "does not hold"
     return "cannot tell"
-
-
-def read_at_anchors(label_logprobs: Tensor) -> Tensor:
-    """[I, D] mu of one output per question read on the five anchors: every half-point's mass drops to the integer below.
-
-    Splitting that mass evenly between both neighbours would leave mu exactly as it is; dropping it is what a judge without half-points
-    can say. Args: label_logprobs: [I, D, K], nan = malformed."""
-    return label_logprobs.double().log_softmax(-1).exp() @ _BINS.floor()
-
-
-def half_point_mass(label_logprobs: Tensor) -> float:
-    """Mean probability on scores between the anchors; nan if every output is malformed. label_logprobs: [I, D, K]."""
-    q = label_logprobs.double().log_softmax(-1).exp()
-    return q[..., _BINS != _BINS.floor()].sum(-1).nanmean().item()
 
 
 def _known(metric, x: Tensor, human: Tensor) -> float:

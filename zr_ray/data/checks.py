@@ -14,19 +14,24 @@ REQUIRED = ("id", "group", "split", "prompt", "image", "scores")
 OPTIONAL = ("origin", "truth", "reasoning")
 
 
-def checked_record(raw: dict, where: str, root: Path) -> AnnotatedImage:
-    """The item of a raw record. where: file and line, for messages. root: folder of the images.   Raises: DataError."""
-    missing = [name for name in REQUIRED if name not in raw]
+def check_head(raw: dict, where: str, required: tuple[str, ...], optional: tuple[str, ...], strings: tuple[str, ...]) -> None:
+    """What every kind of record must fulfil: its fields, non-empty `strings`, a known split. where: file and line.   Raises: DataError."""
+    missing = [name for name in required if name not in raw]
     if missing:
-        raise DataError(f"{where}: wanted fields {', '.join(REQUIRED)}, missing {', '.join(missing)}; add them")
-    unknown = sorted(set(raw) - set(REQUIRED) - set(OPTIONAL))
+        raise DataError(f"{where}: wanted fields {', '.join(required)}, missing {', '.join(missing)}; add them")
+    unknown = sorted(set(raw) - set(required) - set(optional))
     if unknown:
-        raise DataError(f"{where}: got unknown field {unknown[0]!r}; known: {', '.join(REQUIRED + OPTIONAL)}; rename or remove it")
-    for name in (*REQUIRED[:-1], "origin"):
+        raise DataError(f"{where}: got unknown field {unknown[0]!r}; known: {', '.join(required + optional)}; rename or remove it")
+    for name in strings:
         if name in raw and (not isinstance(raw[name], str) or not raw[name].strip()):
             raise DataError(f"{where}: wanted a non-empty string in {name!r}, got {raw[name]!r}; fill it in")
     if raw["split"] not in SPLITS:
         raise DataError(f"{where}: wanted split {', '.join(SPLITS)}, got {raw['split']!r}; correct it")
+
+
+def checked_record(raw: dict, where: str, root: Path) -> AnnotatedImage:
+    """The item of a raw record. where: file and line, for messages. root: folder of the images.   Raises: DataError."""
+    check_head(raw, where, REQUIRED, OPTIONAL, strings=(*REQUIRED[:-1], "origin"))
     reasoning = _per_dimension(raw, "reasoning", where)
     for dimension, text in reasoning.items():
         if not isinstance(text, str):

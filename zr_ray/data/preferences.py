@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zr_ray.data.annotations import FILES
-from zr_ray.data.checks import SPLITS, image_path
+from zr_ray.data.checks import SPLITS, check_head, image_path
 from zr_ray.data.files import atomic_file, json_lines
 from zr_ray.errors import ConfigError, DataError
 from zr_ray.rubric import DIMENSIONS
@@ -97,17 +97,7 @@ def read_preferences(path: Path | str, *, split: str | None = None) -> Iterator[
 
 def checked_preference(raw: dict, where: str, root: Path) -> Preference:
     """The preference of a raw record. where: file and line, for messages. root: folder of the images.   Raises: DataError."""
-    missing = [name for name in REQUIRED if name not in raw]
-    if missing:
-        raise DataError(f"{where}: wanted fields {', '.join(REQUIRED)}, missing {', '.join(missing)}; add them")
-    unknown = sorted(set(raw) - set(REQUIRED) - set(OPTIONAL))
-    if unknown:
-        raise DataError(f"{where}: got unknown field {unknown[0]!r}; known: {', '.join(REQUIRED + OPTIONAL)}; rename or remove it")
-    for name in (*REQUIRED, "origin"):
-        if name in raw and (not isinstance(raw[name], str) or not raw[name].strip()):
-            raise DataError(f"{where}: wanted a non-empty string in {name!r}, got {raw[name]!r}; fill it in")
-    if raw["split"] not in SPLITS:
-        raise DataError(f"{where}: wanted split {', '.join(SPLITS)}, got {raw['split']!r}; correct it")
+    check_head(raw, where, REQUIRED, OPTIONAL, strings=(*REQUIRED, "origin"))
     if raw["dimension"] not in (*DIMENSIONS, OVERALL):
         raise DataError(f"{where}: wanted dimension {', '.join((*DIMENSIONS, OVERALL))}, got {raw['dimension']!r}; rename it")
     winner, loser = (image_path(raw[side], f"{where}: {side}", root) for side in ("winner", "loser"))
