@@ -18,9 +18,10 @@ export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.cache/torch_extensions
 WARM_UP := from deepspeed.accelerator import get_accelerator; get_accelerator().create_op_builder('ShareMemCommBuilder').load()
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help gdso test install stop clean
+.PHONY: help gdso serve test install stop clean
 help:
 	@echo "make gdso   train the built-in judge on the simulated rubric world, as a Ray job (EXTRA, CONFIG, ARGS, RAY_ADDRESS)"
+	@echo "make serve  the reward service on the built-in student, on http://127.0.0.1:8000/reward, until Ctrl-C (ARGS, RAY_ADDRESS)"
 	@echo "make test   run all tests (ARGS='-k name' picks some)"
 	@echo "make stop   end the local Ray head that make gdso started"
 	@echo "make clean  remove environment and caches; runs/ stays"
@@ -28,6 +29,13 @@ help:
 gdso: $(STAMP)
 	@if [ -z "$$RAY_ADDRESS" ]; then exports=$$($(VENV)/bin/python cluster/local_head.py start) || exit 1; eval "$$exports"; fi; \
 	exec $(VENV)/bin/ray job submit --working-dir . -- python jobs/gdso.py --config $(CONFIG) $(ARGS)
+
+# Ctrl-C ends the log; the trap ends the job, which deletes its application
+serve: $(STAMP)
+	@if [ -z "$$RAY_ADDRESS" ]; then exports=$$($(VENV)/bin/python cluster/local_head.py start) || exit 1; eval "$$exports"; fi; \
+	id=serve-$$(date +%m%d-%H%M%S); trap "$(VENV)/bin/ray job stop $$id" INT TERM; \
+	$(VENV)/bin/ray job submit --submission-id $$id --runtime-env-json '{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}}' --working-dir . \
+		-- python jobs/serve_reward.py $(ARGS)
 
 test: $(STAMP)
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/python -m pytest $(ARGS)
