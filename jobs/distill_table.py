@@ -9,14 +9,14 @@ import sys
 from pathlib import Path
 
 from zr_ray import driver
-from zr_ray.config_distill_table import TableConfig
-from zr_ray.distill_table import make_table
+from zr_ray.config_table import TableConfig
+from zr_ray.table.runs import make_table
 
 
 def main(argv: list[str] | None = None) -> None:
     """Raises ZrRayError for everything a user can fix."""
     args = driver.arguments(__doc__, TableConfig, argv)
-    make_table(driver.resolve(args, TableConfig), args, Path(__file__).resolve().parent)
+    make_table("distill-table", driver.resolve(args, TableConfig), args, Path(__file__).resolve().parent)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from zr_ray.errors import CheckpointError, ZrRayError
 from zr_ray.models.muon import Muon
 from zr_ray.models.tiny_card import model_card
 from zr_ray.models.tiny_evaluation import evaluate_tiny_judge
-from zr_ray.models.tiny_judge import build_tiny_judge
+from zr_ray.models.tiny_judge import TinySize, build_tiny_judge
 from zr_ray.models.tiny_language import BranchWriter, impression_label, language_loss, pack_rows
 from zr_ray.models.tiny_perception import PerceptionHeads, patch_pixels, tower_features
 from zr_ray.rubric import DIMENSIONS, ScoringFormat
@@ -66,10 +66,21 @@ class Language(_Section):
     impression_noise: float = Field(0.75, ge=0, description="SD of the noise on an impression label, rubric points")
 
 
+class Size(_Section):
+    """The language model; the vision tower is the same in every size."""
+
+    layers: int = Field(4, ge=1, description="decoder layers")
+    width: int = Field(128, ge=32, description="hidden size")
+    heads: int = Field(4, ge=1, description="query heads, of 32 dimensions each")
+    kv_heads: int = Field(2, ge=1, description="key-value heads")
+    mlp: int = Field(384, ge=32, description="width of the feed-forward part")
+
+
 class PretrainConfig(_Section):
     """Config of jobs/pretrain_judge.py."""
 
     seed: int = Field(11, description="of weights and scenes")
+    size: Size = Size()
     perception: Perception = Perception()
     language: Language = Language()
     embedding_lr: float = Field(2e-3, gt=0, description="AdamW's peak learning rate of embeddings, output layer, heads, biases and norms")
@@ -100,7 +111,7 @@ class Pretraining:
         from transformers import AutoModelForImageTextToText, AutoTokenizer
 
         if not (folder / "config.json").is_file():
-            build_tiny_judge(folder, vocabulary(), config.seed)
+            build_tiny_judge(folder, vocabulary(), config.seed, TinySize(**config.size.model_dump()))
         self.config, self.folder = config, folder
         self.model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
         self.tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -63,7 +63,7 @@ class RunSection(Section):
 class JudgeSection(Section):
     """The model that is trained."""
 
-    path: str = _field("builtin", "`builtin` (the tiny judge inside the package) or a Hugging Face folder of a Qwen3-VL or Qwen3.5 model")
+    path: str = _field("builtin", "`builtin` or `small` (the tiny judges inside the package), `student` (the one distilled from them) or a Hugging Face folder of a Qwen3-VL or Qwen3.5 model")
 
 
 class WorldSection(Section):

@@ -22,7 +22,7 @@ from zr_ray.data.labels import LabelSet, fingerprints
 from zr_ray.data.load import data_folder, load_split
 from zr_ray.errors import CheckpointError, DataError
 from zr_ray.models.identity import judge_hash
-from zr_ray.models.judge import JudgeText, judge_folder
+from zr_ray.models.judge import BUILTIN_JUDGES, JudgeText, judge_folder
 from zr_ray.observe import duration, say
 from zr_ray.records import AnnotatedImage
 from zr_ray.run_folder import RESULT_FILE, RunFolder, default_root
@@ -65,7 +65,7 @@ def find_teacher(path: str, root: Path) -> Path:
                 return judge_folder(str(judge))
         raise CheckpointError(f"teacher.path=latest needs a finished GDSO run under {root}, got none; run jobs/gdso.py, or name a judge")
     run = root / path / "judge"
-    return judge_folder(str(run) if path != "builtin" and not Path(path).is_absolute() and run.is_dir() else path)
+    return judge_folder(str(run) if path not in BUILTIN_JUDGES and not Path(path).is_absolute() and run.is_dir() else path)
 
 
 def settle_teacher(run: RunFolder, teacher: Path) -> Path:

@@ -63,7 +63,7 @@ BAD = {
     "wrong type": (lambda t: ["learner.lr=fast"], "learner.lr"),
     "temperature": (lambda t: ["rollout.temperature=0.7"], "must be 1.0, got 0.7"),
     "stage 0 in bf16": (lambda t: ["learner.zero_stage=0", "learner.dtype=bfloat16"], "zero_stage must be at least 1 with learner.dtype bfloat16"),
-    "missing model": (lambda t: [f"judge.path={t}/nowhere"], "judge.path must be 'builtin' or a Hugging Face model folder"),
+    "missing model": (lambda t: [f"judge.path={t}/nowhere"], "judge.path must be one of builtin, small, student, or a Hugging Face model folder"),
     "two-token label": (lambda t: [f"judge.path={two_token_labels(t)}"], "score label 'small red' must be exactly one token"),
     "missing config": (lambda t: ["--config", f"{t}/none.yaml"], "none.yaml"),
     "off-scale score": (lambda t: [f"data.path={bad_data(t, scores={'realism': 7.0})}", "--dry-run"], r"annotations.jsonl.*2"),

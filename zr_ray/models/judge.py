@@ -24,14 +24,17 @@ from torch.utils.checkpoint import checkpoint
 from zr_ray.errors import JudgeError
 from zr_ray.rubric import ScoringFormat, label_token_ids
 
-BUILTIN_JUDGE = Path(__file__).resolve().parent.parent / "assets" / "judge"
+_ASSETS = Path(__file__).resolve().parent.parent / "assets"
+BUILTIN_JUDGES = {"builtin": _ASSETS / "judge", "small": _ASSETS / "judge_small", "student": _ASSETS / "student"}
+"""Judges inside the package: the base judge, a smaller one of the same making, and the student that was distilled from it."""
 
 
 def judge_folder(path: str) -> Path:
-    """Folder of a judge: "builtin", or a Hugging Face folder. Raises JudgeError if there is no model in it."""
-    folder = BUILTIN_JUDGE if path == "builtin" else Path(path).expanduser()
+    """Folder of a judge: a name of BUILTIN_JUDGES, or a Hugging Face folder. Raises JudgeError if there is no model in it."""
+    folder = BUILTIN_JUDGES.get(path) or Path(path).expanduser()
     if not (folder / "config.json").is_file():
-        raise JudgeError(f"judge.path must be 'builtin' or a Hugging Face model folder with config.json, got {path!r}: no {folder / 'config.json'}")
+        names = ", ".join(BUILTIN_JUDGES)
+        raise JudgeError(f"judge.path must be one of {names}, or a Hugging Face model folder with config.json, got {path!r}: no {folder / 'config.json'}")
     return folder.resolve()
 
 

@@ -1,4 +1,4 @@
-"""The built-in judge's folder: a Qwen3-VL of about 1.4 M parameters with its own word tokenizer, complete but untrained.
+"""The built-in judge's folder: a Qwen3-VL of one to two million parameters with its own word tokenizer, complete but untrained.
 
 `build_tiny_judge` writes what transformers (`AutoModelForImageTextToText`, `AutoProcessor`) and vLLM (`LLM(folder)`) load as it is;
 `jobs/pretrain_judge.py` trains it, and the trained one is the base judge in `zr_ray/assets/judge`.
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -107,16 +108,29 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLProcessor:
     )
 
 
-def tiny_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig:
-    """Text 4 x 128 (4 query, 2 key-value heads of 32), vision 3 x 96, one deepstack tap."""
+@dataclass(frozen=True)
+class TinySize:
+    """Size of the language model; heads have 32 dimensions. The vision tower is 3 x 96 with one deepstack tap in every size."""
+
+    layers: int = 4
+    width: int = 128
+    heads: int = 4
+    kv_heads: int = 2
+    mlp: int = 384
+
+
+def tiny_config(tokenizer: PreTrainedTokenizerFast, size: TinySize = TinySize()) -> Qwen3VLConfig:
+    """Architecture of a tiny judge; raises JudgeError if the heads do not fit."""
+    if size.heads % size.kv_heads:
+        raise JudgeError(f"heads must be a multiple of kv_heads, got {size.heads} and {size.kv_heads}")
     token_id = tokenizer.convert_tokens_to_ids
     text = dict(
         vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        hidden_size=size.width,
+        intermediate_size=size.mlp,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.kv_heads,
         head_dim=32,
         max_position_embeddings=512,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [6, 5, 5], "mrope_interleaved": True},
@@ -133,7 +147,7 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig:
         patch_size=PATCH_SIZE,
         spatial_merge_size=MERGE_SIZE,
         temporal_patch_size=2,
-        out_hidden_size=128,
+        out_hidden_size=size.width,
         num_position_embeddings=(IMAGE_SIDE // PATCH_SIZE) ** 2,
         deepstack_visual_indexes=[1],
         initializer_range=0.02,
@@ -150,18 +164,18 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig:
     )
 
 
-def build_tiny_judge(folder: Path, vocabulary: Sequence[str], seed: int) -> None:
+def build_tiny_judge(folder: Path, vocabulary: Sequence[str], seed: int, size: TinySize = TinySize()) -> None:
     """Write a complete, untrained judge folder: weights, tokenizer, processor, generation config, scoring format.
 
     Args: folder: made if missing; files of the same names are overwritten. vocabulary: words of prompts and reasoning chains.
-        seed: of the random weights; the caller's random state is left as it was.
+        seed: of the random weights; the caller's random state is left as it was. size: of the language model.
     Raises: JudgeError on an unusable vocabulary."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer(vocabulary)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Qwen3VLForConditionalGeneration(tiny_config(tokenizer)).float()
+        model = Qwen3VLForConditionalGeneration(tiny_config(tokenizer, size)).float()
     model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids("<|im_end|>")
     model.generation_config.pad_token_id = tokenizer.convert_tokens_to_ids("<|endoftext|>")
     model.generation_config.bos_token_id = None

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from zr_ray.functional import metrics
-from zr_ray.compare import TestSet, agreement, difference, measure, verdict
+from zr_ray.table.compare import TestSet, agreement, difference, measure, verdict
 
 PROMPTS = 80
 

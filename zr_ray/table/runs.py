@@ -1,0 +1,208 @@
+"""A table from runs of the ordinary jobs, one after another: every judge, row and seed, then rows with intervals and paired differences.
+
+Order: seed after seed with every row of every judge, so that what is there after an interruption can be compared. A finished run is never
+repeated, an interrupted one is resumed. In the table's run folder: rows/<row>-<judge>-s<seed>/ the runs, logs/, data/, table.json, table.md,
+curves.png and speed.json.
+Left out on purpose: running rows at the same time; they would share the cores that their seconds are measured on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from zr_ray import driver
+from zr_ray.config import GdsoConfig
+from zr_ray.config_evaluate import EvaluateConfig
+from zr_ray.config_loader import load_config
+from zr_ray.config_opd import OpdConfig
+from zr_ray.config_risd import RisdConfig
+from zr_ray.config_sft import SftConfig
+from zr_ray.config_table import RowChoice, TableConfig
+from zr_ray.data.load import data_folder, load_split
+from zr_ray.distillation import find_teacher, settle_teacher
+from zr_ray.errors import CheckpointError
+from zr_ray.models.judge import judge_folder
+from zr_ray.observe import duration, say
+from zr_ray.run_folder import CONFIG_FILE, RESULT_FILE, RunFolder, default_root
+
+CONFIG_CLASSES = {"evaluate": EvaluateConfig, "sft": SftConfig, "gdso": GdsoConfig, "opd": OpdConfig, "risd": RisdConfig}
+FROM_TEACHER = ("opd", "risd")
+"""Jobs that take a teacher."""
+
+
+@dataclass(frozen=True)
+class RowRun:
+    """One run of one job: a row of a judge with a seed."""
+
+    row: str
+    judge: str
+    """Size name."""
+    seed: int
+    job: str
+    folder: Path
+    config: Path | None
+    overrides: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Folder name."""
+        return f"{self.row}-{self.judge}-s{self.seed}"
+
+    @property
+    def finished(self) -> bool:
+        """Whether its result is there."""
+        return (self.folder / RESULT_FILE).is_file()
+
+    def result(self) -> dict:
+        """Its result.json."""
+        return json.loads((self.folder / RESULT_FILE).read_text())
+
+    def command(self, jobs: Path) -> list[str]:
+        """The job's command line; resumes what was interrupted."""
+        named = ["--config", str(self.config)] if self.config else []
+        resume = ["--resume", str(self.folder)] if (self.folder / CONFIG_FILE).is_file() else []
+        return [sys.executable, str(jobs / f"{self.job}.py"), *named, *resume, *self.overrides]
+
+
+def make_table(job: str, config: TableConfig, args: argparse.Namespace, jobs: Path) -> None:
+    """Run what is missing, measure speed, write and print the table; with --dry-run print the command lines only.
+
+    Args: job: name of the run folder. jobs: folder of the job files.
+    Raises: CheckpointError if runs failed, after the table of those that did not; ConfigError, JudgeError before anything starts."""
+    started_at, c = time.time(), config.table
+    root = Path(config.run.root) if config.run.root else default_root()
+    taught = any(choice.job in FROM_TEACHER for choice in c.rows.values())
+    teacher = find_teacher(config.teacher.path, root) if taught else None
+    judges = {name: judge_folder(path) for name, path in c.judges.items()}
+    if args.dry_run:
+        for run in row_runs(config, Path("TABLE").absolute(), config.data.path or Path("DATA"), judges, teacher, jobs / "configs"):
+            say(" ".join(run.command(jobs)[1:]))
+        return
+    RunFolder.check(config)
+    dashboard = driver.connect(namespace="zr_ray")
+    folder = RunFolder.start(config, job)
+    driver.first_lines(folder, dashboard, started_at)
+    teacher = settle_teacher(folder, teacher) if teacher else None
+    say(f"rows start from {', '.join(f'{name} {path}' for name, path in judges.items())}" + (f"; teacher {teacher}" if teacher else ""))
+    data = data_folder(config.data, folder.path)
+    runs = row_runs(config, folder.path, data, judges, teacher, jobs / "configs")
+    failed = _run_missing(runs, config, folder, data, jobs, started_at)
+
+    from zr_ray.table.figure import write_curves
+    from zr_ray.table.page import table_of, write_table
+
+    speed = _speeds(config, folder, runs, teacher, jobs) if c.speed_images else {}
+    table = table_of(runs, load_split(data, "test"), config, speed)
+    say(write_table(folder, table))
+    write_curves(folder, runs)
+    done = len([run for run in runs if run.finished])
+    say(f"{done} of {len(runs)} runs; {duration(time.time() - started_at)}; {folder.path / 'table.md'}, {folder.path / 'curves.png'}")
+    if failed:
+        raise CheckpointError(
+            f"{len(failed)} runs failed: {', '.join(failed)}; see {folder.path / 'logs'}, then go on with --resume {folder.path}"
+        )
+
+
+def row_runs(
+    config: TableConfig, root: Path, data: Path, judges: dict[str, Path], teacher: Path | None, configs: Path
+) -> list[RowRun]:
+    """Every run, in order. Args: judges: size name -> folder.   Raises ConfigError if one of their configurations does not load."""
+    c, rows = config.table, root / "rows"
+    runs = []
+    for seed in sorted({seed for choice in c.rows.values() for seed in choice.seeds or c.seeds}):
+        for size, judge in judges.items():
+            for row, choice in c.rows.items():
+                if seed not in (choice.seeds or c.seeds) or (choice.judges and size not in choice.judges):
+                    continue
+                name = f"{row}-{size}-s{seed}"
+                start = rows / f"{choice.of}-{size}-s{seed}" / "judge" if choice.of else judge
+                folder = anchors_folder(root) if choice.anchors else data
+                overrides = (
+                    f"run.root={rows}", f"run.name={name}", f"run.seed={seed}", f"judge.path={start}", f"data.path={folder}",
+                    *(("evaluation.before=false", *c.overrides) if choice.job != "evaluate" else ()),
+                    *((f"teacher.path={teacher}",) if choice.job in FROM_TEACHER else ()), *choice.overrides,
+                )  # fmt: skip
+                named = configs / choice.config if choice.config else None
+                load_config(CONFIG_CLASSES[choice.job], named, list(overrides))
+                runs.append(RowRun(row, size, seed, choice.job, rows / name, named, overrides))
+    return runs
+
+
+def anchors_folder(root: Path) -> Path:
+    """Where the training data with labels of five levels lies."""
+    return root / "data-anchors"
+
+
+def base_rows(rows: dict[str, RowChoice]) -> list[str]:
+    """Rows that train nothing: one run of them stands for every seed."""
+    return [name for name, choice in rows.items() if choice.job == "evaluate" and not choice.of]
+
+
+def _run_missing(runs: Sequence[RowRun], config: TableConfig, folder: RunFolder, data: Path, jobs: Path, started_at: float) -> list[str]:
+    """Run what has no result yet; returns the names of those that failed."""
+    c = config.table
+    if any(choice.anchors for choice in c.rows.values()):
+        from zr_ray.data.anchors import write_anchor_labels
+
+        say(f"{write_anchor_labels(data, anchors_folder(folder.path))} training labels rounded down to anchors for rows without half-points")
+    failed, first, begun = [], len([run for run in runs if run.finished]), time.time()
+    for n, run in enumerate(runs, start=1):
+        if run.finished:
+            continue
+        if c.stop_after_s is not None and time.time() - started_at > c.stop_after_s:
+            say(f"stopped before {run.name} after {duration(time.time() - started_at)} (table.stop_after_s); --resume goes on")
+            break
+        if not _run(run, jobs, folder, f"{n}/{len(runs)}"):
+            failed.append(run.name)
+        done = len([r for r in runs if r.finished]) - first
+        left = len(runs) - first - done
+        if done and left:
+            say(f"{left} runs to go, about {duration((time.time() - begun) / done * left)}")
+    return failed
+
+
+def _run(run: RowRun, jobs: Path, folder: RunFolder, place: str) -> bool:
+    """Run one job to its end with its output in a log file. Returns whether it finished."""
+    import ray
+
+    log = folder.path / "logs" / f"{run.name}.log"
+    log.parent.mkdir(exist_ok=True)
+    say(f"{place} {run.name}: log {log}")
+    start = time.time()
+    environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "PYTHONPATH": str(jobs.parent)}
+    with open(log, "a") as file:
+        code = subprocess.run(
+            run.command(jobs), check=False, env=environment, stdout=file, stderr=subprocess.STDOUT, cwd=jobs.parent
+        ).returncode
+    result = f"HPA {run.result()['rows'][-1]['pooled']['hpa']:.3f}" if run.finished else f"FAILED with code {code}: {log.read_text().splitlines()[-1:]}"
+    say(f"{place} {run.name}: {result}, {duration(time.time() - start)}")
+    return run.finished
+
+
+def _speeds(config: TableConfig, folder: RunFolder, runs: Sequence[RowRun], teacher: Path | None, jobs: Path) -> dict[str, dict]:
+    """Row name -> figures of `judge_speed`, of its first finished run: after reasoning on vLLM, or four dimensions in one forward."""
+    from zr_ray.judge_speed import measure
+
+    path, c = folder.path / "speed.json", config.table
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    wanted = {"teacher": (teacher, "teacher")} if teacher else {}
+    for run in reversed(runs):
+        if run.finished and run.job != "evaluate":
+            wanted[run.row] = (run.folder / "judge", "teacher" if run.job in ("gdso", "opd") else "student-one-forward")
+    for row, (judge, part) in wanted.items():
+        if row not in known:
+            say(f"seconds per score of {row}")
+            words = {"teacher": str(judge), "student": str(judge), "images": c.speed_images, "threads": c.speed_threads}
+            args = argparse.Namespace(**words, batch=min(32, c.speed_images), turns=3, gpus=0, parts=[part])
+            flags = [word for name, value in words.items() for word in (f"--{name}", str(value))]
+            known[row] = measure(args, [sys.executable, str(jobs / "bench_judge.py"), *flags])[part]
+            folder.write_json("speed.json", known)
+    return known
