@@ -57,7 +57,7 @@ def measure(args, folder: Path) -> dict:
         sys.executable, ROOT / "jobs" / "gdso.py", f"gdso.steps={args.steps + 2}", f"gdso.pairs_per_step={args.pairs}", f"gdso.group_size={args.group_size}",
         f"rollout.max_new_tokens={args.max_new_tokens}", "rollout.max_num_seqs=512", "evaluation.every_steps=0", "evaluation.bootstrap_resamples=20",
         f"checkpoint.every_steps={args.steps + 2}", "data.world.train_groups=200", "data.world.test_groups=2", f"run.root={folder}", "run.name=gdso", "gdso.beta_kl=0",
-        f"rollout.threads={args.threads}", f"learner.threads={args.threads}", "learner.warmup_steps=1", "learner.lr=1e-6", "rollout.max_model_len=256",
+        f"rollout.workers={args.threads}", "rollout.threads=1", f"rollout.cpus={1 / args.threads}", f"learner.threads={args.threads}", "learner.warmup_steps=1", "learner.lr=1e-6", "rollout.max_model_len=256",
         "learner.freeze=[model.visual]",
     ]  # fmt: skip
     peak = run(command, os.environ | {"RAY_ADDRESS": "local", "RAY_AUTH_MODE": "disabled"})

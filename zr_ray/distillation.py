@@ -117,6 +117,7 @@ def launch(job: str, config: DistillationConfig, args: argparse.Namespace, loop:
             facts["data"] = f"{counts[0]} training items, {counts[1]} {config.evaluation.split} items"
         driver.print_plan(config, {role: bundles for phase in phases for role, bundles in phase.items()}, facts)
         return
+    RunFolder.check(config)
     dashboard = driver.connect(namespace="zr_ray")
     for bundles in phases:
         check_feasible(bundles, living_nodes(), config.run.wait_for_nodes_s)

@@ -63,6 +63,27 @@ def test_frozen_prefix_does_not_move_and_the_rest_does(judge_path, units):
     assert moved and not any(n.startswith("model.visual") for n in moved)
 
 
+def test_reference_and_policy_share_a_frozen_tower(judge_path, units):
+    """One vision forward a micro-batch, the same log-probs and gradients as with one each."""
+    results = []
+    for freeze in (("model.visual",), ()):
+        learner, towers, seen = Learner(judge_path, section(freeze=freeze), keep_reference=True), [], {}
+        for module in (learner.reference, learner.engine.module):
+            module.model.model.visual.register_forward_hook(lambda *_: towers.append(1))
+        learner.reference.model.lm_head.weight.data.mul_(1.1)  # the reference is another policy
+
+        def compared(outputs, indices, reference, seen=seen):
+            seen["reference"] = reference.clone()
+            return objective(outputs, indices, reference)
+
+        learner.accumulate(units, compared)
+        gradient = learner.engine.module.model.lm_head.weight.grad.clone()
+        results.append((len(towers), seen["reference"], gradient))
+    assert [r[0] for r in results] == [1, 2]
+    torch.testing.assert_close(results[0][1], results[1][1], atol=0, rtol=0)
+    torch.testing.assert_close(results[0][2], results[1][2], atol=1e-6, rtol=1e-5)
+
+
 def test_unknown_freeze_prefix_is_refused(judge_path):
     with pytest.raises(ConfigError, match="no parameter name starts with 'vision'"):
         Learner(judge_path, section(freeze=("vision",)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from zr_ray.config import WeightsSection
-from zr_ray.loops.rollout import generate
 from zr_ray.models.judge import Row
 from zr_ray.observe import wait_for
 from zr_ray.records import JudgeRequest
@@ -38,17 +37,17 @@ class WeightPush:
         learner.barrier()
         if not self.config.verify:
             return {}
-        difference = max(self._probe(learner, worker) for worker in self.workers)
-        difference = learner.reduce_max(difference)
+        difference = learner.reduce_max(self._probe(learner))
         check_probe(difference, self.tolerance, version, held)
         return {"sync/max_abs_diff": difference, "sync/version": float(version)}
 
-    def _probe(self, learner: Learner, worker) -> float:
-        """Greedy answers of one engine against the learner's log-probs of the same tokens; every rank computes the same."""
-        groups = generate([worker], self.probes, 1, 0.0, self.deadline_s, "the weight probe")
+    def _probe(self, learner: Learner) -> float:
+        """Every engine's greedy answers against the learner's log-probs of the same tokens; every rank computes the same."""
+        asked = [worker.generate.remote(self.probes, 1, 0.0) for worker in self.workers]
+        answers = [group[0] for groups in wait_for(asked, self.deadline_s, "the weight probe") for group in groups]
         rows = [
-            Row(request.token_ids, request.image, (group[0].token_ids,), (group[0].score_index,))
-            for request, group in zip(self.probes, groups, strict=True)
+            Row(request.token_ids, request.image, (answer.token_ids,), (answer.score_index,))
+            for request, answer in zip(self.probes * len(self.workers), answers, strict=True)
         ]
         outputs = learner.forward(rows)
-        return logprob_difference([group[0] for group in groups], outputs.logprobs, outputs.score_logprobs)
+        return logprob_difference(answers, outputs.logprobs, outputs.score_logprobs)

@@ -273,9 +273,11 @@ class PackedJudge(nn.Module):
         forbidden[list(text.forbidden_ids)] = True
         self.register_buffer("forbidden", forbidden, persistent=False)
 
-    def forward(self, batch: PackedBatch) -> JudgeOutputs:
-        """JudgeOutputs for every completion of the batch; differentiable with respect to the parameters."""
-        hidden = self._hidden(batch)
+    def forward(self, batch: PackedBatch, features=None) -> JudgeOutputs:
+        """JudgeOutputs for every completion of the batch; differentiable with respect to the parameters.
+
+        Args: features: what `image_features` of a judge with the same vision tower gave; None computes them here."""
+        hidden = self._hidden(batch, self.image_features(batch) if features is None else features)
         token_logprobs, label_logprobs = self._project(hidden.flatten(0, 1)[batch.token_source], batch.token_ids)
         count, width = len(batch.lengths), int(batch.lengths.max())
         mask = torch.arange(width, device=hidden.device)[None] < batch.lengths[:, None]
@@ -286,10 +288,15 @@ class PackedJudge(nn.Module):
         score_index = torch.where(valid, batch.score_position - (batch.lengths.cumsum(0) - batch.lengths), -1)
         return JudgeOutputs(logprobs, mask, torch.where(valid[:, None], chosen, neutral), valid, score_index)
 
-    def _hidden(self, batch: PackedBatch) -> Tensor:
-        """[R, L, H] last hidden states; image features computed once per image."""
+    @property
+    def tower_is_frozen(self) -> bool:
+        """Whether no parameter of the vision tower is trained."""
+        return not any(p.requires_grad for p in self.model.model.visual.parameters())
+
+    def image_features(self, batch: PackedBatch):
+        """The vision tower's output for the batch's images, once per image, as the Hugging Face model takes it; the packed rows' order."""
         core = self.model.model
-        frozen = not batch.pixel_values.requires_grad and not any(p.requires_grad for p in core.visual.parameters())
+        frozen = not batch.pixel_values.requires_grad and self.tower_is_frozen
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
             features = core.get_image_features(batch.pixel_values, batch.image_grid, return_dict=True)
         repeats = batch.image_index.tolist()
@@ -297,6 +304,11 @@ class PackedJudge(nn.Module):
             features.pooler_output = [features.pooler_output[i] for i in repeats]
             if getattr(features, "deepstack_features", None) is not None:
                 features.deepstack_features = [[layer[i] for i in repeats] for layer in features.deepstack_features]
+        return features
+
+    def _hidden(self, batch: PackedBatch, features) -> Tensor:
+        """[R, L, H] last hidden states."""
+        core = self.model.model
         output = core(
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,

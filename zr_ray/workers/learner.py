@@ -94,11 +94,12 @@ class Learner:
         for i in range(rounds):
             indices = batches[i] if i < len(batches) else batches[0]
             packed = self.packer.pack([row for u in indices for row in units[u]]).to(self.device)
-            reference = None
+            reference = features = None
             if self.reference is not None:
                 with torch.no_grad():
-                    reference = self.reference(packed).logprobs
-            loss, metrics = objective(self.engine(packed), indices, reference)
+                    features = self.reference.image_features(packed) if self.engine.module.tower_is_frozen else None
+                    reference = self.reference(packed, features).logprobs
+            loss, metrics = objective(self.engine(packed, features), indices, reference)
             padding_round = i >= len(batches)  # another rank has more micro-batches; take part in its collectives with zero weight
             self.engine.backward(loss * (0.0 if padding_round else float(self.world)), scale_wrt_gas=False)
             if not padding_round:

@@ -2,8 +2,8 @@
 
 The engine samples from the policy over the allowed vocabulary (image, video and special tokens have probability 0) at temperature
 1 and reports log-probs of that same distribution, so a learner that masks the same tokens gets an importance ratio of 1.
-Every Judgement carries the version of the weights that made it; `update_weights` drops all three caches that could hold results of
-older weights (prefix, multimodal, encoder).
+Every Judgement carries the version of the weights that made it; `update_weights` drops both caches that hold results of
+older weights (prefix, encoder); processed pixels, which no weight touches, stay.
 Left out on purpose: HTTP, queues, retries. Ray moves the calls, and a failed call is an exception.
 """
 
@@ -130,9 +130,7 @@ class RolloutWorker:
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": read_buckets(buckets)})
         if not self._llm.reset_prefix_cache():
             raise RolloutError("vLLM refused to drop its prefix cache after a weight push; requests must not be in flight")
-        engine = self._llm.llm_engine
-        engine.reset_mm_cache()
-        engine.reset_encoder_cache()
+        self._llm.llm_engine.reset_encoder_cache()
         self.policy_version = version
         return version
 
