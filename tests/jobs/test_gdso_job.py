@@ -100,7 +100,7 @@ def test_infeasible_placement_is_refused_before_an_engine_starts(ray_cluster, ca
 
 def test_dry_run_prints_configuration_and_resources(capfd):
     code, plan, _ = run_here(capfd, "--config", ROOT / "jobs" / "configs" / "gdso_tiny.yaml", "--dry-run")
-    assert code == 0 and "pairs_per_step" in plan and "# rollout: 1 x {'CPU': 1.0}" in plan and "# learner: 1 x" in plan
+    assert code == 0 and "pairs_per_step" in plan and "# rollout: 2 x {'CPU': 0.5}" in plan and "# learner: 1 x" in plan
 
 
 def metrics_of(run: Path) -> list[dict]:
