@@ -243,15 +243,14 @@ class CheckpointSection(Section):
     keep: int = _field(2, "newest checkpoints that stay on disk", ge=1)
 
 
-class GdsoConfig(Section):
-    """Everything `jobs/gdso.py` can be told."""
+class TrainingConfig(Section):
+    """What jobs that train a judge on annotated pairs share."""
 
     run: RunSection = Field(default_factory=RunSection)
     judge: JudgeSection = Field(default_factory=JudgeSection)
     data: DataSection = Field(default_factory=DataSection)
     rollout: RolloutSection = Field(default_factory=RolloutSection)
     learner: LearnerSection = Field(default_factory=LearnerSection)
-    gdso: GdsoSection = Field(default_factory=GdsoSection)
     weights: WeightsSection = Field(default_factory=WeightsSection)
     evaluation: EvaluationSection = Field(default_factory=EvaluationSection)
     checkpoint: CheckpointSection = Field(default_factory=CheckpointSection)
@@ -260,6 +259,12 @@ class GdsoConfig(Section):
     def sync_tolerance(self) -> float:
         """Largest probe difference that a push may leave; nats."""
         return self.weights.tolerance_for(self.rollout.dtype, self.learner.dtype)
+
+
+class GdsoConfig(TrainingConfig):
+    """Everything `jobs/gdso.py` can be told."""
+
+    gdso: GdsoSection = Field(default_factory=GdsoSection)
 
     @model_validator(mode="after")
     def _sections_fit(self) -> GdsoConfig:

@@ -25,7 +25,7 @@ class OpdConfig(DistillationConfig):
 
     @property
     def sync_tolerance(self) -> float:
-        """As `GdsoConfig.sync_tolerance`."""
+        """As `TrainingConfig.sync_tolerance`."""
         return self.weights.tolerance_for(self.rollout.dtype, self.learner.dtype)
 
     @model_validator(mode="after")

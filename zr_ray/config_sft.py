@@ -6,18 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from zr_ray.config import (
-    CheckpointSection,
-    DataSection,
-    EvaluationSection,
-    JudgeSection,
-    LearnerSection,
-    RolloutSection,
-    RunSection,
-    Section,
-    WeightsSection,
-    _field,
-)
+from zr_ray.config import Section, TrainingConfig, _field
 
 
 class SftSection(Section):
@@ -31,23 +20,10 @@ class SftSection(Section):
     chain_weight: float = _field(1.0, "weight of the reasoning tokens' mean log-loss beside the score token's", ge=0)
 
 
-class SftConfig(Section):
+class SftConfig(TrainingConfig):
     """Everything `jobs/sft.py` can be told."""
 
-    run: RunSection = Field(default_factory=RunSection)
-    judge: JudgeSection = Field(default_factory=JudgeSection)
-    data: DataSection = Field(default_factory=DataSection)
-    rollout: RolloutSection = Field(default_factory=RolloutSection)
-    learner: LearnerSection = Field(default_factory=LearnerSection)
     sft: SftSection = Field(default_factory=SftSection)
-    weights: WeightsSection = Field(default_factory=WeightsSection)
-    evaluation: EvaluationSection = Field(default_factory=EvaluationSection)
-    checkpoint: CheckpointSection = Field(default_factory=CheckpointSection)
-
-    @property
-    def sync_tolerance(self) -> float:
-        """As `GdsoConfig.sync_tolerance`."""
-        return self.weights.tolerance_for(self.rollout.dtype, self.learner.dtype)
 
     @model_validator(mode="after")
     def _fits(self) -> SftConfig:

@@ -13,13 +13,13 @@ Splits: the file name, train -> train, test -> test.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
 
 from zr_ray.data.adapters.conversion import Conversion, Summary, prompt_group
 from zr_ray.data.adapters.fields import ADVICE, names, numbers, text
-from zr_ray.data.adapters.sources import json_records, source_files
+from zr_ray.data.adapters.sources import split_records
 from zr_ray.data.preferences import OVERALL, Preference
 from zr_ray.errors import DataError
 
@@ -33,16 +33,8 @@ def convert(source: Path, images: Path, root: Path, **options) -> Summary:
     Args: source: train.json or test.json, or the folder with both. images: folder with train/ and test/.
     options: copy_images, skip_broken (`Conversion`).   Raises: DataError."""
     to = Conversion("hpdv2", images, root, **options)
-    to.preferences(one for found in to.parsed(_rows(Path(source)), lambda where, row: _preferences(to, where, *row)) for one in found)
+    to.preferences(one for found in to.parsed(split_records(source), lambda where, row: _preferences(to, where, *row)) for one in found)
     return to.finish()
-
-
-def _rows(source: Path) -> Iterator[tuple[str, tuple[str, dict]]]:
-    for file in source_files(source, ("train.json", "test.json")):
-        if file.stem not in ("train", "test"):
-            raise DataError(f"{file}: wanted train.json or test.json (the name decides the split), got {file.name!r}; rename it")
-        for where, row in json_records(file):
-            yield where, (file.stem, row)
 
 
 def _preferences(to: Conversion, where: str, split: str, row: dict) -> list[Preference] | None:

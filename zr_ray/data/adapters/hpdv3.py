@@ -13,12 +13,11 @@ Splits: the file name, train -> train, test -> test. Official train and test sha
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 from zr_ray.data.adapters.conversion import Conversion, Summary, prompt_group
 from zr_ray.data.adapters.fields import number, numbers, text
-from zr_ray.data.adapters.sources import json_records, source_files
+from zr_ray.data.adapters.sources import split_records
 from zr_ray.data.preferences import OVERALL, Preference
 from zr_ray.errors import DataError
 
@@ -50,16 +49,8 @@ def convert(source: Path, images: Path, root: Path, *, min_confidence: float = 0
             return to.skip("pair without one of its images", where)
         return Preference(group, split, prompt, winner, loser, OVERALL, votes, "hpdv3")
 
-    to.preferences(to.parsed(_rows(Path(source)), parse))
+    to.preferences(to.parsed(split_records(source), parse))
     return to.finish()
-
-
-def _rows(source: Path) -> Iterator[tuple[str, tuple[str, dict]]]:
-    for file in source_files(source, ("train.json", "test.json")):
-        if file.stem not in ("train", "test"):
-            raise DataError(f"{file}: wanted train.json or test.json (the name decides the split), got {file.name!r}; rename it")
-        for where, row in json_records(file):
-            yield where, (file.stem, row)
 
 
 def _votes(row: dict, where: str) -> tuple[float, float] | None:

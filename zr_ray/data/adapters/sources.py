@@ -55,6 +55,15 @@ def json_records(file: Path) -> Iterator[tuple[str, dict]]:
     source.end()
 
 
+def split_records(source: Path) -> Iterator[tuple[str, tuple[str, dict]]]:
+    """Every object of train.json and test.json as (where, (split, object)).   Raises: DataError, also for a file of another name."""
+    for file in source_files(Path(source), ("train.json", "test.json")):
+        if file.stem not in ("train", "test"):
+            raise DataError(f"{file}: wanted train.json or test.json (the name decides the split), got {file.name!r}; rename it")
+        for where, row in json_records(file):
+            yield where, (file.stem, row)
+
+
 def json_members(file: Path) -> Iterator[tuple[str, str, dict]]:
     """Every member of a JSON object of objects as ("FILE: line N (record M)", name, object).   Raises: DataError."""
     source = _Text(file)
