@@ -185,8 +185,8 @@ def bare_train(args) -> dict:
 
 def trl_steps(args) -> dict:
     """TRL's GRPOTrainer with Hugging Face generate, fp32, on the same questions, group size and completion limit."""
-    import torch
     import datasets
+    import torch
     from PIL import Image
     from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer

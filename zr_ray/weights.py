@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from zr_ray.errors import WeightSyncError

@@ -19,7 +19,6 @@ from zr_ray.data.adapters.conversion import Conversion, Summary, prompt_group
 from zr_ray.data.adapters.fields import number, numbers, text
 from zr_ray.data.adapters.sources import split_records
 from zr_ray.data.preferences import OVERALL, Preference
-from zr_ray.errors import DataError
 
 
 def convert(source: Path, images: Path, root: Path, *, min_confidence: float = 0.0, **options) -> Summary:
