@@ -15,12 +15,12 @@ from pathlib import Path
 from zr_ray.data.world.verifier_accuracy import STRENGTHS, accuracy_table
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=500, help="rendered scenes per strength")
     parser.add_argument("--seed", type=int, default=0, help="seed of the stream of candidates")
     parser.add_argument("--output", type=Path, default=Path("verifier.json"), help="where the JSON goes")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.images < 1:
         parser.error(f"--images must be at least 1, got {args.images}")
     table = accuracy_table(args.images, args.seed)

@@ -24,7 +24,8 @@ from zr_ray.models.tiny_generator import ASSET, generate, load_generator
 from zr_ray.rubric import DIMENSIONS
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
+    """Exit code: 1, with one line, for a problem that the user can fix."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write; made if it is not there")
     parser.add_argument("--generator", type=Path, default=ASSET, help="ZImagePipeline folder (default: the shipped one)")
@@ -34,7 +35,7 @@ def main() -> int:
     parser.add_argument("--candidates", type=int, default=4, help="images per prompt (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of prompts, noise and annotators (default %(default)s)")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves it to torch (default %(default)s)")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
     try:

@@ -28,11 +28,12 @@ def source(text: str) -> tuple[str, Path, tuple[str, ...] | None]:
     return name, Path(folder), tuple(splits.split(",")) if splits else None
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
+    """Exit code: 1, with one line, for a problem that the user can fix."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sources", nargs="+", type=source, metavar="NAME=FOLDER[:SPLIT]", help="a data set to take from")
     parser.add_argument("--out", type=Path, required=True, help="folder to write; made if it is not there")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if len({name for name, _, _ in args.sources}) < len(args.sources):
         parser.error("every source needs a name of its own")
     try:

@@ -17,14 +17,14 @@ import time
 from pathlib import Path
 from statistics import fmean
 
-import numpy as np
 import torch
-from PIL import Image
 
 from zr_ray.config_loader import dump_yaml, load_config, schema_help
 from zr_ray.errors import ZrRayError
 from zr_ray.models.generator_config import PretrainGeneratorConfig
 from zr_ray.models.generator_pretraining import GeneratorPretraining
+from zr_ray.models.image_grid import save_enlarged, tiled
+from zr_ray.models.step_clock import StepClock
 from zr_ray.models.tiny_generator import generate
 
 GRID_PROMPTS = [
@@ -38,25 +38,16 @@ GRID_PROMPTS = [
 ]  # fmt: skip
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog="configuration keys:\n" + schema_help(PretrainGeneratorConfig), formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    keys = "configuration keys:\n" + schema_help(PretrainGeneratorConfig)
+    parser = argparse.ArgumentParser(description=__doc__, epilog=keys, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, help="YAML file; without it the defaults below")
-    parser.add_argument("--minutes", type=float, default=5, help="training time in all, resumed parts included (default %(default)s)")
+    parser.add_argument("--minutes", type=float, default=5, help="spent in steps, resumed parts included; saving comes on top (default %(default)s)")
     parser.add_argument("--output", type=Path, default=Path("runs/generator"), help="folder of this run (default %(default)s)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda (default %(default)s)")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves it to torch (default %(default)s)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example optimiser.batch=32")
-    return parser.parse_args()
-
-
-def write_grid(images: np.ndarray, path: Path, columns: int = 8) -> None:
-    """Images [N, 64, 64, 3] side by side, twice as large, in one PNG."""
-    rows = [np.concatenate(images[i : i + columns], axis=1) for i in range(0, len(images), columns)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    grid = Image.fromarray(np.concatenate(rows))
-    grid.resize((grid.width * 2, grid.height * 2), Image.Resampling.NEAREST).save(path)
+    return parser.parse_args(argv)
 
 
 def replace_folder(write, folder: Path) -> None:
@@ -86,8 +77,8 @@ def train(run: GeneratorPretraining, minutes: float, output: Path) -> None:
     keep_metrics_until(output / "metrics.jsonl", run.step_count)
     board = SummaryWriter(str(output / "tensorboard"), purge_step=run.step_count + 1)
     window: list[dict[str, float]] = []
-    clock = time.monotonic()
-    saved_s = run.trained_s
+    clock = StepClock()
+    saved_s = logged_s = run.trained_s
     grid_due_s = (run.trained_s // (cadence.grid_min * 60) + 1) * cadence.grid_min * 60
 
     def log(values: dict[str, float]) -> None:
@@ -103,25 +94,22 @@ def train(run: GeneratorPretraining, minutes: float, output: Path) -> None:
     def show() -> None:
         log(held_out := run.held_out())
         images = generate(run.averaged, GRID_PROMPTS, seed=0, steps=cadence.grid_steps, guidance_scale=cadence.grid_guidance)
-        write_grid(images.numpy(), output / "grids" / f"step_{run.step_count:06d}.png")
+        save_enlarged(tiled(images.numpy(), columns=8), output / "grids" / f"step_{run.step_count:06d}.png")
         board.add_images("grid", images, run.step_count, dataformats="NHWC")
         print("held out  " + "  ".join(f"{name.removeprefix('held_out/')} {value:.4f}" for name, value in held_out.items()), flush=True)
 
     while run.trained_s < limit_s:
+        started = time.monotonic()
         window.append(run.step(run.trained_s / limit_s))
-        now = time.monotonic()
-        run.trained_s, clock = run.trained_s + now - clock, now
+        run.trained_s += clock.counted(time.monotonic() - started)
         if len(window) == cadence.metrics_steps:
             values = {name: fmean(step[name] for step in window) for name in window[0]}
-            span = run.trained_s - getattr(train, "since", run.trained_s)
-            train.since = run.trained_s
-            if span > 0:
-                values["time/images_per_s"] = len(window) * run.config.optimiser.batch / span
+            values["time/images_per_s"] = len(window) * run.config.optimiser.batch / (run.trained_s - logged_s)
+            logged_s = run.trained_s
             log(values)
-            pace = f"  {values['time/images_per_s']:.0f} images/s" if span > 0 else ""
             print(
                 f"step {run.step_count}  {run.trained_s / 60:.1f}/{minutes:g} min  velocity {values['loss/velocity']:.4f}"
-                f"  object map {values['loss/object_map']:.4f}{pace}", flush=True,
+                f"  object map {values['loss/object_map']:.4f}  {values['time/images_per_s']:.0f} images/s", flush=True,
             )  # fmt: skip
             window = []
         if run.trained_s >= grid_due_s:
@@ -135,8 +123,9 @@ def train(run: GeneratorPretraining, minutes: float, output: Path) -> None:
     board.close()
 
 
-def main() -> int:
-    args = parse()
+def main(argv: list[str] | None = None) -> int:
+    """Exit code: 1, with one line, for a problem that the user can fix."""
+    args = parse(argv)
     try:
         config = load_config(PretrainGeneratorConfig, args.config, args.overrides)
         if args.threads:

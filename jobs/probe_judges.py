@@ -19,7 +19,7 @@ import torch
 
 from zr_ray.data.annotations import load_image, read_annotations
 from zr_ray.data.world.probes import PROBES, probe_images
-from zr_ray.data.world.verifier import verify
+from zr_ray.data.world.verifier_scores import verify
 from zr_ray.errors import ZrRayError
 from zr_ray.loops.evaluate import agreement, human_scores
 from zr_ray.models.judge import judge_folder
@@ -81,7 +81,8 @@ def show(probes: dict, agreements: dict) -> None:
             print(f"{'':<18}{who:<14}{cells}{found['pooled']['hpa']:>8.3f}  {low:.3f} .. {high:.3f}")
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
+    """Exit code: 1, with one line, for a problem that the user can fix."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--judge", type=named, action="append", required=True, metavar="NAME=FOLDER", help="a judge folder, or builtin")
     parser.add_argument("--data", type=named, action="append", default=[], metavar="NAME=FOLDER", help="annotated set whose test split is judged")
@@ -89,7 +90,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the probes and the bootstrap (default %(default)s)")
     parser.add_argument("--resamples", type=int, default=1000, help="of the bootstrap over prompts (default %(default)s)")
     parser.add_argument("--output", type=Path, default=Path("probes.json"), help="where the JSON goes (default %(default)s)")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     try:
         judges = {name: Student(judge_folder(path)) for name, path in args.judge}
         probes = probe_table(judges, args.count, args.seed)

@@ -14,7 +14,7 @@ from zr_ray.data.world.build import write_world
 from zr_ray.data.world.generated import Setting, write_generated
 from zr_ray.data.world.render import render
 from zr_ray.data.world.scene import place
-from zr_ray.data.world.verifier import parse_prompt, verify
+from zr_ray.data.world.verifier_scores import parse_prompt, verify
 from zr_ray.errors import DataError
 from zr_ray.rubric import DIMENSIONS
 

@@ -3,7 +3,8 @@
 import numpy as np
 
 from zr_ray.data.world.probes import PROBES, probe_images, with_grid
-from zr_ray.data.world.verifier import read_scene, verify
+from zr_ray.data.world.verifier import read_scene
+from zr_ray.data.world.verifier_scores import verify
 from zr_ray.rubric import DIMENSIONS
 
 

@@ -14,16 +14,21 @@ from PIL import Image
 from zr_ray.data.world.scene import Asked, Layout, place
 from zr_ray.data.world.truth import alignment_faults
 from zr_ray.errors import CheckpointError
-from zr_ray.models.flow_training import (
-    Muon, ObjectMapHead, PackedTransformer, noised, orthogonalised, sample_sigmas, tokenize, update_ema,
-)  # fmt: skip
-from zr_ray.models.generator_config import PretrainGeneratorConfig
+from zr_ray.models.flow_training import ObjectMapHead, PackedTransformer, noised, sample_sigmas, tokenize, update_ema
+from zr_ray.models.generator_config import OptimiserSection, PretrainGeneratorConfig
 from zr_ray.models.generator_gate import read_images
-from zr_ray.models.generator_pretraining import MAX_TOKENS, GeneratorPretraining
+from zr_ray.models.generator_pretraining import MAX_TOKENS, GeneratorPretraining, rate_factor
 from zr_ray.models.generator_scenes import CELL, Defects, evaluation_prompts, is_held_out, object_map, sample_batch, sample_scene
 from zr_ray.models.patch_codec import build_autoencoder, fit_codec, to_patches, to_pixels
 from zr_ray.models.tiny_generator import (
-    ASSET, GUIDANCE_SCALE, MAX_PROMPT_TOKENS, SAMPLING_STEPS, GeneratorSizes, build_tiny_generator, build_tokenizer, generate,
+    ASSET,
+    GUIDANCE_SCALE,
+    MAX_PROMPT_TOKENS,
+    SAMPLING_STEPS,
+    GeneratorSizes,
+    build_tiny_generator,
+    build_tokenizer,
+    generate,
     load_generator,
 )  # fmt: skip
 
@@ -206,23 +211,6 @@ class TestOptimisation:
         normal = torch.special.ndtr(torch.logit(u.double()))
         assert normal.sort().values == pytest.approx((torch.arange(4000) + 0.5).double() / 4000, abs=1e-3)
 
-    def test_newton_schulz_approaches_the_polar_factor(self):
-        matrices = torch.randn(3, 6, 16, generator=torch.Generator().manual_seed(0))
-        left, _, right = torch.linalg.svd(matrices, full_matrices=False)
-        made = orthogonalised(matrices)
-        values = torch.linalg.svdvals(made)
-        assert values.min() > 0.6 and values.max() < 1.3
-        aligned = left.mT @ made @ right.mT  # diagonal, as the iteration keeps singular vectors
-        assert (aligned - torch.diag_embed(aligned.diagonal(dim1=1, dim2=2))).abs().max() < 1e-4
-
-    def test_muon_step_by_hand(self):
-        value = torch.nn.Parameter(torch.zeros(4, 2))
-        value.grad = torch.tensor([[3.0, 0.0], [0.0, 5.0], [0.0, 0.0], [0.0, 0.0]])
-        Muon([value], lr=0.1, momentum=0.0).step()
-        expected = -0.1 * 0.2 * 4**0.5  # times a singular value near 1, whatever the gradient's size
-        assert value[0, 0].item() == pytest.approx(expected, rel=0.35) and value[1, 1].item() == pytest.approx(expected, rel=0.35)
-        assert value[0, 1].item() == value[2, 0].item() == 0
-
     def test_ema_by_hand(self):
         average, online = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
         with torch.no_grad():
@@ -289,52 +277,57 @@ class TestScenes:
         assert evaluation_prompts(200, 0) == prompts != evaluation_prompts(200, 1)
 
 
-def small_run(tmp_path, **changes):
+def small_run(**changes):
     tree = {
         "compiled": False, "codec": {"scenes": 64, "steps": 2}, "optimiser": {"batch": 4},
-        "model": {"width": 24, "layers": 2, "heads": 2, "text_width": 32}, "flow": {"map_layer": 0},
+        "model": {"width": 24, "layers": 1, "heads": 2, "text_width": 32}, "flow": {"map_layer": 0},
     } | changes  # fmt: skip
     return GeneratorPretraining(PretrainGeneratorConfig.model_validate(tree), "cpu")
 
 
+@pytest.fixture(scope="module")
+def saved_run(tmp_path_factory):
+    """(a run that was saved after two steps and then did two more, its checkpoint, the losses of those two)."""
+    path = tmp_path_factory.mktemp("run") / "checkpoint.pt"
+    run = small_run()
+    for _ in range(2):
+        run.step(0.0)
+    run.save(path)
+    return run, path, [run.step(0.0) for _ in range(2)]
+
+
 class TestResume:
-    def test_a_resumed_run_goes_on_exactly_as_an_uninterrupted_one(self, tmp_path):
-        whole, first, second = (small_run(tmp_path) for _ in range(3))
-        losses = [whole.step(0.0) for _ in range(4)]
-        for _ in range(2):
-            first.step(0.0)
-        first.save(tmp_path / "checkpoint.pt")
-        second.load(tmp_path / "checkpoint.pt")
-        again = [second.step(0.0) for _ in range(2)]
-        assert again == losses[2:]
-        for ours, theirs in zip(second.averaged.transformer.parameters(), whole.averaged.transformer.parameters(), strict=True):
+    def test_a_resumed_run_goes_on_exactly_as_an_uninterrupted_one(self, saved_run):
+        whole, path, losses = saved_run
+        resumed = small_run()
+        resumed.load(path)
+        assert resumed.step_count == 2
+        assert [resumed.step(0.0) for _ in range(2)] == losses
+        for ours, theirs in zip(resumed.averaged.transformer.parameters(), whole.averaged.transformer.parameters(), strict=True):
             assert torch.equal(ours, theirs)
-        assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
+        assert [p.name for p in path.parent.iterdir()] == ["checkpoint.pt"]
 
-    def test_refuses_a_checkpoint_of_another_configuration(self, tmp_path):
-        small_run(tmp_path).save(tmp_path / "checkpoint.pt")
+    def test_refuses_a_checkpoint_of_another_configuration_or_a_torn_one(self, saved_run, tmp_path):
+        _, path, _ = saved_run
+        other = small_run(optimiser={"batch": 2})
         with pytest.raises(CheckpointError, match="another configuration of optimiser"):
-            small_run(tmp_path, optimiser={"batch": 2}).load(tmp_path / "checkpoint.pt")
-
-    def test_refuses_a_torn_checkpoint(self, tmp_path):
-        run = small_run(tmp_path)
-        run.save(tmp_path / "checkpoint.pt")
-        whole = (tmp_path / "checkpoint.pt").read_bytes()
-        (tmp_path / "checkpoint.pt").write_bytes(whole[: len(whole) // 2])
+            other.load(path)
+        whole = path.read_bytes()
+        (tmp_path / "torn.pt").write_bytes(whole[: len(whole) // 2])
         with pytest.raises(CheckpointError, match="delete it to start anew"):
-            run.load(tmp_path / "checkpoint.pt")
+            other.load(tmp_path / "torn.pt")
 
-    def test_learning_rate_warms_up_stays_and_falls_to_zero(self, tmp_path):
-        run = small_run(tmp_path, optimiser={"batch": 4, "warmup_steps": 10, "decay_from": 0.6})
-        assert run._rate_factor(0.0) == pytest.approx(0.1)
-        run.step_count = 50
-        assert [run._rate_factor(p) for p in (0.0, 0.6, 0.8, 1.0)] == pytest.approx([1.0, 1.0, 0.5, 0.0])
+    def test_learning_rate_warms_up_stays_and_falls_to_zero(self):
+        options = OptimiserSection(warmup_steps=10, decay_from=0.6)
+        assert [rate_factor(options, step, 0.0) for step in (0, 4, 9, 50)] == pytest.approx([0.1, 0.5, 1.0, 1.0])
+        assert [rate_factor(options, 50, p) for p in (0.6, 0.8, 1.0)] == pytest.approx([1.0, 0.5, 0.0])
+        assert rate_factor(OptimiserSection(warmup_steps=0, decay_from=1.0), 0, 1.0) == 1.0
 
-    def test_steps_lower_the_loss_and_move_every_trained_part(self, tmp_path):
-        run = small_run(tmp_path, optimiser={"batch": 4, "warmup_steps": 5, "learning_rate": 5e-3})
+    def test_steps_lower_the_loss_and_move_every_trained_part(self):
+        run = small_run(optimiser={"batch": 8, "warmup_steps": 2, "learning_rate": 1e-2, "matrix_learning_rate": 3e-3})
         before = {name: copy.deepcopy(getattr(run.pipeline, name).state_dict()) for name in ("transformer", "text_encoder", "vae")}
         start = run.held_out()
-        for _ in range(40):
+        for _ in range(15):
             run.step(0.0)
         end = run.held_out()
         assert all(end[name] < 0.97 * start[name] for name in start)
@@ -342,10 +335,6 @@ class TestResume:
         assert moved["vae"] == 0 and moved["transformer"] > 0.9 * len(before["transformer"]) and moved["text_encoder"] > 20
 
 
-needs_asset = pytest.mark.skipif(not (ASSET / "model_index.json").exists(), reason="the trained generator is not in this checkout")
-
-
-@needs_asset
 class TestShipped:
     @pytest.fixture(scope="class")
     def shipped(self):
@@ -361,21 +350,16 @@ class TestShipped:
 
     def test_same_seed_same_image_whatever_the_batch(self, shipped):
         prompts = ["small red circle", "big blue square left of small white cross", "big green cross"]
-        together = generate(shipped, prompts, seed=3, steps=4, guidance_scale=1.0)
-        alone = generate(shipped, prompts, seed=3, steps=4, guidance_scale=1.0, batch=1)
+        together = generate(shipped, prompts, seed=3, steps=2, guidance_scale=1.0)
+        alone = generate(shipped, prompts, seed=3, steps=2, guidance_scale=1.0, batch=1)
         assert (together.int() - alone.int()).abs().max() <= 1
-        assert (together.int() - generate(shipped, prompts, seed=4, steps=4, guidance_scale=1.0).int()).abs().float().mean() > 1
-
-    def test_colour_of_the_prompt_shows(self, shipped):
-        images = generate(shipped, ["big red square", "big blue square"] * 4, seed=0, steps=8, guidance_scale=1.5).float()
-        middle = images[:, 30:40, 28:36].mean((1, 2))  # on the object whatever its offset of up to 6 columns
-        assert (middle[::2, 0] - middle[::2, 2]).mean() > 60
-        assert (middle[1::2, 2] - middle[1::2, 0]).mean() > 60
+        assert (together.int() - generate(shipped, prompts, seed=4, steps=2, guidance_scale=1.0).int()).abs().float().mean() > 1
 
     def test_follows_prompts_it_was_not_trained_on(self, shipped):
-        prompts = evaluation_prompts(32, seed=5)
+        """The gate, .35 on 512 prompts, less its standard error on 24; a match wants every colour, shape, size and relation right."""
+        prompts = evaluation_prompts(24, seed=5)
         read = read_images(generate(shipped, prompts, seed=5, steps=SAMPLING_STEPS, guidance_scale=GUIDANCE_SCALE).numpy(), prompts)
-        assert read["match"].mean() >= 0.25  # the gate, .35 on 512 prompts, less its standard error on 32
+        assert read["match"].mean() >= 0.25
         assert read["match"].mean() - read["shuffled_match"].mean() >= 0.2
         assert read["alignment"].mean() >= read["shuffled_alignment"].mean() + 0.5
 

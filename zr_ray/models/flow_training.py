@@ -138,47 +138,6 @@ class ObjectMapHead(nn.Module):
         return torch.stack([F.cross_entropy(part, maps[:, index]) for index, part in enumerate(parts)]).mean()
 
 
-class Muon(torch.optim.Optimizer):
-    """Momentum whose matrices are made orthogonal before they are applied (K. Jordan, 2024), in float32 and batched over equal shapes.
-
-    torch.optim.Muon does the same in bfloat16, which a CPU without AVX512-BF16 emulates twenty times slower. The step is scaled by
-    0.2 sqrt(longer side), so that learning rates of AdamW fit (arXiv 2502.16982, section 2.2)."""
-
-    def __init__(self, params, lr: float, momentum: float = 0.95, weight_decay: float = 0.0) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-
-    @torch.no_grad()
-    def step(self, closure=None) -> None:
-        """One update of every matrix that has a gradient."""
-        for group in self.param_groups:
-            shapes: dict[tuple[int, ...], list[Tensor]] = {}
-            for value in group["params"]:
-                if value.grad is not None:
-                    shapes.setdefault(tuple(sorted(value.shape)), []).append(value)
-            for shape, values in shapes.items():
-                updates = []
-                for value in values:
-                    average = self.state[value].setdefault("momentum", torch.zeros_like(value))
-                    average.lerp_(value.grad, 1 - group["momentum"])
-                    update = value.grad.lerp(average, group["momentum"])
-                    updates.append(update if value.shape[0] <= value.shape[1] else update.T)
-                for value, update in zip(values, orthogonalised(torch.stack(updates)), strict=True):
-                    value.mul_(1 - group["lr"] * group["weight_decay"])
-                    step = update if value.shape[0] <= value.shape[1] else update.T
-                    value.add_(step, alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)
-
-
-def orthogonalised(matrices: Tensor, iterations: int = 5) -> Tensor:
-    """Quintic Newton-Schulz iteration towards U V^T of each matrix's SVD; singular values end in about [0.7, 1.2].
-
-    matrices: [N, m, n] with m <= n."""
-    x = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp_min(1e-12)
-    for _ in range(iterations):
-        gram = x @ x.mT
-        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-    return x
-
-
 @torch.no_grad()
 def update_ema(average: nn.Module, online: nn.Module, decay: float) -> None:
     """average <- decay average + (1 - decay) online, parameter by parameter."""

@@ -51,7 +51,7 @@ class FlowSection(Section):
 class OptimiserSection(Section):
     """Muon on the matrices of attention and feed-forward, AdamW on the rest; constant, then linearly to 0 with the time."""
 
-    matrix_learning_rate: float = Field(4e-3, gt=0, description="of Muon")
+    matrix_learning_rate: float = Field(8e-4, gt=0, description="of Muon: root-mean-square size of an element's update")
     learning_rate: float = Field(2e-3, gt=0, description="of AdamW")
     batch: int = Field(32, ge=2, description="scenes a step")
     warmup_steps: int = Field(100, ge=0, description="linear warm-up")
@@ -63,8 +63,8 @@ class OptimiserSection(Section):
 class CadenceSection(Section):
     """When something is written, minutes of training."""
 
-    checkpoint_min: float = Field(3.0, gt=0, description="checkpoint and pipeline folder")
-    grid_min: float = Field(10.0, gt=0, description="image grid of 16 prompts, and held-out losses")
+    checkpoint_min: float = Field(1.0, gt=0, description="checkpoint and pipeline folder; what a kill may cost")
+    grid_min: float = Field(2.0, gt=0, description="image grid of 16 prompts, and held-out losses")
     metrics_steps: int = Field(25, ge=1, description="steps per line of metrics.jsonl")
     grid_steps: int = Field(12, ge=1, description="sampling steps of the grid")
     grid_guidance: float = Field(1.5, ge=0, description="guidance of the grid: pos + w (pos - neg)")

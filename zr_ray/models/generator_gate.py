@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from zr_ray.data.world.verifier import alignment_score, objects_match, plausibility_score, read_scene
+from zr_ray.data.world.verifier import read_scene
+from zr_ray.data.world.verifier_scores import alignment_score, objects_match, plausibility_score
 
 GATE = {
     "object_match": (0.35, 0.80),

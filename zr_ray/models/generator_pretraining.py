@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from zr_ray.errors import CheckpointError
-from zr_ray.models.flow_training import Muon, ObjectMapHead, PackedTransformer, noised, sample_sigmas, tokenize, update_ema
-from zr_ray.models.generator_config import PretrainGeneratorConfig
+from zr_ray.models.flow_training import ObjectMapHead, PackedTransformer, noised, sample_sigmas, tokenize, update_ema
+from zr_ray.models.generator_config import OptimiserSection, PretrainGeneratorConfig
 from zr_ray.models.generator_scenes import Defects, SceneBatch, sample_batch
+from zr_ray.models.muon import Muon
 from zr_ray.models.patch_codec import fit_codec
 from zr_ray.models.tiny_generator import GeneratorSizes, build_tiny_generator
 
@@ -24,6 +25,15 @@ MAX_TOKENS = 9
 """Longest prompt of the world with its end token: two objects of three words, "left of"."""
 HELD_OUT_SEED = 2**31
 """Scenes of the held-out losses come from here; training steps count from 0."""
+
+
+def rate_factor(options: OptimiserSection, step: int, progress: float) -> float:
+    """Of both learning rates: linear warm-up over steps, 1, then linearly to 0 over the last share of the time.
+
+    step: updates done so far. progress: share of the run's time that has passed."""
+    warm = min(1.0, (step + 1) / max(1, options.warmup_steps))
+    left = min(1.0, (1 - progress) / (1 - options.decay_from)) if options.decay_from < 1 else 1.0
+    return warm * max(0.0, left)
 
 
 class GeneratorPretraining:
@@ -91,7 +101,7 @@ class GeneratorPretraining:
         map_loss = self.map_head(tokens, batch.maps.to(self.device)) if flow.map_weight else velocity_loss.new_zeros(())
         (velocity_loss + flow.map_weight * map_loss).backward()
         norm = torch.nn.utils.clip_grad_norm_(self._trained(), config.optimiser.clip_norm)
-        options, factor = config.optimiser, self._rate_factor(progress)
+        options, factor = config.optimiser, rate_factor(config.optimiser, self.step_count, progress)
         for optimiser, rate in zip(self.optimisers, (options.matrix_learning_rate, options.learning_rate), strict=True):
             for group in optimiser.param_groups:
                 group["lr"] = rate * factor
@@ -105,13 +115,6 @@ class GeneratorPretraining:
             "loss/velocity": velocity_loss.item(), "loss/object_map": map_loss.item(), "train/gradient_norm": norm.item(),
             "train/rate_factor": factor,
         }  # fmt: skip
-
-    def _rate_factor(self, progress: float) -> float:
-        """Of both learning rates: linear warm-up over steps, 1, then linearly to 0 over the last share of the time."""
-        optimiser = self.config.optimiser
-        warm = min(1.0, (self.step_count + 1) / max(1, optimiser.warmup_steps))
-        left = min(1.0, (1 - progress) / (1 - optimiser.decay_from)) if optimiser.decay_from < 1 else 1.0
-        return warm * max(0.0, left)
 
     @torch.no_grad()
     def held_out(self) -> dict[str, float]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from zr_ray.data.world.scene import COLOURS, PHRASES, SHAPES, SIZES
+from zr_ray.errors import CheckpointError
 from zr_ray.models.patch_codec import build_autoencoder
 
 IMAGE_SIDE = 64
@@ -26,6 +27,8 @@ SAMPLING_STEPS = 12
 """Steps and guidance that the shipped generator was measured with."""
 GUIDANCE_SCALE = 1.5
 """w of pos + w (pos - neg); the usual weight minus 1."""
+SAMPLING_BATCH = 8
+"""Images in one call: their activations stay in a CPU's cache."""
 END = "<|im_end|>"
 PAD = "<|endoftext|>"
 UNKNOWN = "<|unk|>"
@@ -129,16 +132,18 @@ def build_tiny_generator(codec: dict[str, Tensor], sizes: GeneratorSizes, seed: 
 
 
 def load_generator(folder: Path = ASSET):
-    """The pipeline of a folder, in float32 and evaluation mode, without progress bars."""
+    """The pipeline of a folder, in float32 and evaluation mode, without progress bars. Raises: CheckpointError if there is none."""
     from diffusers import ZImagePipeline
 
+    if not (Path(folder) / "model_index.json").is_file():
+        raise CheckpointError(f"wanted a ZImagePipeline folder, got {folder} without model_index.json; name one that save_pretrained wrote")
     pipeline = ZImagePipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
 @torch.no_grad()
-def generate(pipeline, prompts: list[str], *, seed: int, steps: int, guidance_scale: float, batch: int = 32) -> Tensor:
+def generate(pipeline, prompts: list[str], *, seed: int, steps: int, guidance_scale: float, batch: int = SAMPLING_BATCH) -> Tensor:
     """Images by the pipeline itself, one noise per prompt, independent of the batch size.
 
     Args: guidance_scale: w of pos + w (pos - neg); 0 is sampling without guidance.   Returns: [N, 64, 64, 3] uint8."""

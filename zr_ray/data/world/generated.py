@@ -20,7 +20,7 @@ from zr_ray.data.annotations import write_annotations
 from zr_ray.data.checks import SPLITS
 from zr_ray.data.world.annotators import AnnotatorPool
 from zr_ray.data.world.build import NOTE_FILE
-from zr_ray.data.world.verifier import verify
+from zr_ray.data.world.verifier_scores import verify
 from zr_ray.errors import DataError
 from zr_ray.records import AnnotatedImage
 

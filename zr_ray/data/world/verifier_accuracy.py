@@ -14,7 +14,8 @@ from zr_ray.data.world.render import render
 from zr_ray.data.world.sampling import Candidate, sample_candidates
 from zr_ray.data.world.scene import MIN_LEVEL, Scene
 from zr_ray.data.world.truth import true_scores
-from zr_ray.data.world.verifier import SceneReading, alignment_score, plausibility_score, quality_scores, read_scene
+from zr_ray.data.world.verifier import SceneReading, read_scene
+from zr_ray.data.world.verifier_scores import alignment_score, plausibility_score, quality_scores
 from zr_ray.rubric import DIMENSIONS
 
 STRENGTHS = ("clean", "mild", "strong")
