@@ -73,6 +73,7 @@ class WorldSection(Section):
     test_groups: int = _field(
         250, "prompts with five simulated annotators each; on 1,000 images a mean HPA has a standard error of about 0.7 points", ge=1
     )
+    dev_groups: int = _field(0, "prompts for choosing hyper-parameters, annotated like the test split; evaluation.split=dev judges them", ge=0)
     candidates: int = _field(4, "images per prompt", ge=2, why="to form same-prompt pairs")
     seed: int = _field(1, "seed of prompts, images and annotators; independent of run.seed", ge=0)
 

@@ -17,8 +17,7 @@ def data_folder(config: DataSection, run_path: Path) -> Path:
     if not (folder / "annotations.jsonl").is_file():
         from zr_ray.data.world.build import write_world
 
-        world = config.world
-        write_world(folder, train_groups=world.train_groups, test_groups=world.test_groups, candidates=world.candidates, seed=world.seed)
+        write_world(folder, **config.world.model_dump())
     return folder
 
 
