@@ -50,7 +50,7 @@ def test_the_papers_table_gives_every_row_the_same_pairs(tmp_path):
     training = [run for run in runs if run.job != "evaluate"]
     assert len({(run.row, run.judge, run.seed) for run in training}) == len(training) == 2 * 3 * 6 + 3  # six rows, and gdso-5 for one judge
     for run in training:
-        assert {f"{run.job}.steps=40", f"{run.job}.pairs_per_step=32", f"run.seed={run.seed}", "evaluation.before=false"} <= set(run.overrides)
+        assert {f"{run.job}.steps=40", f"{run.job}.pairs_per_step=24", f"run.seed={run.seed}", "evaluation.before=false"} <= set(run.overrides)
         assert (f"data.path={anchors_folder(tmp_path)}" in run.overrides) == (run.row == "gdso-5")
     swaps = [run for run in runs if run.row == "swap"]
     assert [run.overrides[3] for run in swaps] == [f"judge.path={tmp_path}/rows/gdso-{size}-s0/judge" for size in ("small", "base")]
@@ -179,3 +179,32 @@ def test_anchor_labels_have_five_levels_and_leave_the_test_split_alone(tmp_path)
     pairs = [(b.scores[d], a.scores[d]) for b, a in zip(before["train"], after["train"], strict=True) for d in b.scores]
     assert changed == sum(b != a for b, a in pairs) > 0 and all(a == int(b) for b, a in pairs)
     assert write_anchor_labels(tmp_path / "data", tmp_path / "five") == changed
+
+
+def test_runs_start_in_order_and_a_failure_is_told(ray_cluster, answers, tmp_path):
+    """Stand-in jobs: scripts that leave a result, or fail. What starts from another row's judge waits for it; finished runs stay."""
+    from zr_ray.table.runs import _run_missing
+
+    jobs = tmp_path / "jobs"
+    jobs.mkdir()
+    script = (
+        "import json, pathlib, sys, time\n"
+        "keys = dict(word.split('=', 1) for word in sys.argv[1:])\n"
+        "if keys['run.seed'] == '1': sys.exit('no such luck')\n"
+        "assert 'rows' not in keys['judge.path'] or (pathlib.Path(keys['judge.path']).parent / 'result.json').is_file()\n"
+        "folder = pathlib.Path(keys['run.root']) / keys['run.name']\n"
+        "folder.mkdir(parents=True)\n"
+        "(folder / 'result.json').write_text(json.dumps({'wall_s': 1, 'rows': [{'pooled': {'hpa': 0.5}}]}))\n"
+    )
+    for name in ("gdso", "evaluate"):
+        (jobs / f"{name}.py").write_text(script)
+    rows = "table.rows={swap: {job: evaluate, of: gdso, seeds: [0]}, gdso: {job: gdso}}"
+    config = load_config(TableConfig, None, [rows, "table.seeds=[0, 1]", "table.at_once=2"])
+    runs, folder = planned(config, tmp_path), RunFolder(tmp_path)
+    assert _run_missing(runs, config, folder, tmp_path / "data", jobs, 0.0) == ["gdso-base-s1"]
+    assert {run.name for run in runs if run.finished} == {"gdso-base-s0", "swap-base-s0"}
+    assert "no such luck" in (tmp_path / "logs" / "gdso-base-s1.log").read_text()
+    stamp = (runs[0].folder / "result.json").stat().st_mtime_ns
+    stopped = load_config(TableConfig, None, [rows, "table.seeds=[0, 1]", "table.stop_after_s=1"])
+    assert _run_missing(runs, stopped, folder, tmp_path / "data", jobs, 0.0) == []  # began in 1970: nothing is started any more
+    assert (runs[0].folder / "result.json").stat().st_mtime_ns == stamp

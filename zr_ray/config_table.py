@@ -32,6 +32,7 @@ class TableSection(Section):
     judges: dict[str, str] = _field({"base": "builtin"}, "size name -> base judge that rows start from", min_length=1)
     rows: dict[str, RowChoice] = _field({}, "row name -> named run, in the order of the table")
     seeds: tuple[int, ...] = _field((0, 1, 2), "training seeds of every row", min_length=1)
+    at_once: int = _field(1, "runs at the same time; more finish sooner, but their minutes and speeds are then those of a shared machine", ge=1)
     overrides: tuple[str, ...] = _field((), "key=value for every training run, before the row's own")
     claims: tuple[tuple[str, str], ...] = _field((), "pairs of row names, better first; `teacher` names the teacher's row")
     teacher_margin: float = _field(0.02, "a claim against the teacher says: at most so far below its HPA, as a fraction", ge=0)

@@ -1,9 +1,8 @@
-"""A table from runs of the ordinary jobs, one after another: every judge, row and seed, then rows with intervals and paired differences.
+"""A table from runs of the ordinary jobs: every judge, row and seed, then rows with intervals and paired differences.
 
 Order: seed after seed with every row of every judge, so that what is there after an interruption can be compared. A finished run is never
 repeated, an interrupted one is resumed. In the table's run folder: rows/<row>-<judge>-s<seed>/ the runs, logs/, data/, table.json, table.md,
-curves.png and speed.json.
-Left out on purpose: running rows at the same time; they would share the cores that their seconds are measured on.
+curves.png and speed.json. table.at_once runs share the machine, all of them alike; Ray holds back what does not fit.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -153,29 +153,35 @@ def _run_missing(runs: Sequence[RowRun], config: TableConfig, folder: RunFolder,
         from zr_ray.data.anchors import write_anchor_labels
 
         say(f"{write_anchor_labels(data, anchors_folder(folder.path))} training labels rounded down to anchors for rows without half-points")
-    failed, first, begun = [], len([run for run in runs if run.finished]), time.time()
-    for n, run in enumerate(runs, start=1):
-        if run.finished:
-            continue
+    missing = [run for run in runs if not run.finished]
+    failed: list[str] = []
+    begun, done = time.time(), 0
+
+    def one(run: RowRun) -> None:
+        nonlocal done
         if c.stop_after_s is not None and time.time() - started_at > c.stop_after_s:
-            say(f"stopped before {run.name} after {duration(time.time() - started_at)} (table.stop_after_s); --resume goes on")
-            break
-        if not _run(run, jobs, folder, f"{n}/{len(runs)}"):
+            return
+        if not _run(run, jobs, folder):
             failed.append(run.name)
-        done = len([r for r in runs if r.finished]) - first
-        left = len(runs) - first - done
-        if done and left:
-            say(f"{left} runs to go, about {duration((time.time() - begun) / done * left)}")
+        done += 1
+        left = len(missing) - done
+        say(f"{len(runs) - left} of {len(runs)} runs" + (f", about {duration((time.time() - begun) / done * left)} to go" if left else ""))
+
+    with ThreadPoolExecutor(c.at_once) as pool:
+        for later in (False, True):  # what starts from another run's judge comes after all of those
+            list(pool.map(one, [run for run in missing if bool(c.rows[run.row].of) == later]))
+    if done < len(missing):
+        say(f"stopped after {duration(time.time() - started_at)} (table.stop_after_s) with {len(missing) - done} runs to go; --resume goes on")
     return failed
 
 
-def _run(run: RowRun, jobs: Path, folder: RunFolder, place: str) -> bool:
+def _run(run: RowRun, jobs: Path, folder: RunFolder) -> bool:
     """Run one job to its end with its output in a log file. Returns whether it finished."""
     import ray
 
     log = folder.path / "logs" / f"{run.name}.log"
     log.parent.mkdir(exist_ok=True)
-    say(f"{place} {run.name}: log {log}")
+    say(f"{run.name}: log {log}")
     start = time.time()
     environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "PYTHONPATH": str(jobs.parent)}
     with open(log, "a") as file:
@@ -183,7 +189,7 @@ def _run(run: RowRun, jobs: Path, folder: RunFolder, place: str) -> bool:
             run.command(jobs), check=False, env=environment, stdout=file, stderr=subprocess.STDOUT, cwd=jobs.parent
         ).returncode
     result = f"HPA {run.result()['rows'][-1]['pooled']['hpa']:.3f}" if run.finished else f"FAILED with code {code}: {log.read_text().splitlines()[-1:]}"
-    say(f"{place} {run.name}: {result}, {duration(time.time() - start)}")
+    say(f"{run.name}: {result}, {duration(time.time() - start)}")
     return run.finished
 
 
