@@ -35,13 +35,13 @@ def planned(config, root, teacher=Path("/teacher")):
 def test_the_students_table_is_planned_seed_after_seed(tmp_path):
     runs = planned(load("distill_table"), tmp_path)
     names = [run.name for run in runs]
-    assert names[:5] == [f"{name}-student-s0" for name in ("sft", "gdso", "opd", "risd")] + ["sft-student-s1"] and len(runs) == 12
+    assert names[:5] == [f"{name}-student-s0" for name in ("risd", "gdso", "sft", "opd")] + ["risd-student-s1"] and len(runs) == 12
     assert all(("teacher.path=/teacher" in run.overrides) == (run.job in ("opd", "risd")) for run in runs)
-    command = runs[3].command(Path("/jobs"))
+    command = runs[0].command(Path("/jobs"))
     assert command[1] == "/jobs/risd.py" and "--resume" not in command and "run.seed=0" in command
-    runs[3].folder.mkdir(parents=True)
-    (runs[3].folder / "config.resolved.yaml").write_text("")
-    assert command[1:4] + ["--resume", str(runs[3].folder)] == runs[3].command(Path("/jobs"))[1:6]
+    runs[0].folder.mkdir(parents=True)
+    (runs[0].folder / "config.resolved.yaml").write_text("")
+    assert command[1:4] + ["--resume", str(runs[0].folder)] == runs[0].command(Path("/jobs"))[1:6]
 
 
 def test_the_papers_table_gives_every_row_the_same_pairs(tmp_path):
@@ -121,8 +121,8 @@ def test_rows_pool_seeds_and_claims_are_paired(answers, tmp_path):
     runs.append(RowRun("opd", "student", 0, "opd", tmp_path / "not run", None, ()))
     table = table_of(runs, items, config, {"risd": {"images_per_s": 50.0}})
     rows = {r["row"]: r for r in table["rows"]}
-    assert list(rows) == ["teacher", "sft", "gdso", "risd"]  # what was not run is no row
-    assert [round(rows[n]["pooled"]["hpa"], 3) for n in rows] == [1.0, 0.0, 0.5, 0.75]
+    assert list(rows) == ["teacher", "risd", "gdso", "sft"]  # what was not run is no row
+    assert [round(rows[n]["pooled"]["hpa"], 3) for n in rows] == [1.0, 0.75, 0.5, 0.0]
     assert rows["risd"]["hpa_per_seed"] == {0: 1.0, 1: 0.5} and rows["risd"]["seconds_per_score"] == pytest.approx(1 / 200)
     assert rows["teacher"]["tokens_per_score"] == 12.0 and rows["risd"]["minutes"] == 1.5
     claims = {(c["better"], c["worse"]): c for c in table["claims"]}
@@ -208,3 +208,28 @@ def test_runs_start_in_order_and_a_failure_is_told(ray_cluster, answers, tmp_pat
     stopped = load_config(TableConfig, None, [rows, "table.seeds=[0, 1]", "table.stop_after_s=1"])
     assert _run_missing(runs, stopped, folder, tmp_path / "data", jobs, 0.0) == []  # began in 1970: nothing is started any more
     assert (runs[0].folder / "result.json").stat().st_mtime_ns == stamp
+
+
+def test_a_signal_ends_the_running_jobs_and_starts_no_more(ray_cluster, tmp_path):
+    import _thread
+    import threading
+    import time
+
+    from zr_ray.table.runs import _run_missing
+
+    jobs = tmp_path / "jobs"
+    jobs.mkdir()
+    (jobs / "gdso.py").write_text("import time; print('on', flush=True); time.sleep(120)\n")
+    config = load_config(TableConfig, None, ["table.rows={gdso: {job: gdso}}", "table.seeds=[0, 1]"])
+    log = tmp_path / "logs" / "gdso-base-s0.log"
+
+    def interrupt():
+        while not (log.is_file() and "on" in log.read_text()):
+            time.sleep(0.05)
+        _thread.interrupt_main()
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    begun = time.time()
+    with pytest.raises(KeyboardInterrupt):
+        _run_missing(planned(config, tmp_path), config, RunFolder(tmp_path), tmp_path / "data", jobs, time.time())
+    assert time.time() - begun < 60 and not (tmp_path / "logs" / "gdso-base-s1.log").exists()

@@ -155,28 +155,35 @@ def _run_missing(runs: Sequence[RowRun], config: TableConfig, folder: RunFolder,
         say(f"{write_anchor_labels(data, anchors_folder(folder.path))} training labels rounded down to anchors for rows without half-points")
     missing = [run for run in runs if not run.finished]
     failed: list[str] = []
+    running: set[subprocess.Popen] = set()
     begun, done = time.time(), 0
 
     def one(run: RowRun) -> None:
         nonlocal done
         if c.stop_after_s is not None and time.time() - started_at > c.stop_after_s:
             return
-        if not _run(run, jobs, folder):
+        if not _run(run, jobs, folder, running):
             failed.append(run.name)
         done += 1
         left = len(missing) - done
         say(f"{len(runs) - left} of {len(runs)} runs" + (f", about {duration((time.time() - begun) / done * left)} to go" if left else ""))
 
     with ThreadPoolExecutor(c.at_once) as pool:
-        for later in (False, True):  # what starts from another run's judge comes after all of those
-            list(pool.map(one, [run for run in missing if bool(c.rows[run.row].of) == later]))
+        try:
+            for later in (False, True):  # what starts from another run's judge comes after all of those
+                list(pool.map(one, [run for run in missing if bool(c.rows[run.row].of) == later]))
+        except BaseException:  # a signal: end what runs, start nothing more
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list(running):
+                process.terminate()
+            raise
     if done < len(missing):
         say(f"stopped after {duration(time.time() - started_at)} (table.stop_after_s) with {len(missing) - done} runs to go; --resume goes on")
     return failed
 
 
-def _run(run: RowRun, jobs: Path, folder: RunFolder) -> bool:
-    """Run one job to its end with its output in a log file. Returns whether it finished."""
+def _run(run: RowRun, jobs: Path, folder: RunFolder, running: set[subprocess.Popen]) -> bool:
+    """Run one job to its end with its output in a log file; it is in `running` meanwhile. Returns whether it finished."""
     import ray
 
     log = folder.path / "logs" / f"{run.name}.log"
@@ -185,9 +192,10 @@ def _run(run: RowRun, jobs: Path, folder: RunFolder) -> bool:
     start = time.time()
     environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "PYTHONPATH": str(jobs.parent)}
     with open(log, "a") as file:
-        code = subprocess.run(
-            run.command(jobs), check=False, env=environment, stdout=file, stderr=subprocess.STDOUT, cwd=jobs.parent
-        ).returncode
+        process = subprocess.Popen(run.command(jobs), env=environment, stdout=file, stderr=subprocess.STDOUT, cwd=jobs.parent)
+        running.add(process)
+        code = process.wait()
+        running.discard(process)
     result = f"HPA {run.result()['rows'][-1]['pooled']['hpa']:.3f}" if run.finished else f"FAILED with code {code}: {log.read_text().splitlines()[-1:]}"
     say(f"{run.name}: {result}, {duration(time.time() - start)}")
     return run.finished
