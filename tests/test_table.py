@@ -211,7 +211,8 @@ def test_runs_start_in_order_and_a_failure_is_told(ray_cluster, answers, tmp_pat
 
 
 def test_a_signal_ends_the_running_jobs_and_starts_no_more(ray_cluster, tmp_path):
-    import _thread
+    import os
+    import signal
     import threading
     import time
 
@@ -226,7 +227,7 @@ def test_a_signal_ends_the_running_jobs_and_starts_no_more(ray_cluster, tmp_path
     def interrupt():
         while not (log.is_file() and "on" in log.read_text()):
             time.sleep(0.05)
-        _thread.interrupt_main()
+        os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt, daemon=True).start()
     begun = time.time()
