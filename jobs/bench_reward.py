@@ -1,25 +1,33 @@
-"""Images per second and latency of the reward service, against the bare forward, vLLM's own server and an endpoint without batching.
+"""Images per second and latency of the reward service, against the bare forward, a pickled-JPEG endpoint and vLLM's own server.
 
-    python jobs/bench_reward.py --seconds 10 --images 4
+    python jobs/bench_reward.py --seconds 3
 
-Every caller asks for four dimensions of `--images` images per call (the peers that take one image get as many calls), 64 x 64 pixels, and
-sends the next call when the last is answered. One replica with one torch thread, like the bare forward. The bare forward is measured
-before and after each row, and the row is compared with the mean of the two, so that a machine that others use stays comparable.
+Every caller asks for four dimensions of 64 x 64 images and sends the next call when the last is answered; no image comes twice. Files (PNG,
+JPEG) are encoded beforehand. One replica, one endpoint and one engine with one thread each, like the bare forward, which is measured before
+and after each row: `of bare` compares with the mean of the two, so a machine that others use stays comparable.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
 import io
+import itertools
 import json
 import os
+import pickle
 import subprocess
 import sys
+import tempfile
 import time
+import urllib.request
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
+from aiohttp import ClientSession, TCPConnector
 
 from zr_ray import driver
 from zr_ray.config_serve import ServeConfig
@@ -30,174 +38,223 @@ from zr_ray.rubric import DIMENSIONS, ScoringFormat
 
 APP = "reward-bench"
 WORDS = ("small red circle", "blue square", "large green star", "yellow square", "purple circle", "small white star")
-BATCH = 64
+BARE_BATCH = {False: 64, True: 16}
+"""Images of a bare forward, and of a forward and backward."""
+Call = Callable[[ClientSession, slice], Awaitable[None]]
+"""Asks for the images of a slice; the session is for ways that are plain HTTP."""
 
 
 class Load:
     """Images and prompts, the same for every way of asking."""
 
-    def __init__(self, count: int = 256) -> None:
+    def __init__(self, count: int = 2048) -> None:
+        self.images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (count, 3, 64, 64), dtype=np.uint8))
+        self.prompts = [f"a {WORDS[i % len(WORDS)]}" for i in range(count)]
+        self.png, self.jpeg = self._files("PNG"), self._files("JPEG")
+        self._next = itertools.count()
+
+    def _files(self, kind: str) -> list[bytes]:
         from PIL import Image
 
-        generator = np.random.default_rng(0)
-        self.bytes = generator.integers(0, 256, (count, 3, 64, 64), dtype=np.uint8)
-        self.images = torch.from_numpy(self.bytes)
-        self.prompts = [f"a {WORDS[i % len(WORDS)]}" for i in range(count)]
-        self.png = []
-        for image in self.bytes:
+        files = []
+        for image in self.images.permute(0, 2, 3, 1).numpy():
             buffer = io.BytesIO()
-            Image.fromarray(image.transpose(1, 2, 0)).save(buffer, "PNG")
-            self.png.append(buffer.getvalue())
+            Image.fromarray(image).save(buffer, kind)
+            files.append(buffer.getvalue())
+        return files
 
-    def part(self, number: int, size: int) -> slice:
-        start = number * size % (len(self.prompts) - size + 1)
+    def part(self, size: int) -> slice:
+        """The next `size` images."""
+        start = next(self._next) * size % (len(self.prompts) - size + 1)
         return slice(start, start + size)
 
 
-def bare_rate(student: Student, load: Load, seconds: float) -> float:
-    """Images per second of the batched forward in this process."""
-    done, start = 0, time.perf_counter()
-    while time.perf_counter() - start < seconds:
-        part = load.part(done // BATCH, BATCH)
-        with torch.no_grad():
-            student(load.images[part].float() / 255, load.prompts[part])
-        done += BATCH
-    return done / (time.perf_counter() - start)
+class Bench:
+    """The table: measures rows against the bare student of this process."""
 
+    def __init__(self, judge: str, seconds: float) -> None:
+        torch.set_num_threads(1)
+        self.load, self.student, self.seconds = Load(), Student(judge_folder(judge)), seconds
+        self.rows: list[dict] = []
 
-async def drive(call, callers: int, seconds: float) -> tuple[int, list[float]]:
-    """(calls answered, latency of each in s) of `callers` that call(number) again and again."""
-    latencies: list[float] = []
-    end = time.perf_counter() + seconds
+    def bare(self, seconds: float, gradient: bool = False) -> float:
+        """Images per second of the batched forward, or forward and backward, in this process."""
+        done, start = 0, time.perf_counter()
+        while time.perf_counter() - start < seconds:
+            part = self.load.part(BARE_BATCH[gradient])
+            with torch.set_grad_enabled(gradient):
+                images = (self.load.images[part].float() / 255).requires_grad_(gradient)
+                mu = self.student(images, self.load.prompts[part]).mu
+            if gradient:
+                mu.mean(1).sum().backward()
+            done += len(images)
+        return done / (time.perf_counter() - start)
 
-    async def caller(number: int) -> None:
-        while time.perf_counter() < end:
-            start = time.perf_counter()
-            await call(number)
-            latencies.append(time.perf_counter() - start)
-            number += callers
+    def row(self, name: str, callers: int, images: int, call: Call, gradient: bool = False) -> None:
+        """Measure and print one row. call: asks for one slice; runs on a new event loop."""
+        aside = min(1.0, self.seconds / 3)
+        before = self.bare(aside, gradient)
+        calls, latencies, spent = asyncio.run(self._drive(call, callers, images))
+        bare = (before + self.bare(aside, gradient)) / 2
+        rate = calls * images / spent
+        p50, p99 = (1000 * float(np.quantile(latencies, q)) for q in (0.5, 0.99))
+        say(f"| {name} | {callers} | {images} | {rate:.1f} | {p50:.0f} | {p99:.0f} | {rate / bare:.2f} |")
+        self.rows.append(
+            {"way": name, "callers": callers, "images": images, "images_per_s": rate, "p50_ms": p50, "p99_ms": p99, "bare_images_per_s": bare}
+        )
 
-    await asyncio.gather(*[caller(i) for i in range(callers)])
-    return len(latencies), latencies
+    async def _drive(self, call: Call, callers: int, images: int) -> tuple[int, list[float], float]:
+        """(calls answered, latency of each in s, seconds) after a warm-up of a quarter of the time, which is not counted."""
+        latencies: list[tuple[float, float]] = []
+        start = time.perf_counter() + self.seconds / 4
+        end = start + self.seconds
 
+        async def caller() -> None:
+            while (sent := time.perf_counter()) < end:
+                await call(session, self.load.part(images))
+                latencies.append((time.perf_counter(), time.perf_counter() - sent))
 
-def row(name: str, callers: int, images: int, call, student: Student, load: Load, seconds: float) -> dict:
-    """One measured row; prints it."""
-    asyncio.run(drive(call, callers, min(1.0, seconds / 4)))  # warm
-    before = bare_rate(student, load, min(2.0, seconds / 3))
-    start = time.perf_counter()
-    calls, latencies = asyncio.run(drive(call, callers, seconds))
-    rate = calls * images / (time.perf_counter() - start)
-    bare = (before + bare_rate(student, load, min(2.0, seconds / 3))) / 2
-    p50, p99 = (1000 * float(np.quantile(latencies, q)) for q in (0.5, 0.99))
-    say(f"| {name} | {callers} | {images} | {rate:.1f} | {p50:.0f} | {p99:.0f} | {rate / bare:.2f} |")
-    return {"name": name, "callers": callers, "images": images, "images_per_s": rate, "p50_ms": p50, "p99_ms": p99, "of_bare": rate / bare}
+        async with ClientSession(connector=TCPConnector(limit=0)) as session:
+            await asyncio.gather(*[caller() for _ in range(callers)])
+        counted = [spent for answered, spent in latencies if start <= answered <= end]
+        return len(counted), counted, self.seconds
 
+    # ---- ways of asking ----
 
-def service_rows(load: Load, student: Student, url: str, args: argparse.Namespace) -> list[dict]:
-    from zr_ray.client import RewardClient
+    def service(self, url: str, callers: list[int], images: int) -> None:
+        """Rows of the service: transports, callers, batch sizes, gradients."""
+        from zr_ray.client import RewardClient
 
-    rows = []
-    for name, target in (("handle", APP), ("HTTP", url)):
-        with RewardClient(target, max_in_flight=max(args.callers)) as client:
+        widest = {"items_per_request": 64, "max_in_flight": max(callers)}
+        with RewardClient(APP, **widest) as handle, RewardClient(url, **widest) as http:
+            for name, call in (
+                ("service, handle, tensors", self._scored(handle.score_async)),
+                ("service, HTTP, tensors", self._scored(http.score_async)),
+                ("service, HTTP, PNG in JSON", self._png(url)),
+            ):
+                for count in callers:
+                    self.row(name, count, images, call)
+            for size in (1, 16, 64):
+                self.row("service, handle, tensors", 16, size, self._scored(handle.score_async))
+            for name, client in (("handle", handle), ("HTTP", http)):
+                self.row(f"service, {name}, tensors, gradient", 4, 16, self._scored(client.score_and_grad_async), gradient=True)
 
-            async def call(number: int, client=client) -> None:
-                part = load.part(number, args.images)
-                scores = await client.score_async(load.images[part], load.prompts[part])
-                assert all(s == "ok" for s in scores.status)
+    def _scored(self, ask) -> Call:
+        async def call(session: ClientSession, part: slice) -> None:
+            scores = await ask(self.load.images[part], self.load.prompts[part])
+            assert all(status == "ok" for status in scores.status), scores.status
 
-            rows += [row(name, callers, args.images, call, student, load, args.seconds) for callers in args.callers]
-    return rows
+        return call
 
+    def _png(self, url: str) -> Call:
+        def body(part: slice) -> dict:
+            pairs = zip(self.load.png[part], self.load.prompts[part], strict=True)
+            return {"items": [{"image": base64.b64encode(file).decode(), "prompt": prompt} for file, prompt in pairs]}
 
-def gradient_row(load: Load, student: Student, rounds: int = 8) -> dict:
-    """Median seconds of a gradient call of 16 images through the handle, and of local autograd, in turn."""
-    from zr_ray.client import RewardClient
+        async def call(session: ClientSession, part: slice) -> None:
+            tree = await _post(session, f"{url}/v1/score", json=body(part))
+            assert all(item["status"] == "ok" for item in tree["items"])
 
-    images, prompts = load.images[:16].float() / 255, load.prompts[:16]
-    local_s, served_s = [], []
-    with RewardClient(APP) as client:
-        for i in range(rounds + 1):
-            start = time.perf_counter()
-            x = images.clone().requires_grad_()
-            student(x, prompts).mu.mean(1).sum().backward()
-            middle = time.perf_counter()
-            y = images.clone().requires_grad_()
-            client.reward(y, prompts).sum().backward()
-            if i:  # the first round warms up
-                local_s.append(middle - start)
-                served_s.append(time.perf_counter() - middle)
-    off = float((x.grad - y.grad).abs().max() / x.grad.abs().max())
-    result = {"name": "gradient, 16 images", "local_s": float(np.median(local_s)), "served_s": float(np.median(served_s)), "off": off}
-    say(f"gradient of 16 images: local autograd {result['local_s']:.3f} s, served {result['served_s']:.3f} s, ratio {result['served_s'] / result['local_s']:.2f}, largest relative difference {off:.1e}")
-    return result
+        return call
 
+    def gradient(self, rounds: int = 8) -> dict:
+        """Median seconds of a gradient call of 16 images through the handle, and of local autograd, in turn."""
+        from zr_ray.client import RewardClient
 
-def peer_rows(load: Load, student: Student, args: argparse.Namespace) -> list[dict]:
-    """The same load for the endpoint without batching and for vLLM's server."""
-    import aiohttp
+        part = self.load.part(16)
+        images, prompts = self.load.images[part].float() / 255, self.load.prompts[part]
+        local_s, served_s = [], []
+        with RewardClient(APP) as client:
+            for i in range(rounds + 1):
+                start = time.perf_counter()
+                x = images.clone().requires_grad_()
+                self.student(x, prompts).mu.mean(1).sum().backward()
+                middle = time.perf_counter()
+                y = images.clone().requires_grad_()
+                client.reward(y, prompts).sum().backward()
+                if i:  # the first round warms up
+                    local_s.append(middle - start)
+                    served_s.append(time.perf_counter() - middle)
+        off = float((x.grad - y.grad).abs().max() / x.grad.abs().max())
+        local, served = float(np.median(local_s)), float(np.median(served_s))
+        say(f"gradient of 16 images: local autograd {local:.3f} s, served {served:.3f} s, ratio {served / local:.2f}, largest relative difference {off:.1e}")
+        return {"local_s": local, "served_s": served, "largest_relative_difference": off}
 
-    folder, form = str(judge_folder("builtin")), ScoringFormat.load(judge_folder("builtin"))
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1"}
-    from zr_ray.torchvision_shim import child_environment
+    def endpoint(self, judge: str, callers: list[int], images: int) -> None:
+        """Rows of the pickled-JPEG endpoint: one image a call, as without batching, and as many as the service gets."""
+        from zr_ray.serving.peers import pickled_body
 
-    environment |= child_environment()
-    unbatched = [sys.executable, "-m", "uvicorn", "--factory", "zr_ray.serving.peers:unbatched_endpoint", "--log-level", "warning", "--port"]
-    vllm = [
-        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", folder, "--served-model-name", "judge", "--dtype", "float32",
-        "--enforce-eager", "--max-model-len", "160", "--max-logprobs", "9", "--limit-mm-per-prompt", '{"image": 1}', "--host", "127.0.0.1", "--port",
-    ]  # fmt: skip
+        command = [sys.executable, "-m", "uvicorn", "--factory", "zr_ray.serving.peers:pickled_jpegs", "--log-level", "warning"]
+        with _running(command, {"ZR_BENCH_JUDGE": judge}) as base:
 
-    async def ask_unbatched(session, base: str, i: int) -> None:
-        async with session.post(f"{base}/score", params={"prompt": load.prompts[i]}, data=load.png[i]) as reply:
-            assert set(await reply.json()) == set(DIMENSIONS)
+            async def call(session: ClientSession, part: slice) -> None:
+                floats = pickle.loads(await _post(session, f"{base}/score", data=pickled_body(self.load.jpeg[part], self.load.prompts[part])))
+                assert len(floats) == part.stop - part.start
 
-    async def ask_vllm(session, base: str, i: int) -> None:
+            for size in (1, images):
+                for count in callers:
+                    self.row("pickled-JPEG endpoint, one float", count, size, call)
+
+    def vllm(self, judge: str, callers: list[int], images: int) -> None:
+        """Rows of vLLM's OpenAI-compatible server: per image a request per dimension, sent together."""
         from zr_ray.serving.peers import vllm_body
 
-        async def one(dimension: str) -> None:
-            async with session.post(f"{base}/v1/chat/completions", json=vllm_body("judge", load.png[i], load.prompts[i], dimension, form)) as reply:
-                tree = await reply.json()
+        folder = str(judge_folder(judge))
+        form = ScoringFormat.load(folder)
+        command = [
+            sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", folder, "--served-model-name", "judge", "--dtype", "float32",
+            "--enforce-eager", "--max-model-len", "160", "--max-logprobs", "9", "--limit-mm-per-prompt", '{"image": 1}', "--host", "127.0.0.1",
+        ]  # fmt: skip
+        with _running(command, {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1"}) as base:
+
+            async def one(session: ClientSession, i: int, dimension: str) -> None:
+                body = vllm_body("judge", self.load.png[i], self.load.prompts[i], dimension, form)
+                tree = await _post(session, f"{base}/v1/chat/completions", json=body)
                 assert len(tree["choices"][0]["logprobs"]["content"][0]["top_logprobs"]) >= 9, tree
 
-        await asyncio.gather(*[one(d) for d in DIMENSIONS])
+            async def call(session: ClientSession, part: slice) -> None:
+                await asyncio.gather(*[one(session, i, d) for i in range(part.start, part.stop) for d in DIMENSIONS])
 
-    rows = []
-    for name, command, ask, port in (("endpoint without batching", unbatched, ask_unbatched, 18931), ("vLLM server", vllm, ask_vllm, 18932)):
-        base = f"http://127.0.0.1:{port}"
-        with open(f"/tmp/bench_reward_{port}.log", "w") as log:
-            process = subprocess.Popen([*command, str(port)], env=environment, stdout=log, stderr=log)
+            for count in callers:
+                self.row("vLLM server, one token", count, images, call)
+
+
+async def _post(session: ClientSession, url: str, **body):
+    """The reply's JSON, or its bytes."""
+    async with session.post(url, **body) as reply:
+        content = await reply.read()
+        assert reply.status == 200, content[:300]
+        return json.loads(content) if reply.content_type == "application/json" else content
+
+
+@contextmanager
+def _running(command: list[str], environment: dict[str, str], deadline_s: float = 300) -> Iterator[str]:
+    """URL of a server of this machine that answers /health; it is ended afterwards."""
+    from zr_ray.launch_serve import free_port
+    from zr_ray.torchvision_shim import child_environment
+
+    port = free_port("127.0.0.1")
+    url, end = f"http://127.0.0.1:{port}", time.monotonic() + deadline_s
+    with tempfile.TemporaryFile("w+") as log:
+        environment = os.environ | child_environment() | {"OMP_NUM_THREADS": "1"} | environment
+        process = subprocess.Popen([*command, "--port", str(port)], env=environment, stdout=log, stderr=log)
         try:
-            _wait_for(f"{base}/health", process, 300)
-            for callers in args.callers:
-                sessions: list[aiohttp.ClientSession] = []
-
-                async def call(number: int, ask=ask, base=base) -> None:
-                    if not sessions or sessions[-1]._loop is not asyncio.get_running_loop():
-                        sessions.append(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
-                    part = load.part(number, args.images)
-                    for i in range(part.start, part.stop):
-                        await ask(sessions[-1], base, i)
-
-                rows.append(row(name, callers, args.images, call, student, load, args.seconds))
+            while not _answers(f"{url}/health"):
+                if process.poll() is not None or time.monotonic() > end:
+                    log.seek(0)
+                    raise SystemExit(f"{command[2:5]} did not answer within {deadline_s:g} s:\n{log.read()[-3000:]}")
+                time.sleep(0.5)
+            yield url
         finally:
             process.terminate()
             process.wait(30)
-    return rows
 
 
-def _wait_for(url: str, process: subprocess.Popen, deadline_s: float) -> None:
-    import urllib.request
-
-    end = time.monotonic() + deadline_s
-    while True:
-        try:
-            urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=5)
-            return
-        except OSError:
-            if process.poll() is not None or time.monotonic() > end:
-                raise SystemExit(f"{url} did not answer within {deadline_s:g} s; its log is in /tmp/bench_reward_*.log") from None
-            time.sleep(0.5)
+def _answers(url: str) -> bool:
+    try:
+        return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=5).status == 200
+    except OSError:
+        return False
 
 
 def main() -> None:
@@ -205,6 +262,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="per row")
     parser.add_argument("--images", type=int, default=4, help="images per call")
     parser.add_argument("--callers", type=int, nargs="+", default=[1, 4, 16, 64])
+    parser.add_argument("--judge", default="builtin", help="builtin, student, or a Hugging Face folder")
     parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("--output", help="also write the rows as JSON")
     args = parser.parse_args()
@@ -213,25 +271,27 @@ def main() -> None:
     from zr_ray.launch_serve import start_serve
     from zr_ray.serve import application
 
-    torch.set_num_threads(1)
-    load, student = Load(), Student(judge_folder("builtin"))
+    bench = Bench(args.judge, args.seconds)
     driver.connect(namespace="zr_ray")
-    config = ServeConfig.model_validate({"replica": {"cpus": 0.5}, "http": {"port": 0, "max_in_flight": 256}})
+    http = {"port": 0, "max_in_flight": 256, "token_sha256": None}
+    config = ServeConfig.model_validate({"judge": {"path": args.judge}, "replica": {"cpus": 0.5}, "http": http})
     port, ours = start_serve(config)
     try:
         serve.run(application(config), name=APP, route_prefix="/bench")
-        say(f"bare forward, batch {BATCH}, one thread: {bare_rate(student, load, 2):.1f} images/s")
+        say(f"bare forward of {BARE_BATCH[False]} images, one thread: {bench.bare(2):.1f} images/s; with backward of {BARE_BATCH[True]}: {bench.bare(2, True):.1f}")
         say("| way | callers | images a call | images/s | p50 ms | p99 ms | of bare |\n|---|---|---|---|---|---|---|")
-        rows = service_rows(load, student, f"http://127.0.0.1:{port}/bench", args)
-        gradient = gradient_row(load, student)
+        bench.service(f"http://127.0.0.1:{port}/bench", args.callers, args.images)
+        gradient = bench.gradient()
     finally:
         serve.delete(APP)
         if ours:
             serve.shutdown()
-    rows += [] if args.no_peers else peer_rows(load, student, args)
+    if not args.no_peers:
+        bench.endpoint(args.judge, args.callers, args.images)
+        bench.vllm(args.judge, args.callers, args.images)
     if args.output:
         with open(args.output, "w") as file:
-            json.dump({"rows": rows, "gradient": gradient}, file, indent=1)
+            json.dump({"rows": bench.rows, "gradient": gradient}, file, indent=1)
 
 
 if __name__ == "__main__":

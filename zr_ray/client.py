@@ -14,6 +14,7 @@ import asyncio
 import os
 import threading
 import uuid
+import weakref
 from collections import Counter
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
@@ -60,7 +61,8 @@ class Scores:
 
 
 class RewardClient:
-    """Holds one event loop in a thread. Close it, or use it as a context manager. Safe to use from several threads."""
+    """Holds one event loop in a thread. Safe to use from several threads. Closes itself when it is forgotten or the program ends; `with`
+    and `close` do so earlier."""
 
     def __init__(
         self, target: str, token: str | None = None, judge: str = "student", dimensions: Sequence[str] = DIMENSIONS,
@@ -72,7 +74,7 @@ class RewardClient:
         self.counters: Counter[str] = Counter()
         """requests, answered, failed, and repeated/<reason>."""
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="reward-client", daemon=True)
+        self._thread = threading.Thread(target=_turn, args=(self._loop,), name="reward-client", daemon=True)
         self._thread.start()
         self._slots = asyncio.Semaphore(max_in_flight)
         http = target.startswith(("http://", "https://"))
@@ -80,6 +82,7 @@ class RewardClient:
             self._transport = HttpTransport(target, token or os.environ.get("ZR_REWARD_TOKEN"), judge, max_in_flight)
         else:
             self._transport = HandleTransport(target, judge)
+        self._close = weakref.finalize(self, _end, self._loop, self._thread, self._transport)
 
     # ---- calls ----
 
@@ -122,12 +125,7 @@ class RewardClient:
 
     def close(self) -> None:
         """End the connections and the thread."""
-        if self._loop.is_closed():
-            return
-        self._wait(self._transport.close())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
-        self._loop.close()
+        self._close()
 
     def __enter__(self) -> RewardClient:
         return self
@@ -179,6 +177,21 @@ class RewardClient:
 
     def _from_any_loop(self, work: Coroutine):
         return asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
+
+
+def _turn(loop: asyncio.AbstractEventLoop) -> None:
+    loop.run_forever()
+    loop.close()
+
+
+def _end(loop: asyncio.AbstractEventLoop, thread: threading.Thread, transport: HandleTransport | HttpTransport) -> None:
+    async def close() -> None:
+        await transport.close()
+        loop.stop()
+
+    asyncio.run_coroutine_threadsafe(close(), loop)
+    if threading.current_thread() is not thread:  # the last reference may go there
+        thread.join(10)
 
 
 class _ServedReward(torch.autograd.Function):

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from zr_ray.config import JudgeSection, RunSection, Section, _field
+from zr_ray.config import RunSection, Section, _field
 from zr_ray.serving.limits import Limits
 
 _LIMITS = Limits()
@@ -27,6 +27,12 @@ class HttpSection(Section):
     max_in_flight: int = _field(64, "requests one gateway works on; more get 429", ge=1)
     max_buffered_bytes: int = _field(268_435_456, "bytes of bodies one gateway holds; more get 429", ge=1)
     request_deadline_s: float = _field(120.0, "seconds until a request gets 504", gt=0)
+
+
+class ServedJudgeSection(Section):
+    """The model that answers."""
+
+    path: str = _field("student", "`student` (built in; the base judge where the package has none), `builtin` (the base judge) or a Hugging Face folder")
 
 
 class ReplicaSection(Section):
@@ -87,7 +93,7 @@ class ServeConfig(Section):
     """Everything the reward service can be told."""
 
     run: RunSection = Field(default_factory=RunSection)
-    judge: JudgeSection = Field(default_factory=JudgeSection)
+    judge: ServedJudgeSection = Field(default_factory=ServedJudgeSection)
     replica: ReplicaSection = Field(default_factory=ReplicaSection)
     teacher: TeacherSection = Field(default_factory=TeacherSection)
     http: HttpSection = Field(default_factory=HttpSection)

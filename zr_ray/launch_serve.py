@@ -28,12 +28,13 @@ LEASE_MISSES = 3
 def launch_service(config: ServeConfig, args: argparse.Namespace, until: threading.Event | None = None) -> None:
     """Serve until the job is stopped, or until `until` is set. Raises ZrRayError for everything a user can fix."""
     import ray
+    from ray import serve
 
     from zr_ray.placement import bundle, check_feasible, living_nodes
-    from zr_ray.serve import application, token_sha256
+    from zr_ray.serve import application, served_judge, token_sha256
 
     started_at = time.time()
-    judge = judge_folder(config.judge.path)
+    judge, what = served_judge(config.judge.path)
     JudgeText(judge)  # refuses labels that are not one token
     token = token_sha256(config)
     refuse_open_port(config, token)
@@ -42,18 +43,20 @@ def launch_service(config: ServeConfig, args: argparse.Namespace, until: threadi
         judge_folder(config.teacher.path)
         bundles["teacher"] = [bundle(config.teacher.cpus, config.teacher.gpus)] * config.teacher.replicas
     if args.dry_run:
-        facts = {"judge": f"{judge}, sha256 {judge_hash(judge)}", "http": _http_text(config, config.http.port), "token": "yes" if token else "none"}
+        facts = {"judge": f"{what}: {judge}, sha256 {judge_hash(judge)}", "http": _http_text(config, config.http.port), "token": "yes" if token else "none"}
         driver.print_plan(config, bundles, facts)
         return
     dashboard = driver.connect(namespace="zr_ray")
     check_feasible(bundles, living_nodes(), config.run.wait_for_nodes_s)
     name = config.run.name or f"reward-{time.strftime('%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-    say(f"app {name}")
+    say(f"app {name}, judge: {what}")
     say(f"dashboard {dashboard or 'none (started without ray[default])'}")
     port, ours = start_serve(config)
-    lease, keeper = _take_lease(name)
+    lease, keeper = _take_lease(name, ours)
     try:
-        _run(application(config), name, config)
+        route = config.http.route if config.http.enabled else None
+        serve.run_many([serve.RunTarget(application(config), name, route)], wait_for_applications_running=False)
+        wait_until_running(name, config.replica.start_deadline_s)
         say(f"ready after {duration(time.time() - started_at)}: judge {judge}, sha256 {judge_hash(judge)[:16]}, {config.replica.replicas} replica(s)")
         say(_http_text(config, port) if config.http.enabled else f'handles only: RewardClient("{name}")')
         if config.http.enabled:
@@ -84,7 +87,7 @@ def start_serve(config: ServeConfig) -> tuple[int, bool]:
 
     http, running = config.http, _get_global_client(raise_if_no_controller_running=False)
     if running is None:
-        port = http.port or _free_port(http.host)
+        port = http.port or free_port(http.host)
         if http.enabled:
             serve.start(proxy_location="EveryNode" if http.host not in ("127.0.0.1", "localhost") else "HeadOnly", http_options={"host": http.host, "port": port})
         else:
@@ -96,13 +99,11 @@ def start_serve(config: ServeConfig) -> tuple[int, bool]:
     return has.port if http.enabled else 0, False
 
 
-def _run(application, name: str, config: ServeConfig) -> None:
-    """Deploy and wait until every deployment is healthy. Raises DeadlineError, or JudgeError with what a replica said."""
+def wait_until_running(name: str, deadline_s: float) -> None:
+    """Wait until every deployment of an application is healthy. Raises DeadlineError, or JudgeError with what a replica said."""
     from ray import serve
 
-    end = time.monotonic() + config.replica.start_deadline_s
-    route = config.http.route if config.http.enabled else None
-    serve.run_many([serve.RunTarget(application, name, route)], wait_for_applications_running=False)
+    end = time.monotonic() + deadline_s
     while True:
         app = serve.status().applications.get(name)
         if app is not None and app.status == "RUNNING":
@@ -112,7 +113,7 @@ def _run(application, name: str, config: ServeConfig) -> None:
             raise JudgeError(f"{name} could not start: {said or app.message}")
         if time.monotonic() > end:
             raise DeadlineError(
-                f"{name} was not ready in {duration(config.replica.start_deadline_s)}, it is {app.status if app else 'not there'}; "
+                f"{name} was not ready in {duration(deadline_s)}, it is {app.status if app else 'not there'}; "
                 "look at its replicas in the dashboard, or raise replica.start_deadline_s"
             )
         time.sleep(0.3)
@@ -148,29 +149,28 @@ class _Lease:
 class _Keeper:
     """Deletes the application of a run whose lease is gone."""
 
-    def watch(self, name: str, namespace: str) -> None:
+    def watch(self, name: str, namespace: str, shut_down: bool, poll_s: float) -> None:
         import ray
-        from ray import serve
 
         missed = 0
         while missed < LEASE_MISSES:
-            time.sleep(LEASE_POLL_S)
+            time.sleep(poll_s)
             try:
                 ray.get_actor(f"{name}/lease", namespace=namespace)
                 missed = 0
             except ValueError:
                 missed += 1
-        serve.delete(name)
+        _delete(name, shut_down)
         ray.actor.exit_actor()
 
 
-def _take_lease(name: str) -> tuple:
-    """(lease, keeper). The keeper is detached: it must outlive the job it watches."""
+def _take_lease(name: str, shut_down: bool, poll_s: float = LEASE_POLL_S) -> tuple:
+    """(lease, keeper). The keeper is detached: it must outlive the job it watches. shut_down: end Serve too, if nothing else uses it."""
     import ray
 
     lease = ray.remote(_Lease).options(name=f"{name}/lease", num_cpus=0).remote()
     keeper = ray.remote(_Keeper).options(name=f"{name}/keeper", num_cpus=0, lifetime="detached").remote()
-    keeper.watch.remote(name, ray.get_runtime_context().namespace)
+    keeper.watch.remote(name, ray.get_runtime_context().namespace, shut_down, poll_s)
     return lease, keeper
 
 
@@ -183,7 +183,7 @@ def _http_text(config: ServeConfig, port: int) -> str:
     return f"HTTP {_url(config, port)}/v1/score, documentation {_url(config, port)}/docs" if config.http.enabled else "no HTTP"
 
 
-def _free_port(host: str) -> int:
+def free_port(host: str) -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1" if host == "localhost" else host, 0))
         return probe.getsockname()[1]

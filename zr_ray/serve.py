@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import OrderedDict
 from pathlib import Path
 
 from ray import serve
@@ -22,6 +21,7 @@ from zr_ray.errors import ConfigError, RewardError
 from zr_ray.records import RewardReply, RewardRequest
 from zr_ray.rubric import SCORE_BINS
 from zr_ray.serving.batching import Batcher
+from zr_ray.serving.cache import AnswerCache
 from zr_ray.serving.limits import check_request
 from zr_ray.serving.measures import Measures
 from zr_ray.serving.replies import item_weights, reply_of
@@ -35,14 +35,14 @@ class RewardModel:
     """A replica: one judge, its batches, its metrics. Calls: score, describe."""
 
     def __init__(self, config: ServeConfig, name: str) -> None:
-        from zr_ray.models.judge import judge_folder
-
         self._config, replica = config, config.replica
         self._measures = Measures(serve.get_replica_context().replica_id.unique_id)
         if name == TEACHER:
-            from zr_ray.workers.reward_teacher import TeacherWorker
+            from zr_ray.models.judge import judge_folder
+            from zr_ray.workers.reward_teacher import TeacherWorker, teacher_engine
 
-            self._worker = TeacherWorker(judge_folder(config.teacher.path), config.teacher, config.limits.bounds())
+            folder = judge_folder(config.teacher.path)
+            self._worker = TeacherWorker(folder, teacher_engine(folder, config.teacher), config.teacher.traces, config.limits.bounds())
         else:
             import torch
 
@@ -50,12 +50,12 @@ class RewardModel:
 
             torch.set_num_threads(replica.threads)
             device = "cuda" if replica.gpus > 0 else "cpu"
-            folder = judge_folder(config.judge.path)
+            folder, _ = served_judge(config.judge.path)
             self._worker = RewardWorker(folder, STUDENT, replica.dtype, device, replica.grad_items, config.limits.bounds())
         self._worker.warm_up()  # raises: Serve never routes to a replica without a judge that answers
         batch_items = config.teacher.batch_items if name == TEACHER else replica.batch_items
         self._batcher = Batcher(self._compute, batch_items, replica.max_waiting_items)
-        self._cache: OrderedDict[str, object] = OrderedDict()
+        self._cache = AnswerCache(replica.cache_items) if replica.cache_items else None
 
     async def score(self, request: RewardRequest) -> RewardReply:
         """Distributions of every item, and gradients if the request has weights. Raises RewardError for a request that is wrong as a
@@ -72,7 +72,7 @@ class RewardModel:
             RewardItem(image, prompt, tuple(request.dimensions), w, float(request.risk))
             for image, prompt, w in zip(request.images, request.prompts, weights, strict=True)
         ]
-        answers = await (self._batcher.submit(items) if self._config.replica.cache_items == 0 else self._remembered(items))
+        answers = await (self._cache.answer(items, self._batcher.submit) if self._cache else self._batcher.submit(items))
         return reply_of(request, self._worker.identity, answers)
 
     async def describe(self) -> dict:
@@ -84,7 +84,8 @@ class RewardModel:
         }  # fmt: skip
 
     def check_health(self) -> None:
-        """Serve replaces a replica whose batch does not end."""
+        """Called every 5 s. Serve replaces a replica whose batch does not end."""
+        self._measures.refresh()
         if self._batcher.busy_s > self._config.replica.hang_s:
             raise RuntimeError(f"a batch has run for {self._batcher.busy_s:.0f} s, replica.hang_s allows {self._config.replica.hang_s:g}")
 
@@ -103,31 +104,11 @@ class RewardModel:
             self._measures.scored(dimensions, _stack(a.mu for a in group), _stack(a.entropy for a in group))
         return answers
 
-    async def _remembered(self, items: list) -> list:
-        """Answers from this replica's memory where it has them. Keys hold pixels, prompt and what is asked; the judge cannot change."""
-        keys = [_key(item) for item in items]
-        new = [i for i, key in enumerate(keys) if key not in self._cache]
-        found = {i: self._cache[keys[i]] for i in range(len(items)) if keys[i] in self._cache}
-        computed = await self._batcher.submit([items[i] for i in new]) if new else []
-        for i, answer in zip(new, computed, strict=True):
-            found[i] = self._cache[keys[i]] = answer
-        for key in keys:
-            self._cache.move_to_end(key) if key in self._cache else None
-        while len(self._cache) > self._config.replica.cache_items:
-            self._cache.popitem(last=False)
-        return [found[i] for i in range(len(items))]
-
 
 def _stack(rows):
     import numpy as np
 
     return np.stack(list(rows))
-
-
-def _key(item) -> str:
-    image = item.image
-    pixels = hashlib.sha256(image.tobytes()).hexdigest() + f"{image.dtype}{image.shape}" if hasattr(image, "tobytes") else repr(image)
-    return f"{pixels}\0{item.prompt!r}\0{item.dimensions}\0{item.weights}\0{item.risk}"
 
 
 def application(config: ServeConfig) -> serve.Application:
@@ -194,6 +175,16 @@ def app(args: dict) -> serve.Application:
         return application(ServeConfig.model_validate(args))
     except ValidationError as error:
         raise ConfigError("; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}, got {p['input']!r}" for p in error.errors())) from None
+
+
+def served_judge(path: str) -> tuple[Path, str]:
+    """(folder, what it is) of a configured judge. `student` is the built-in base judge as long as the package has no student.
+    Raises JudgeError if there is no model in another folder."""
+    from zr_ray.models.judge import BUILTIN_JUDGES, judge_folder
+
+    if path == STUDENT and not (BUILTIN_JUDGES[STUDENT] / "config.json").is_file():
+        return judge_folder("builtin"), "the built-in base judge (this checkout has no built-in student)"
+    return judge_folder(path), f"the built-in {path}" if path in (STUDENT, "builtin") else path
 
 
 def token_sha256(config: ServeConfig) -> str | None:

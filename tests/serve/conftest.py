@@ -1,19 +1,24 @@
-"""One real service for all tests of this folder: a student replica behind a gateway, on a free loopback port, with a token."""
+"""One real service for all tests of this folder, deployed as cluster/serve_reward.yaml is: a replica behind a gateway on loopback, with a token."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import socket
+from pathlib import Path
 
 import pytest
+import yaml
 
 os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")  # read where Ray starts; Serve's 5 s are short on a busy machine
 os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S", "60")
+os.environ.setdefault("RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT", "1")  # a replica that cannot start is not started three times
+os.environ.setdefault("RAY_metrics_report_interval_ms", "1000")  # 10 s otherwise
 
 TOKEN = "a-token-for-tests"
 APP = "test-reward"
-SMALL = {"cpus": 0.2, "batch_items": 32, "drain_s": 5.0}
+SMALL = {"cpus": 0.2, "batch_items": 32, "max_waiting_items": 64, "drain_s": 5.0}
+DEPLOY_FILE = Path(__file__).parents[2] / "cluster" / "serve_reward.yaml"
 
 
 def small_service(judge: str = "builtin", **sections):
@@ -23,7 +28,7 @@ def small_service(judge: str = "builtin", **sections):
     tree = {
         "judge": {"path": judge},
         "replica": SMALL,
-        "http": {"token_sha256": hashlib.sha256(TOKEN.encode()).hexdigest()},
+        "http": {"token_sha256": hashlib.sha256(TOKEN.encode()).hexdigest(), "max_in_flight": 8},
         "limits": {"items": 16, "pixels": 65536, "request_pixels": 150_000, "prompt_chars": 300, "body_bytes": 3_000_000},
     }
     return ServeConfig.model_validate({name: section | sections.get(name, {}) for name, section in tree.items()})
@@ -50,13 +55,18 @@ def serve_url(ray_cluster):
 
 @pytest.fixture(scope="session")
 def reward_url(serve_url):
-    """URL of the running service."""
+    """URL of the running service, deployed by what `serve deploy` calls."""
     from ray import serve
+    from ray.serve.context import _get_global_client
+    from ray.serve.schema import ServeDeploySchema
 
-    from zr_ray.serve import application
+    from zr_ray.launch_serve import wait_until_running
 
-    serve.run(application(small_service()), name=APP, route_prefix="/reward")
-    yield f"{serve_url}/reward"
+    written = yaml.safe_load(DEPLOY_FILE.read_text())["applications"][0]
+    deployed = written | {"name": APP, "args": small_service().model_dump(mode="json")}
+    _get_global_client().deploy_apps(ServeDeploySchema(applications=[deployed]))
+    wait_until_running(APP, 600)
+    yield f"{serve_url}{written['route_prefix']}"
     serve.delete(APP)
 
 

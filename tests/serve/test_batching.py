@@ -3,10 +3,13 @@
 import asyncio
 import threading
 
+import numpy as np
 import pytest
 
 from zr_ray.errors import OverloadError
 from zr_ray.serving.batching import Batcher
+from zr_ray.serving.cache import AnswerCache
+from zr_ray.workers.reward import RewardItem
 
 
 def test_items_join_while_the_judge_is_busy():
@@ -77,3 +80,22 @@ def test_a_failing_batch_fails_its_callers_only_and_cancelled_items_are_skipped(
 
     asyncio.run(main())
     assert seen == ["bad", "good", "later"]
+
+
+def test_a_cache_computes_what_is_new_once():
+    computed = []
+
+    async def compute(items):
+        computed.extend(items)
+        return [f"{item.prompt} {item.weights} {item.image[0, 0, 0]}" for item in items]
+
+    grey, black = np.full((3, 2, 2), 7, np.uint8), np.zeros((3, 2, 2), np.uint8)
+    a, b = RewardItem(grey, "a", ("realism",)), RewardItem(black, "a", ("realism",))
+    graded = RewardItem(grey, "a", ("realism",), (1.0,))
+    cache = AnswerCache(2)
+    assert asyncio.run(cache.answer([a, b, a], compute)) == ["a None 7", "a None 0", "a None 7"]
+    assert computed == [a, b]
+    assert asyncio.run(cache.answer([RewardItem(grey.copy(), "a", ("realism",)), graded], compute)) == ["a None 7", "a (1.0,) 7"]
+    assert computed == [a, b, graded]  # a is remembered, b was the oldest of three
+    asyncio.run(cache.answer([b], compute))
+    assert computed == [a, b, graded, b]

@@ -118,3 +118,16 @@ def test_order_and_splitting(reward_url, reward_clients, images):
         assert client.counters["requests"] == client.counters["answered"] == 3
     whole = reward_clients["handle"].score(many, prompts)
     torch.testing.assert_close(split.mu, whole.mu.flip(-1), atol=1e-5, rtol=0)
+
+
+def test_a_forgotten_client_closes_itself(reward_url, images):
+    import gc
+
+    from zr_ray.client import RewardClient
+
+    client = RewardClient(reward_url, token="a-token-for-tests")
+    client.score(images, PROMPTS)
+    session, thread = client._transport._session, client._thread
+    del client
+    gc.collect()
+    assert session.closed and not thread.is_alive()

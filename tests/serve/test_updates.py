@@ -51,7 +51,7 @@ def test_an_update_never_mixes_judges(reward_clients, service_config, judge_path
 
 def test_a_judge_without_weights_is_never_ready(serve_url, service_config, judge_path, tmp_path):
     from zr_ray.errors import JudgeError
-    from zr_ray.launch_serve import _run
+    from zr_ray.launch_serve import wait_until_running
     from zr_ray.serve import application
 
     folder = tmp_path / "judge"
@@ -60,10 +60,11 @@ def test_a_judge_without_weights_is_never_ready(serve_url, service_config, judge
     save_file({k: torch.full_like(v, torch.nan) for k, v in weights.items()}, folder / "model.safetensors", {"format": "pt"})
     from ray import serve
 
-    config = service_config(str(folder), http={"enabled": False}, replica={"start_deadline_s": 120})
+    broken = application(service_config(str(folder), http={"enabled": False}))
+    serve.run_many([serve.RunTarget(broken, "no-weights", None)], wait_for_applications_running=False)
     try:
-        with pytest.raises(JudgeError, match="could not start"):
-            _run(application(config), "no-weights", config)
+        with pytest.raises(JudgeError, match="no-weights could not start: .*not finite"):
+            wait_until_running("no-weights", 600)
     finally:
         serve.delete("no-weights")
 
@@ -71,7 +72,6 @@ def test_a_judge_without_weights_is_never_ready(serve_url, service_config, judge
 def test_a_run_leaves_nothing_behind(serve_url, service_config, images):
     import argparse
 
-    import ray
     from ray import serve
 
     from zr_ray.client import RewardClient
@@ -93,6 +93,34 @@ def test_a_run_leaves_nothing_behind(serve_url, service_config, images):
     thread.join()
     assert mu[0].isfinite().all()
     assert "short-run" not in serve.status().applications
-    for name in ("short-run/lease", "short-run/keeper"):
-        with pytest.raises(ValueError, match=name):
-            ray.get_actor(name)
+    assert not _lives("short-run/lease") and not _lives("short-run/keeper")
+
+
+def test_the_keeper_ends_what_an_abandoned_run_leaves(serve_url):
+    import ray
+    from ray import serve
+
+    from zr_ray.launch_serve import _take_lease
+
+    @serve.deployment(ray_actor_options={"num_cpus": 0.1})
+    class Nothing:
+        pass
+
+    serve.run(Nothing.bind(), name="abandoned", route_prefix=None)
+    lease, _ = _take_lease("abandoned", shut_down=False, poll_s=0.1)
+    time.sleep(1)
+    assert serve.status().applications["abandoned"].status == "RUNNING"
+    ray.kill(lease)  # Ray does so when the run's process dies
+    end = time.monotonic() + 30
+    while "abandoned" in serve.status().applications or _lives("abandoned/keeper"):
+        assert time.monotonic() < end, serve.status().applications
+        time.sleep(0.2)
+
+
+def _lives(actor: str) -> bool:
+    import ray
+
+    try:
+        return ray.get_actor(actor) is not None
+    except ValueError:
+        return False

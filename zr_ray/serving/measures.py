@@ -47,7 +47,7 @@ class Measures:
         self._watches: dict[tuple[str, str], DriftWatch] = {}
         self._window, self._tags = window, {"replica": replica}
         self._metrics: dict[str, object] = {}
-        self._gauge("zr_reward_replicas", "replicas alive: sum over the tag", 1.0)
+        self._gauges: dict[str, tuple[str, float, dict[str, str]]] = {}
 
     def _metric(self, kind: str, name: str, about: str, tags: tuple[str, ...] = (), **more):
         ray = sys.modules.get("ray")
@@ -60,8 +60,15 @@ class Measures:
         return self._metrics[name]
 
     def _gauge(self, name: str, about: str, value: float, **tags: str) -> None:
+        self._gauges[f"{name}{tags}"] = about, value, {"name": name} | tags
         if metric := self._metric("Gauge", name, about, tuple(tags)):
             metric.set(value, tags=self._tags | tags)
+
+    def refresh(self) -> None:
+        """Say again what holds still: Ray forgets a gauge after two export intervals (20 s). Call it more often."""
+        self._gauge("zr_reward_replicas", "judges alive: sum over the tag", 1.0)
+        for about, value, tags in list(self._gauges.values()):
+            self._gauge(about=about, value=value, **tags)
 
     def refused(self, reason: str, count: int = 1) -> None:
         """Requests or items that were not scored, by reason."""

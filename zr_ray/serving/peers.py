@@ -1,6 +1,6 @@
-"""The peers of `jobs/bench_reward.py`: a FastAPI endpoint without batching, and how to ask vLLM's OpenAI-compatible server for a score.
+"""The peers of `jobs/bench_reward.py`: a reward server as text-to-image systems write it, and how to ask vLLM's OpenAI-compatible server.
 
-    python -m uvicorn --factory zr_ray.serving.peers:unbatched_endpoint     one PNG in, four expected scores out, a forward per request
+    python -m uvicorn --factory zr_ray.serving.peers:pickled_jpegs
 
 Nothing else imports this file.
 """
@@ -8,42 +8,54 @@ Nothing else imports this file.
 from __future__ import annotations
 
 import base64
+import io
 import os
-import sys
+import pickle
+from collections.abc import Sequence
 
-from zr_ray.rubric import DIMENSIONS, ScoringFormat
+from zr_ray.rubric import ScoringFormat
 
 
-def unbatched_endpoint():
-    """The reward server of many text-to-image systems: one process, one request at a time, one forward each. Its four dimensions share
-    one packed forward, which is kinder than a forward per dimension."""
-    import io
-
+def pickled_jpegs():
+    """A FastAPI application, one process: POST /score takes pickled {"images": [JPEG], "prompts": [text]} and returns a pickled float per image,
+    the mean over the four dimensions. One request at a time, its images in one forward; nothing is batched across callers."""
     import numpy as np
     import torch
     from fastapi import FastAPI, Request
+    from fastapi.responses import Response
     from PIL import Image
 
     from zr_ray.models.judge import judge_folder
     from zr_ray.models.student import Student
 
     torch.set_num_threads(1)
-    student = Student(judge_folder(os.environ.get("ZR_BENCH_JUDGE", "builtin")))
-    api = FastAPI()
+    student = Student(judge_folder(os.environ["ZR_BENCH_JUDGE"]))
 
-    @api.get("/health")
-    def health() -> dict:
-        return {}
+    async def health(request: Request) -> Response:
+        return Response()
 
-    @api.post("/score")
-    async def score(request: Request, prompt: str) -> dict:
-        pixels = np.asarray(Image.open(io.BytesIO(await request.body())).convert("RGB"))
+    async def score(request: Request) -> Response:
+        asked = _Plain(io.BytesIO(await request.body())).load()
+        pixels = np.stack([np.asarray(Image.open(io.BytesIO(jpeg))) for jpeg in asked["images"]])
         with torch.no_grad():
-            mu = student(torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255, [prompt]).mu[0]
-        return dict(zip(DIMENSIONS, mu.tolist(), strict=True))
+            mu = student(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255, asked["prompts"]).mu
+        return Response(pickle.dumps(mu.mean(1).tolist()))
 
-    sys.modules[__name__].Request = Request  # FastAPI resolves the annotation in this module
+    api = FastAPI()
+    api.add_route("/health", health)
+    api.add_route("/score", score, ["POST"])
     return api
+
+
+def pickled_body(jpegs: Sequence[bytes], prompts: Sequence[str]) -> bytes:
+    return pickle.dumps({"images": list(jpegs), "prompts": list(prompts)})
+
+
+class _Plain(pickle.Unpickler):
+    """Lists, texts, bytes and numbers only: as fast as pickle, and nothing in it runs."""
+
+    def find_class(self, module, name):
+        raise pickle.UnpicklingError(f"the body must hold plain values, got {module}.{name}")
 
 
 def vllm_body(model: str, png: bytes, prompt: str, dimension: str, form: ScoringFormat) -> dict:

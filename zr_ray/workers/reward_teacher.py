@@ -7,7 +7,9 @@ Left out on purpose: streaming the traces; who wants to read them uses `jobs/eva
 
 from __future__ import annotations
 
+import math
 import time
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,41 +32,35 @@ from zr_ray.workers.rollout import RolloutWorker
 
 
 class TeacherWorker:
-    """Owns one vLLM engine. Verbs as RewardWorker's: warm_up, answer."""
+    """Owns one engine. Verbs as RewardWorker's: warm_up, answer."""
 
     gives_gradient = False
 
-    def __init__(self, folder: Path | str, config: TeacherSection, limits: Limits = Limits()) -> None:
-        engine = RolloutSection(
-            threads=config.threads, cpus=config.cpus, gpus=config.gpus, max_model_len=config.max_model_len,
-            max_new_tokens=config.max_new_tokens, max_num_seqs=4 * config.batch_items,
-        )  # fmt: skip
-        self._worker = RolloutWorker(str(folder), engine)
-        self.text: JudgeText = self._worker.text
-        self.limits, self._traces = limits, config.traces
-        preprocess = PixelPreprocessor.load(folder).fingerprint
-        self.identity = JudgeIdentity("teacher", judge_hash(folder), template_hash(self.text), preprocess)
+    def __init__(self, folder: Path | str, engine: RolloutWorker, traces: int = 1, limits: Limits = Limits()) -> None:
+        """engine: holds the judge of `folder`. traces: reasoning traces averaged per question; 1 is greedy."""
+        self._engine, self._traces, self.limits = engine, traces, limits
+        self.text: JudgeText = engine.text
+        self._preprocess = PixelPreprocessor.load(folder)
+        self.identity = JudgeIdentity("teacher", judge_hash(folder), template_hash(self.text), self._preprocess.fingerprint)
         special = {t.content for t in self.text.tokenizer.added_tokens_decoder.values() if t.special} | set(self.text.tokenizer.all_special_tokens)
         self._control_tokens = tuple(sorted(special))
         self._bins = torch.tensor(SCORE_BINS)
         self.phases: dict[str, float] = {}
 
     def warm_up(self) -> None:
-        """One question through the engine. Raises JudgeError if it has no answer with a score in any dimension."""
+        """One question per dimension through the engine. Raises JudgeError unless each gets a score."""
         (answer,) = self.answer([RewardItem(np.full((3, 64, 64), 128, np.uint8), "a photo", DIMENSIONS)])
-        if isinstance(answer, ItemFault) and answer.status != "failed":
-            raise JudgeError(f"the teacher must answer its warm-up question, got {answer.status}: {answer.reason}")
+        if isinstance(answer, ItemFault):
+            raise JudgeError(f"the teacher must answer its warm-up questions, got {answer.status}: {answer.reason}; check its weights, or teacher.max_new_tokens")
 
     def answer(self, items: Sequence[RewardItem]) -> list[RewardAnswer | ItemFault]:
         """Answers in order; an item whose traces reach no score in some dimension is a fault."""
         started = time.perf_counter()
         answers: list[RewardAnswer | ItemFault | None] = [self._check(item) for item in items]
         asked = [(i, d) for i, item in enumerate(items) if answers[i] is None for d in item.dimensions]
-        requests = [
-            JudgeRequest(f"{i}/{d}", self.text.question(items[i].prompt, d), _pixels(items[i].image), 1000 * i) for i, d in asked
-        ]
+        requests = [_question(self.text, items[i], d, f"{i}/{d}") for i, d in asked]
         batched = time.perf_counter()
-        groups = self._worker.generate(requests, self._traces, 0.0 if self._traces == 1 else 1.0) if requests else []
+        groups = self._engine.generate(requests, self._traces, 0.0 if self._traces == 1 else 1.0) if requests else []
         self.phases = {"batch": batched - started, "forward": time.perf_counter() - batched}
         self.text.forget()
         found = dict(zip(asked, groups, strict=True))
@@ -76,7 +72,14 @@ class TeacherWorker:
     def _check(self, item: RewardItem) -> ItemFault | None:
         if item.weights is not None:
             return ItemFault("no_gradient", "a reasoning judge gives no gradient; ask for scores, or ask the student")
-        return check_image(item.image, self.limits) or check_prompt(item.prompt, self.limits, self._control_tokens)
+        fault = check_image(item.image, self.limits) or check_prompt(item.prompt, self.limits, self._control_tokens)
+        if fault is not None:
+            return fault
+        longest = max(len(self.text.question(item.prompt, d)) for d in item.dimensions) - 1 + self._preprocess.image_tokens(*item.image.shape[1:])
+        room = self._engine.config.max_model_len - self._engine.config.max_new_tokens
+        if longest > room:
+            return ItemFault("prompt_too_long", f"image and question may take {room} tokens, got {longest}; shorten the prompt, or raise teacher.max_model_len")
+        return None
 
     def _answer_item(self, groups: list) -> RewardAnswer | ItemFault:
         rows, outside = [], []
@@ -85,15 +88,27 @@ class TeacherWorker:
             if not scored:
                 return ItemFault("failed", f"none of {len(group)} reasoning traces reached a score within the length limit")
             labels = torch.stack(scored)
-            rows.append(score_log_distribution(labels).exp().mean(0))
+            rows.append(score_log_distribution(labels).logsumexp(0) - math.log(len(labels)))
             outside.append(outside_mass(labels).mean(0))
-        q = torch.stack(rows)
-        log_q = q.log()
-        columns = (q, expected_score(log_q, self._bins), score_deviation(log_q, self._bins), score_entropy(log_q), torch.stack(outside))
+        log_q = torch.stack(rows)
+        if not log_q.isfinite().all():
+            return ItemFault("failed", "the teacher's answer is not finite; report the image")
+        columns = (log_q.exp(), expected_score(log_q, self._bins), score_deviation(log_q, self._bins), score_entropy(log_q), torch.stack(outside))
         return RewardAnswer(*(column.float().numpy() for column in columns))
 
 
-def _pixels(image: np.ndarray) -> np.ndarray:
-    """[H, W, 3] uint8."""
-    pixels = image if image.dtype == np.uint8 else np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
-    return np.ascontiguousarray(pixels.transpose(1, 2, 0))
+def teacher_engine(folder: Path | str, config: TeacherSection) -> RolloutWorker:
+    """The vLLM engine of a teacher replica."""
+    section = RolloutSection(
+        threads=config.threads, cpus=config.cpus, gpus=config.gpus, max_model_len=config.max_model_len,
+        max_new_tokens=config.max_new_tokens, max_num_seqs=4 * config.batch_items,
+    )  # fmt: skip
+    return RolloutWorker(str(folder), section)
+
+
+def _question(text: JudgeText, item: RewardItem, dimension: str, key: str) -> JudgeRequest:
+    """The seed comes from the item: its answer does not depend on its neighbours, and a repeated call gets the same one."""
+    pixels = item.image if item.image.dtype == np.uint8 else np.rint(np.clip(item.image, 0, 1) * 255).astype(np.uint8)
+    pixels = np.ascontiguousarray(pixels.transpose(1, 2, 0))
+    seed = zlib.crc32(item.prompt.encode(), zlib.crc32(pixels.tobytes())) >> 1
+    return JudgeRequest(key, text.question(item.prompt, dimension), pixels, seed)
