@@ -51,16 +51,18 @@ def codec_figures(pipeline, count: int, seed: int) -> dict[str, float]:
     rebuilt = ((rebuilt + 1) * 127.5).round().byte().movedim(1, -1).numpy()
     before, after = (read_images(some, prompts)["match"].mean() for some in (images, rebuilt))
     psnr_db = -10 * error.log10().mean()
-    return {"rendered_match": float(before), "codec_match": float(after), "codec_cost": float(before - after), "codec_psnr_db": float(psnr_db)}
+    figures = {"rendered_match": before, "codec_match": after, "codec_cost": before - after, "codec_psnr_db": psnr_db}
+    return {name: float(value) for name, value in figures.items()}
 
 
 def measure(pipeline, args: argparse.Namespace) -> tuple[dict[str, float], dict[str, float]]:
     """(figures, standard errors of those that are means over images)."""
     prompts = evaluation_prompts(args.prompts, args.seed)
     generate(pipeline, prompts[:8], seed=0, steps=2, guidance_scale=args.guidance)  # first calls allocate
-    started = time.perf_counter()
+    started, used = time.perf_counter(), time.process_time()
     images = generate(pipeline, prompts, seed=args.seed, steps=args.steps, guidance_scale=args.guidance).numpy()
     image_ms = (time.perf_counter() - started) / len(prompts) * 1000
+    processor_ms = (time.process_time() - used) / len(prompts) * 1000
     read = read_images(images, prompts)
     gap = read["match"] - read["shuffled_match"]
     means = {
@@ -72,10 +74,12 @@ def measure(pipeline, args: argparse.Namespace) -> tuple[dict[str, float], dict[
         if chosen.any():
             means[f"object_match_{name}"] = read["match"][chosen]
     few = prompts[:16]
-    seeds = np.stack([generate(pipeline, few, seed=args.seed + 1 + s, steps=args.steps, guidance_scale=args.guidance).numpy() for s in range(4)])
+    options = {"steps": args.steps, "guidance_scale": args.guidance}
+    seeds = np.stack([generate(pipeline, few, seed=args.seed + 1 + s, **options).numpy() for s in range(4)])
     figures = {name: mean_with_error(values)[0] for name, values in means.items()}
     errors = {name: mean_with_error(values)[1] for name, values in means.items()}
     figures |= codec_figures(pipeline, min(256, args.prompts), args.seed) | {"seed_distance": seed_distance(seeds), "image_ms": image_ms}
+    figures["image_processor_ms"] = processor_ms  # of all threads; where other work shares the machine, image_ms says little
     return figures, errors
 
 
@@ -124,8 +128,9 @@ def main(argv: list[str] | None = None) -> int:
     }  # fmt: skip
     (args.output / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n")
     print(table(figures, errors))
-    print(f"gate {'met' if all(met.values()) else 'missed: ' + ', '.join(name for name in met if not met[name])}; files in {args.output.absolute()}")
-    return 2 if args.require_gate and not all(met.values()) else 0
+    missed = [name for name in met if not met[name]]
+    print(f"gate {'missed: ' + ', '.join(missed) if missed else 'met'}; files in {args.output.absolute()}")
+    return 2 if args.require_gate and missed else 0
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     keys = "configuration keys:\n" + schema_help(PretrainGeneratorConfig)
     parser = argparse.ArgumentParser(description=__doc__, epilog=keys, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, help="YAML file; without it the defaults below")
-    parser.add_argument("--minutes", type=float, default=5, help="spent in steps, resumed parts included; saving comes on top (default %(default)s)")
+    parser.add_argument("--minutes", type=float, default=5, help="spent in steps, over all resumed parts; saving is extra (default %(default)s)")
     parser.add_argument("--output", type=Path, default=Path("runs/generator"), help="folder of this run (default %(default)s)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda (default %(default)s)")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves it to torch (default %(default)s)")
@@ -142,7 +142,8 @@ def main(argv: list[str] | None = None) -> int:
     except ZrRayError as error:
         print(f"pretrain_generator: {error}", file=sys.stderr)
         return 1
-    print(f"done: {run.step_count} steps, {run.trained_s / 60:.1f} minutes; generator in {(args.output / 'generator').absolute()}", flush=True)
+    folder = (args.output / "generator").absolute()
+    print(f"done: {run.step_count} steps, {run.trained_s / 60:.1f} minutes; generator in {folder}", flush=True)
     return 0
 
 

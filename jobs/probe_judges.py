@@ -1,6 +1,14 @@
-"""Which pictures does a judge mistake for good ones? Noise, flat colour, checkerboards, blobs and a grid over a good scene, judged directly.
+"""Which pictures does a judge mistake for good ones? Noise, flat colour, checkerboards, blobs, a grid over a good scene.
 
-    python jobs/probe_judges.py --judge before=runs/a/judge --judge after=runs/b/judge --data rendered=WORLD --data generated=GENERATED
+    python jobs/probe_judges.py --judge rendered=runs/rendered/judge --judge mix=runs/mix/judge --data rendered=$PWD/W --data generated=$PWD/G
+
+What generated images in its training data do to a judge, from the start (two runs of the same steps):
+
+    python jobs/make_world.py --out W --train-groups 500 --test-groups 250 --seed 41
+    python jobs/make_generated.py --out G --train-groups 160 --test-groups 50 --seed 41
+    python jobs/mix_annotations.py --out MIX rendered=W generated=G:train
+    ray job submit --working-dir . -- python jobs/sft.py --config jobs/configs/sft_tiny.yaml run.name=rendered data.path=$PWD/W
+    ray job submit --working-dir . -- python jobs/sft.py --config jobs/configs/sft_tiny.yaml run.name=mix data.path=$PWD/MIX
 
 Prints per judge the mean score of every probe, the verifier's beside them, and HPA on the test split of every data set; writes the
 same as JSON. One forward per image in this process, no Ray and no engine.
@@ -29,7 +37,7 @@ from zr_ray.rubric import DIMENSIONS
 
 def named(text: str) -> tuple[str, str]:
     """(name, value) of NAME=VALUE."""
-    name, equals, value = text.partition("=")
+    name, _, value = text.partition("=")
     if not name or not value:
         raise argparse.ArgumentTypeError(f"wanted NAME=FOLDER, got {text!r}")
     return name, value

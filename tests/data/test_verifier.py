@@ -24,7 +24,7 @@ def picture(first=CIRCLE, second=SQUARE, extra=None, relation="left", light="lef
 
 
 def test_accuracy_on_rendered_scenes():
-    """The bar is .97 exact on clean scenes, all attributes at once, and so for each of them; `jobs/evaluate_verifier.py` for more scenes."""
+    """The bar is .97 exact on clean scenes, all attributes at once, for each of them too; `jobs/evaluate_verifier.py` has more."""
     clean = accuracy_table(200, seed=20260, strengths=("clean",))["clean"]
     for name in (*OBJECT_ATTRIBUTES, *SCENE_ATTRIBUTES):
         assert clean[name] >= 0.97, (name, clean[name])

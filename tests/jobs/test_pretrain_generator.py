@@ -57,7 +57,16 @@ def test_goes_on_after_a_kill_and_writes_a_loadable_pipeline(main, tmp_path, cap
     assert images.shape == (1, 64, 64, 3)
 
 
-def test_an_unknown_key_is_refused_in_one_line(main, tmp_path, capsys):
-    assert main(arguments(tmp_path, 1, "optimiser.learningrate=1")) == 1
+@pytest.mark.parametrize(
+    "override, wanted",
+    [
+        ("optimiser.learningrate=1", "did you mean optimiser.learning_rate?"),
+        ("flow.map_layer=1", "must be below model.layers (1), got 1"),
+        ("model.width=30", "a multiple of twice the heads (4), got 30"),
+        ("model.text_width=48", "multiple of 32"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_line(main, tmp_path, capsys, override, wanted):
+    assert main(arguments(tmp_path, 1, override)) == 1
     shown = capsys.readouterr().err
-    assert "did you mean optimiser.learning_rate?" in shown and "Traceback" not in shown
+    assert wanted in shown and len(shown.splitlines()) == 1

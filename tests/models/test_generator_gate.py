@@ -29,7 +29,8 @@ def test_shuffling_means_the_next_prompt(clean):
     back = read_images(images[::-1], prompts[::-1])
     assert rotated["match"].mean() <= 0.05
     assert back["match"].tolist() == read_images(images, prompts)["match"][::-1].tolist()
-    assert read_images(images[[1, 2, 0]], prompts[:3])["shuffled_match"].tolist() == read_images(images[[1, 2, 0]], [prompts[1], prompts[2], prompts[0]])["match"].tolist()
+    three, following = images[[1, 2, 0]], [prompts[1], prompts[2], prompts[0]]
+    assert read_images(three, prompts[:3])["shuffled_match"].tolist() == read_images(three, following)["match"].tolist() == [1, 1, 1]
 
 
 def test_noise_and_flat_colour_match_nothing():

@@ -197,7 +197,8 @@ class TestPackedTransformer:
         other = captions.clone()
         other[:, 4:] = 7.0
         with torch.no_grad():
-            one, two, changed = (packed(latents, torch.tensor([0.5]), c, torch.tensor([4]))[0] for c in (captions, other, captions + 1 - 2 * torch.eye(9, 32)))
+            different = captions + 1 - 2 * torch.eye(9, 32)
+            one, two, changed = (packed(latents, torch.tensor([0.5]), c, torch.tensor([4]))[0] for c in (captions, other, different))
         assert torch.equal(one, two)
         assert not torch.allclose(one, changed)
 
@@ -335,11 +336,12 @@ class TestResume:
         assert moved["vae"] == 0 and moved["transformer"] > 0.9 * len(before["transformer"]) and moved["text_encoder"] > 20
 
 
-class TestShipped:
-    @pytest.fixture(scope="class")
-    def shipped(self):
-        return load_generator()
+@pytest.fixture(scope="module")
+def shipped():
+    return load_generator()
 
+
+class TestShipped:
     def test_is_small_and_of_public_classes(self):
         weights = [path for path in ASSET.rglob("*") if path.suffix in (".safetensors", ".bin", ".pt")]
         assert all(path.suffix == ".safetensors" for path in weights)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from zr_ray.config import Section
 
@@ -33,9 +33,15 @@ class ModelSection(Section):
     layers: int = Field(5, ge=1, description="main layers")
     refiner_layers: int = Field(1, ge=1, description="layers of each refiner")
     heads: int = Field(4, ge=1, description="attention heads")
-    text_width: int = Field(64, ge=32, description="of the text encoder, a multiple of 32")
+    text_width: int = Field(64, ge=32, multiple_of=32, description="of the text encoder, a multiple of 32")
     text_layers: int = Field(3, ge=2, description="of the text encoder; the last one is never read")
     shift: float = Field(3.0, gt=0, description="static shift of the noise levels, in training and in the scheduler")
+
+    @model_validator(mode="after")
+    def _heads_divide_the_width(self) -> ModelSection:
+        if self.width % (2 * self.heads):
+            raise ValueError(f"width must be a multiple of twice the heads ({2 * self.heads}), got {self.width}; rotary numbers come in pairs")
+        return self
 
 
 class FlowSection(Section):
@@ -66,7 +72,7 @@ class CadenceSection(Section):
     checkpoint_min: float = Field(1.0, gt=0, description="checkpoint and pipeline folder; what a kill may cost")
     grid_min: float = Field(2.0, gt=0, description="image grid of 16 prompts, and held-out losses")
     metrics_steps: int = Field(25, ge=1, description="steps per line of metrics.jsonl")
-    grid_steps: int = Field(12, ge=1, description="sampling steps of the grid")
+    grid_steps: int = Field(8, ge=1, description="sampling steps of the grid")
     grid_guidance: float = Field(1.5, ge=0, description="guidance of the grid: pos + w (pos - neg)")
 
 
@@ -81,3 +87,9 @@ class PretrainGeneratorConfig(Section):
     flow: FlowSection = FlowSection()
     optimiser: OptimiserSection = OptimiserSection()
     cadence: CadenceSection = CadenceSection()
+
+    @model_validator(mode="after")
+    def _map_layer_is_there(self) -> PretrainGeneratorConfig:
+        if self.flow.map_layer >= self.model.layers:
+            raise ValueError(f"flow.map_layer must be below model.layers ({self.model.layers}), got {self.flow.map_layer}; layers count from 0")
+        return self

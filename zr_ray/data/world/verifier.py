@@ -1,4 +1,4 @@
-"""The verifier: reads any 64 x 64 picture by classical image analysis, without learning. `verifier_scores` puts what it reads on the world's rubric.
+"""The verifier: reads any 64 x 64 picture by classical image analysis, without learning; `verifier_scores` puts it on the rubric.
 
     verifier_backdrop     sun, brightness, sky, ground line, noise      verifier_objects      what stands where, by template least squares
     verifier_physics      support, contact, shadows                     verifier_degradation  blur, blocks, clutter, ... against a redrawing

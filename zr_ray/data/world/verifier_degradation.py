@@ -104,7 +104,8 @@ def deblock(bright: np.ndarray, weight: float, noise: float, blur: int) -> tuple
 def levels(bright: np.ndarray, drawn: np.ndarray, backdrop: Backdrop, blur: float, weight: float, found: list[Found]) -> dict[str, float]:
     """LEVELS -> [0, 1], by inverting the renderer's formulas; below 0.1 counts as absent.
 
-    Args: bright: [64, 64, 3] the picture at full brightness. drawn: the scene read from it, blurred and blocked as measured. blur: pixels. weight: block weight."""
+    Args: bright: [64, 64, 3] the picture at full brightness. drawn: the scene read from it, blurred and blocked as measured.
+        blur: pixels. weight: block weight."""
     path = LITTER.mean(0) - drawn  # [64, 64, 3] from the drawing to litter
     length = np.square(path) @ _ONES[:, 0]
     moved = ((bright - drawn) * path) @ _ONES[:, 0] / np.maximum(length, 1)  # [64, 64] how far, 1 all the way
