@@ -38,6 +38,7 @@ class Journal:
         self.is_writer = learner.rank == 0
         self._metrics: Metrics | None = None
         self._pending: dict[str, float] = {}
+        self._last: dict[str, float] = {}
         self._elapsed_before_s = 0.0
 
     def say(self, line: str) -> None:
@@ -54,15 +55,13 @@ class Journal:
 
     def step(self, step: int, metrics: dict[str, float], tokens: float) -> None:
         """Record one finished step (1-based). tokens: generated on all ranks."""
-        import ray.train
-
         spent = self.timer.take()
         metrics = self._pending | metrics | spent | {"time/tokens_per_s": tokens / max(spent.get("time/rollout_s", 0.0), 1e-9)}
         self._pending = {}
         if self.is_writer:
             self._metrics.log(step, metrics)
             self.say(console_line(step, self.total, metrics, self._progress.eta_s(step)))
-        ray.train.report({"step": step} | metrics)
+        self._last = {"step": step} | metrics
 
     # ---- checkpoints ----
 
@@ -83,7 +82,12 @@ class Journal:
         return step
 
     def save(self, step: int) -> None:
-        """Checkpoint after `step`; returns when it is durable. All ranks call it."""
+        """Checkpoint after `step`; returns when it is durable. All ranks call it.
+
+        Ray Train hears of the run here, not in every step: its controller takes a report about every two seconds and holds back a
+        rank that has another one, so that a step of half a second would last two."""
+        import ray.train
+
         with self.timer("checkpoint"):
             if self.is_writer:
                 begin_checkpoint(self.run.checkpoints, step)
@@ -94,6 +98,7 @@ class Journal:
             if self.is_writer:
                 finish_checkpoint(temporary, self.config.checkpoint.keep)
             self.learner.barrier()
+            ray.train.report(self._last)
 
     @property
     def elapsed_s(self) -> float:
