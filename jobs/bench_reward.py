@@ -37,6 +37,7 @@ from zr_ray.observe import say
 from zr_ray.rubric import DIMENSIONS, ScoringFormat
 
 APP = "reward-bench"
+PARTS = ("service", "endpoint", "vllm")
 WORDS = ("small red circle", "blue square", "large green star", "yellow square", "purple circle", "small white star")
 BARE_BATCH = {False: 64, True: 16}
 """Images of a bare forward, and of a forward and backward."""
@@ -228,6 +229,27 @@ async def _post(session: ClientSession, url: str, **body):
 
 
 @contextmanager
+def _service(judge: str) -> Iterator[str]:
+    """URL of the service under test; it is deleted afterwards."""
+    from ray import serve
+
+    from zr_ray.launch_serve import start_serve
+    from zr_ray.serve import application
+
+    driver.connect(namespace="zr_ray")
+    http = {"port": 0, "max_in_flight": 256}
+    config = ServeConfig.model_validate({"judge": {"path": judge}, "replica": {"cpus": 0.5}, "http": http})
+    port, ours = start_serve(config)
+    try:
+        serve.run(application(config), name=APP, route_prefix="/bench")
+        yield f"http://127.0.0.1:{port}/bench"
+    finally:
+        serve.delete(APP)
+        if ours:
+            serve.shutdown()
+
+
+@contextmanager
 def _running(command: list[str], environment: dict[str, str], deadline_s: float = 300) -> Iterator[str]:
     """URL of a server of this machine that answers /health; it is ended afterwards."""
     from zr_ray.launch_serve import free_port
@@ -263,31 +285,20 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=4, help="images per call")
     parser.add_argument("--callers", type=int, nargs="+", default=[1, 4, 16, 64])
     parser.add_argument("--judge", default="builtin", help="builtin, student, or a Hugging Face folder")
-    parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--output", help="also write the rows as JSON")
     args = parser.parse_args()
-    from ray import serve
-
-    from zr_ray.launch_serve import start_serve
-    from zr_ray.serve import application
-
     bench = Bench(args.judge, args.seconds)
-    driver.connect(namespace="zr_ray")
-    http = {"port": 0, "max_in_flight": 256, "token_sha256": None}
-    config = ServeConfig.model_validate({"judge": {"path": args.judge}, "replica": {"cpus": 0.5}, "http": http})
-    port, ours = start_serve(config)
-    try:
-        serve.run(application(config), name=APP, route_prefix="/bench")
-        say(f"bare forward of {BARE_BATCH[False]} images, one thread: {bench.bare(2):.1f} images/s; with backward of {BARE_BATCH[True]}: {bench.bare(2, True):.1f}")
-        say("| way | callers | images a call | images/s | p50 ms | p99 ms | of bare |\n|---|---|---|---|---|---|---|")
-        bench.service(f"http://127.0.0.1:{port}/bench", args.callers, args.images)
-        gradient = bench.gradient()
-    finally:
-        serve.delete(APP)
-        if ours:
-            serve.shutdown()
-    if not args.no_peers:
+    say(f"bare forward of {BARE_BATCH[False]} images, one thread: {bench.bare(2):.1f} images/s; with backward of {BARE_BATCH[True]}: {bench.bare(2, True):.1f}")
+    say("| way | callers | images a call | images/s | p50 ms | p99 ms | of bare |\n|---|---|---|---|---|---|---|")
+    gradient = None
+    if "service" in args.parts:
+        with _service(args.judge) as url:
+            bench.service(url, args.callers, args.images)
+            gradient = bench.gradient()
+    if "endpoint" in args.parts:
         bench.endpoint(args.judge, args.callers, args.images)
+    if "vllm" in args.parts:
         bench.vllm(args.judge, args.callers, args.images)
     if args.output:
         with open(args.output, "w") as file:
