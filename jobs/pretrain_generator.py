@@ -42,7 +42,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     keys = "configuration keys:\n" + schema_help(PretrainGeneratorConfig)
     parser = argparse.ArgumentParser(description=__doc__, epilog=keys, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, help="YAML file; without it the defaults below")
-    parser.add_argument("--minutes", type=float, default=5, help="spent in steps, over all resumed parts; saving is extra (default %(default)s)")
+    parser.add_argument("--minutes", type=float, default=5, help="spent in steps, resumed parts included (default %(default)s)")
     parser.add_argument("--output", type=Path, default=Path("runs/generator"), help="folder of this run (default %(default)s)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda (default %(default)s)")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves it to torch (default %(default)s)")
@@ -104,12 +104,14 @@ def train(run: GeneratorPretraining, minutes: float, output: Path) -> None:
         run.trained_s += clock.counted(time.monotonic() - started)
         if len(window) == cadence.metrics_steps:
             values = {name: fmean(step[name] for step in window) for name in window[0]}
-            values["time/images_per_s"] = len(window) * run.config.optimiser.batch / (run.trained_s - logged_s)
+            if run.trained_s > logged_s:
+                values["time/images_per_s"] = len(window) * run.config.optimiser.batch / (run.trained_s - logged_s)
             logged_s = run.trained_s
             log(values)
+            pace = f"  {values['time/images_per_s']:.0f} images/s" if "time/images_per_s" in values else ""
             print(
                 f"step {run.step_count}  {run.trained_s / 60:.1f}/{minutes:g} min  velocity {values['loss/velocity']:.4f}"
-                f"  object map {values['loss/object_map']:.4f}  {values['time/images_per_s']:.0f} images/s", flush=True,
+                f"  object map {values['loss/object_map']:.4f}{pace}", flush=True,
             )  # fmt: skip
             window = []
         if run.trained_s >= grid_due_s:

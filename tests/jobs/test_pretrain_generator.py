@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import runpy
-import signal
 import subprocess
 import sys
 import time
@@ -33,16 +31,18 @@ def main():
     return runpy.run_path(str(JOB), run_name="job")["main"]
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_goes_on_after_a_kill_and_writes_a_loadable_pipeline(main, tmp_path, capsys):
     command = [sys.executable, str(JOB), *arguments(tmp_path, 60)]
-    job = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
-    deadline = time.monotonic() + 150
-    while not (tmp_path / "generator" / "model_index.json").exists():
-        assert time.monotonic() < deadline and job.poll() is None, job.communicate()[0]
-        time.sleep(0.05)
-    os.killpg(job.pid, signal.SIGKILL)
-    job.wait()
+    job = subprocess.Popen(command, stdout=subprocess.DEVNULL)  # its errors are pytest's
+    deadline = time.monotonic() + 400
+    try:
+        while not (tmp_path / "generator" / "model_index.json").exists():
+            assert time.monotonic() < deadline and job.poll() is None, "the job wrote no pipeline within 400 s, or ended"
+            time.sleep(0.05)
+    finally:
+        job.kill()
+        job.wait()
     killed = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines() if line.endswith("}")]
     assert main(arguments(tmp_path, killed[-1]["trained_s"] / 60 + 0.005)) == 0
     assert "continuing after step" in capsys.readouterr().out

@@ -15,13 +15,16 @@ LATEST = 51
 
 
 class StepClock:
-    """Durations of the latest steps."""
+    """Durations of the latest steps of this process."""
 
     def __init__(self) -> None:
-        self.latest: deque[float] = deque(maxlen=LATEST)
+        self.latest: deque[float] | None = None
 
     def counted(self, duration_s: float) -> float:
-        """Seconds to count for a step that took `duration_s`; the first step, which may compile, counts in full."""
+        """Seconds to count for a step that took `duration_s`. The first step of a process, which compiles, does not count."""
+        if self.latest is None:
+            self.latest = deque(maxlen=LATEST)
+            return 0.0
         most = MOST_MEDIANS * median(self.latest) if self.latest else duration_s
         self.latest.append(duration_s)
         return min(duration_s, most)
