@@ -97,6 +97,9 @@ class Bench:
         before = self.bare(aside, gradient)
         calls, latencies, spent = asyncio.run(self._drive(call, callers, images))
         bare = (before + self.bare(aside, gradient)) / 2
+        if not latencies:
+            say(f"| {name} | {callers} | {images} | no call ended in {spent:g} s: raise --seconds | | | |")
+            return
         rate = calls * images / spent
         p50, p99 = (1000 * float(np.quantile(latencies, q)) for q in (0.5, 0.99))
         say(f"| {name} | {callers} | {images} | {rate:.1f} | {p50:.0f} | {p99:.0f} | {rate / bare:.2f} |")
