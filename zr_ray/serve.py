@@ -55,7 +55,7 @@ class RewardModel:
         self._worker.warm_up()  # raises: Serve never routes to a replica without a judge that answers
         batch_items = config.teacher.batch_items if name == TEACHER else replica.batch_items
         self._batcher = Batcher(self._compute, batch_items, replica.max_waiting_items)
-        self._cache = AnswerCache(replica.cache_items) if replica.cache_items else None
+        self._cache = AnswerCache(replica.cache_items, _lasting) if replica.cache_items else None
 
     async def score(self, request: RewardRequest) -> RewardReply:
         """Distributions of every item, and gradients if the request has weights. Raises RewardError for a request that is wrong as a
@@ -103,6 +103,11 @@ class RewardModel:
         for dimensions, group in scored.items():
             self._measures.scored(dimensions, _stack(a.mu for a in group), _stack(a.entropy for a in group))
         return answers
+
+
+def _lasting(answer) -> bool:
+    """Whether the same item would get the same answer again; "failed" is the judge's failure, not the item's."""
+    return getattr(answer, "status", "ok") != "failed"
 
 
 def _stack(rows):

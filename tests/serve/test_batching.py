@@ -99,3 +99,16 @@ def test_a_cache_computes_what_is_new_once():
     assert computed == [a, b, graded]  # a is remembered, b was the oldest of three
     asyncio.run(cache.answer([b], compute))
     assert computed == [a, b, graded, b]
+
+
+def test_a_failure_is_not_remembered():
+    grey = np.zeros((8, 8, 3), np.uint8)
+    tries = []
+
+    async def compute(items):
+        tries.append(items)
+        return ["failed" if len(tries) == 1 else "scored"] * len(items)
+
+    cache, item = AnswerCache(2, lambda answer: answer != "failed"), RewardItem(grey, "a", ("realism",))
+    assert [asyncio.run(cache.answer([item], compute))[0] for _ in range(3)] == ["failed", "scored", "scored"]
+    assert len(tries) == 2

@@ -15,8 +15,9 @@ import numpy as np
 class AnswerCache:
     """The last `size` different items with their answers. Verb: answer."""
 
-    def __init__(self, size: int) -> None:
-        self._size = size
+    def __init__(self, size: int, lasting: Callable[[object], bool] = lambda answer: True) -> None:
+        """lasting: whether an answer would come out the same again; others, such as a failure of the machine, are not kept."""
+        self._size, self._lasting = size, lasting
         self._answers: OrderedDict[str, object] = OrderedDict()
 
     async def answer(self, items: Sequence, compute: Callable[[list], Awaitable[list]]) -> list:
@@ -27,8 +28,9 @@ class AnswerCache:
         if new:
             found |= dict(zip(new, await compute(list(new.values())), strict=True))
         for key in keys:
-            self._answers[key] = found[key]
-            self._answers.move_to_end(key)
+            if self._lasting(found[key]):
+                self._answers[key] = found[key]
+                self._answers.move_to_end(key)
         while len(self._answers) > self._size:
             self._answers.popitem(last=False)
         return [found[key] for key in keys]
