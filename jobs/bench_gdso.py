@@ -127,7 +127,7 @@ def batches(args):
     from zr_ray.data.load import load_split
     from zr_ray.data.pairs import PairSchedule, preference_pairs
     from zr_ray.loops.rollout import pair_requests
-    from zr_ray.models.judge import JudgeText, judge_folder
+    from zr_ray.models.judge_text import JudgeText, judge_folder
 
     text = JudgeText(judge_folder("builtin"))
     schedule = PairSchedule(preference_pairs(load_split(args.data, "train")), args.pairs, 0)
@@ -137,7 +137,7 @@ def batches(args):
 def bare_generate(args) -> dict:
     """vLLM's own LLM.generate, no log-probs, no seeds, nothing forbidden: the limit of a rollout phase."""
     from zr_ray.config import RolloutSection
-    from zr_ray.models.judge import judge_folder
+    from zr_ray.models.judge_text import judge_folder
     from zr_ray.workers.rollout import engine_environment
 
     os.environ.update(engine_environment(RolloutSection(threads=args.threads)))
@@ -164,7 +164,9 @@ def bare_train(args) -> dict:
     import numpy as np
     import torch
 
-    from zr_ray.models.judge import Row, judge_folder, load_packed_judge
+    from zr_ray.models.judge import load_packed_judge
+    from zr_ray.models.judge_text import judge_folder
+    from zr_ray.models.packing import Row
 
     torch.set_num_threads(args.threads)
     module, _, packer = load_packed_judge(judge_folder("builtin"), torch.float32)
@@ -193,7 +195,7 @@ def trl_steps(args) -> dict:
 
     from zr_ray.data.load import load_split
     from zr_ray.data.pairs import PairSchedule, preference_pairs
-    from zr_ray.models.judge import judge_folder
+    from zr_ray.models.judge_text import judge_folder
     from zr_ray.rubric import ScoringFormat
 
     torch.set_num_threads(args.threads)

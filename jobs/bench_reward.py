@@ -31,7 +31,7 @@ from aiohttp import ClientSession, TCPConnector
 
 from zr_ray import driver
 from zr_ray.config_serve import ServeConfig
-from zr_ray.models.judge import judge_folder
+from zr_ray.models.judge_text import judge_folder
 from zr_ray.models.student import Student
 from zr_ray.observe import say
 from zr_ray.rubric import DIMENSIONS, ScoringFormat

@@ -30,7 +30,7 @@ from zr_ray.data.world.probes import PROBES, probe_images
 from zr_ray.data.world.verifier_scores import verify
 from zr_ray.errors import ZrRayError
 from zr_ray.loops.evaluate import agreement, human_scores
-from zr_ray.models.judge import judge_folder
+from zr_ray.models.judge_text import judge_folder
 from zr_ray.models.student import Student
 from zr_ray.rubric import DIMENSIONS
 

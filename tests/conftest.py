@@ -19,7 +19,7 @@ import zr_ray  # noqa: F401  the torchvision shim, before anything imports trans
 @pytest.fixture(scope="session")
 def judge_path():
     """Folder of the built-in judge."""
-    from zr_ray.models.judge import judge_folder
+    from zr_ray.models.judge_text import judge_folder
 
     return judge_folder("builtin")
 

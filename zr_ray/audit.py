@@ -28,7 +28,7 @@ from zr_ray.errors import JudgeError
 from zr_ray.loops.distillation_journal import compared, labelled, mean_log_q
 from zr_ray.loops.evaluate import BINS
 from zr_ray.models.identity import judge_hash
-from zr_ray.models.judge import JudgeText, judge_folder
+from zr_ray.models.judge_text import JudgeText, judge_folder
 from zr_ray.observe import duration, say, wait_for
 from zr_ray.records import AnnotatedImage
 from zr_ray.rubric import DIMENSIONS, SCORE_BINS

@@ -211,6 +211,7 @@ class WeightsSection(Section):
         gt=0,
     )
     verify: bool = _field(True, "compare probe log-probs of engine and learner after every push")
+    probe_tokens: int = _field(4, "greedy reasoning tokens of each probe question that are compared, beside its direct score", ge=1)
 
     def tolerance_for(self, rollout_dtype: str, learner_dtype: str) -> float:
         """`tolerance`, or the default for the dtypes in use; nats."""

@@ -22,7 +22,7 @@ from zr_ray.data.labels import LabelSet, fingerprints
 from zr_ray.data.load import data_folder, load_split
 from zr_ray.errors import CheckpointError, DataError
 from zr_ray.models.identity import judge_hash
-from zr_ray.models.judge import BUILTIN_JUDGES, JudgeText, judge_folder
+from zr_ray.models.judge_text import BUILTIN_JUDGES, JudgeText, judge_folder
 from zr_ray.observe import duration, say
 from zr_ray.records import AnnotatedImage
 from zr_ray.run_folder import RESULT_FILE, RunFolder, default_root

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from zr_ray.config import RolloutSection
 from zr_ray.errors import RolloutError
-from zr_ray.models.judge import judge_folder
+from zr_ray.models.judge_text import judge_folder
 from zr_ray.records import JudgeRequest
 from zr_ray.rubric import DIMENSIONS
 from zr_ray.torchvision_shim import child_environment
@@ -216,7 +216,7 @@ def _student_transformers(args) -> Way:
     """The model's own forward on left-padded questions, one batch per dimension, logits of the last position only."""
     student, device = _student(args)
     model, text, preprocess = student.judge.model, student.text, student.preprocess
-    from zr_ray.models.judge import expand_image
+    from zr_ray.models.packing import expand_image
 
     def one_dimension(pixels, prompts, dimension):
         patches, grid = preprocess(pixels)

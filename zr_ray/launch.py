@@ -14,7 +14,7 @@ from pathlib import Path
 from zr_ray import driver
 from zr_ray.data.load import data_folder, load_split
 from zr_ray.data.pairs import preference_pairs
-from zr_ray.models.judge import JudgeText, judge_folder
+from zr_ray.models.judge_text import JudgeText, judge_folder
 from zr_ray.observe import duration, say
 from zr_ray.records import AnnotatedImage, PreferencePair
 from zr_ray.run_folder import RunFolder

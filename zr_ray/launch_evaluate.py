@@ -19,7 +19,7 @@ from zr_ray.config_evaluate import EvaluateConfig
 from zr_ray.data.load import data_folder, load_split
 from zr_ray.loops import evaluate
 from zr_ray.loops.evaluate_report import full_row
-from zr_ray.models.judge import JudgeText, judge_folder
+from zr_ray.models.judge_text import JudgeText, judge_folder
 from zr_ray.observe import duration, say
 from zr_ray.records import AnnotatedImage
 from zr_ray.run_folder import RunFolder

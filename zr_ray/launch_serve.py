@@ -16,7 +16,7 @@ from zr_ray import driver
 from zr_ray.config_serve import ServeConfig
 from zr_ray.errors import ConfigError, DeadlineError, JudgeError
 from zr_ray.models.identity import judge_hash
-from zr_ray.models.judge import JudgeText, judge_folder
+from zr_ray.models.judge_text import JudgeText, judge_folder
 from zr_ray.observe import duration, say
 
 LEASE_POLL_S = 5.0

@@ -38,7 +38,7 @@ class RewardModel:
         self._config, replica = config, config.replica
         self._measures = Measures(serve.get_replica_context().replica_id.unique_id)
         if name == TEACHER:
-            from zr_ray.models.judge import judge_folder
+            from zr_ray.models.judge_text import judge_folder
             from zr_ray.workers.reward_teacher import TeacherWorker, teacher_engine
 
             folder = judge_folder(config.teacher.path)
@@ -185,7 +185,7 @@ def app(args: dict) -> serve.Application:
 def served_judge(path: str) -> tuple[Path, str]:
     """(folder, what it is) of a configured judge. `student` is the built-in base judge as long as the package has no student.
     Raises JudgeError if there is no model in another folder."""
-    from zr_ray.models.judge import BUILTIN_JUDGES, judge_folder
+    from zr_ray.models.judge_text import BUILTIN_JUDGES, judge_folder
 
     if path == STUDENT and not (BUILTIN_JUDGES[STUDENT] / "config.json").is_file():
         return judge_folder("builtin"), "the built-in base judge (this checkout has no built-in student)"

@@ -1,7 +1,7 @@
 """Learner -> rollout hand-off: versioned, in buckets, and proved after every push.
 
-`push_weights` sends the learner's parameters under a new policy version and then asks every rollout worker to decode a few probe
-questions; the learner recomputes the log-probs of the same tokens. Stale, partial or mis-mapped weights show up there, whatever
+A push (`loops/push.py`) sends the learner's parameters under a new policy version and then asks every rollout worker for a few probe
+answers; the learner recomputes the log-probs of the same tokens. Stale, partial or mis-mapped weights show up there, whatever
 the transport. A transport is anything with `send(buckets) -> handles`, whose handles `read_buckets` can turn into tensors inside the
 engine: the Ray object store now; NCCL and CUDA-IPC go through vLLM's native weight-transfer API behind the same call.
 """

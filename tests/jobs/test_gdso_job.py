@@ -48,7 +48,7 @@ def bad_data(tmp_path, **changes):
 def two_token_labels(tmp_path):
     import shutil
 
-    from zr_ray.models.judge import judge_folder
+    from zr_ray.models.judge_text import judge_folder
 
     folder = tmp_path / "judge"
     shutil.copytree(judge_folder("builtin"), folder)

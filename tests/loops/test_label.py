@@ -13,7 +13,7 @@ from zr_ray.config_risd import LabelSection
 from zr_ray.data.labels import LabelSet, fingerprints
 from zr_ray.errors import ConfigError, DataError
 from zr_ray.loops.label import label_items, label_provenance, teacher_distributions, teacher_requests
-from zr_ray.models.judge import JudgeText
+from zr_ray.models.judge_text import JudgeText
 from zr_ray.records import AnnotatedImage, Judgement
 from zr_ray.rubric import DIMENSIONS, SCORE_BINS
 

@@ -12,7 +12,8 @@ from zr_ray.config import LearnerSection
 from zr_ray.data.images import load_image
 from zr_ray.errors import JudgeError
 from zr_ray.loops.opd import FrozenTeacher, OpdObjective, rollout_sums, step_questions
-from zr_ray.models.judge import JudgeOutputs, Row, load_packed_judge
+from zr_ray.models.judge import JudgeOutputs, load_packed_judge
+from zr_ray.models.packing import Row
 from zr_ray.records import Judgement
 from zr_ray.rubric import DIMENSIONS, SCORE_BINS
 from zr_ray.workers.learner import Learner

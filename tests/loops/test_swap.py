@@ -5,7 +5,7 @@ import pytest
 
 from zr_ray.loops.rollout import generate, question, score
 from zr_ray.loops.swap import question_with_trace, swap_traces, widest_pairs
-from zr_ray.models.judge import JudgeText
+from zr_ray.models.judge_text import JudgeText
 from zr_ray.rubric import DIMENSIONS
 
 

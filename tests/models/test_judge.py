@@ -6,7 +6,9 @@ import torch
 
 from zr_ray.data.images import load_image
 from zr_ray.errors import JudgeError
-from zr_ray.models.judge import Row, judge_folder, load_packed_judge
+from zr_ray.models.judge import load_packed_judge
+from zr_ray.models.judge_text import judge_folder
+from zr_ray.models.packing import Row
 
 
 @pytest.fixture(scope="module")

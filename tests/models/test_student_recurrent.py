@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, Qwen3_5Config, Qwen3_5ForConditionalGeneration
 
-from zr_ray.models.judge import JudgeText
+from zr_ray.models.judge_text import JudgeText
 from zr_ray.models.student import Student
 from zr_ray.rubric import DIMENSIONS
 

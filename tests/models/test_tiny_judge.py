@@ -16,7 +16,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokeniz
 
 from zr_ray.data.world import render, sample_candidates, vocabulary
 from zr_ray.errors import JudgeError
-from zr_ray.models.judge import BUILTIN_JUDGES
+from zr_ray.models.judge_text import BUILTIN_JUDGES
 from zr_ray.models.tiny_judge import SPECIAL_TOKENS, build_tiny_judge, build_tokenizer
 from zr_ray.rubric import DIMENSIONS, ScoringFormat, label_token_ids
 

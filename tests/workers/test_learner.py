@@ -7,13 +7,13 @@ import torch
 from zr_ray.config import LearnerSection
 from zr_ray.data.images import load_image
 from zr_ray.errors import CheckpointError, ConfigError
-from zr_ray.models.judge import Row
+from zr_ray.models.packing import Row
 from zr_ray.workers.learner import Learner
 
 
 @pytest.fixture(scope="module")
 def units(judge_path, world_items):
-    from zr_ray.models.judge import JudgeText
+    from zr_ray.models.judge_text import JudgeText
 
     text = JudgeText(judge_path)
     rng = np.random.default_rng(1)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import ray
 
-from zr_ray.models.judge import JudgeText
+from zr_ray.models.judge_text import JudgeText
 from zr_ray.records import ItemFault, JudgeRequest
 from zr_ray.rubric import DIMENSIONS, SCORE_BINS
 from zr_ray.workers.reward import RewardItem

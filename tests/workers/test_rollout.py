@@ -8,7 +8,8 @@ from zr_ray.config import WeightsSection
 from zr_ray.errors import WeightSyncError
 from zr_ray.loops.push import WeightPush
 from zr_ray.loops.rollout import generate, question, score, workers_of_rank
-from zr_ray.models.judge import Row, load_packed_judge
+from zr_ray.models.judge import load_packed_judge
+from zr_ray.models.packing import Row
 from zr_ray.rubric import DIMENSIONS
 from zr_ray.weights import logprob_difference, make_buckets
 
@@ -50,6 +51,13 @@ def test_same_seeds_give_the_same_traces_and_samples_differ(fleet, requests):
     assert any(not np.array_equal(g[0].token_ids, j.token_ids) for g in first for j in g[1:])
 
 
+def test_length_limit_of_one_call(fleet, requests):
+    import ray
+
+    groups = ray.get(fleet.workers[0].generate.remote(requests[:2], 1, 0.0, 3), timeout=120)
+    assert [len(g[0].token_ids) for g in groups] == [3, 3] and groups[0][0].score_index is None
+
+
 def test_direct_score_is_the_distribution_after_the_marker(fleet, judge, world_items):
     module, text, packer = judge
     asked = [question(text, item, "realism", 0, direct=True) for item in world_items[:4]]
@@ -81,10 +89,10 @@ class FakeLearner:
         return value
 
 
-def test_push_is_verified_and_a_stale_engine_is_noticed(fleet, judge_path, requests):
+def test_push_is_verified_and_a_stale_engine_is_noticed(fleet, judge_path, requests, world_items):
     judge = load_packed_judge(judge_path, torch.float32)
     learner = FakeLearner(judge)
-    push = WeightPush(fleet.workers, requests[:4], WeightsSection(bucket_mib=1), 1e-5, 120)
+    push = WeightPush(fleet.workers, judge[1], world_items[0], WeightsSection(bucket_mib=1), 1e-5, 120)
     assert push(learner, 1)["sync/max_abs_diff"] < 1e-5
     torch.manual_seed(0)
     with torch.no_grad():

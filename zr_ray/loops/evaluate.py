@@ -17,7 +17,7 @@ from torch import Tensor
 from zr_ray.data.aggregate import aggregate_scores
 from zr_ray.functional import correlation, intervals, pairs
 from zr_ray.loops.rollout import generate, question, request_seed, score
-from zr_ray.models.judge import JudgeText
+from zr_ray.models.judge_text import JudgeText
 from zr_ray.records import AnnotatedImage
 from zr_ray.rubric import DIMENSIONS, SCORE_BINS
 

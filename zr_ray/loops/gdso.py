@@ -12,9 +12,8 @@ from zr_ray.config import GdsoConfig
 from zr_ray.loops.journal import Journal
 from zr_ray.loops.objective import GdsoObjective, collect, mean_metrics, reduced, rollout_metrics
 from zr_ray.loops.push import WeightPush
-from zr_ray.loops.rollout import generate, pair_requests, question, workers_of_rank
+from zr_ray.loops.rollout import generate, pair_requests, workers_of_rank
 from zr_ray.loops.schedule import learning_rate
-from zr_ray.rubric import DIMENSIONS
 
 if TYPE_CHECKING:
     from zr_ray.launch import TrainingTask
@@ -30,8 +29,7 @@ def train(loop_config: dict) -> None:
     c = config.gdso
     learner = Learner(task.judge, config.learner, keep_reference=c.beta_kl > 0)
     journal = Journal(task, learner, method="gdso", total_steps=c.steps, reasoning=True)
-    probes = [question(learner.text, task.pairs[0].winner, dimension, seed=0) for dimension in DIMENSIONS]
-    push = WeightPush(task.workers, probes, config.weights, config.sync_tolerance, config.rollout.deadline_s)
+    push = WeightPush(task.workers, learner.text, task.pairs[0].winner, config.weights, config.sync_tolerance, config.rollout.deadline_s)
     schedule = PairSchedule(list(task.pairs), c.pairs_per_step, config.run.seed)
     workers = workers_of_rank(task.workers, learner.rank, learner.world)
 

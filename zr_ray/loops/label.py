@@ -32,7 +32,7 @@ from zr_ray.functional.risd import average_distributions
 from zr_ray.functional.scores import score_log_distribution
 from zr_ray.loops.rollout import request_seed
 from zr_ray.models.identity import judge_hash, template_hash
-from zr_ray.models.judge import JudgeText
+from zr_ray.models.judge_text import JudgeText
 from zr_ray.observe import duration
 from zr_ray.placement import bundle
 from zr_ray.records import AnnotatedImage, Judgement, JudgeRequest

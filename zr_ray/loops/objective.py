@@ -15,7 +15,8 @@ from torch import Tensor
 
 from zr_ray.config import GdsoSection
 from zr_ray.functional import gdso, grpo, scores
-from zr_ray.models.judge import JudgeOutputs, Row
+from zr_ray.models.judge import JudgeOutputs
+from zr_ray.models.packing import Row
 from zr_ray.records import Judgement, JudgeRequest, PreferencePair
 from zr_ray.rubric import SCORE_BINS, SCORE_RANGE
 

@@ -26,7 +26,9 @@ from zr_ray.loops.push import WeightPush
 from zr_ray.loops.risd import step_items
 from zr_ray.loops.rollout import generate, question, request_seed, workers_of_rank
 from zr_ray.loops.schedule import learning_rate
-from zr_ray.models.judge import JudgeOutputs, JudgeText, Row, load_packed_judge
+from zr_ray.models.judge import JudgeOutputs, load_packed_judge
+from zr_ray.models.judge_text import JudgeText
+from zr_ray.models.packing import Row
 from zr_ray.records import Judgement
 from zr_ray.rubric import DIMENSIONS
 
@@ -44,8 +46,7 @@ def train(loop_config: dict) -> None:
     learner = Learner(task.judge, config.learner)
     teacher = FrozenTeacher(task.teacher, learner)
     journal = DistillationJournal(task, learner, method="opd", total_steps=c.steps, reasoning=True, known=task.labels.read())
-    probes = [question(learner.text, task.items[0], dimension, seed=0) for dimension in DIMENSIONS]
-    push = WeightPush(task.workers, probes, config.weights, config.sync_tolerance, config.rollout.deadline_s)
+    push = WeightPush(task.workers, learner.text, task.items[0], config.weights, config.sync_tolerance, config.rollout.deadline_s)
     workers = workers_of_rank(task.workers, learner.rank, learner.world)
 
     start = journal.restore()

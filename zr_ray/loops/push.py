@@ -5,23 +5,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from zr_ray.config import WeightsSection
-from zr_ray.models.judge import Row
+from zr_ray.loops.rollout import question
+from zr_ray.models.judge_text import JudgeText
+from zr_ray.models.packing import Row
 from zr_ray.observe import wait_for
-from zr_ray.records import JudgeRequest
+from zr_ray.records import AnnotatedImage
+from zr_ray.rubric import DIMENSIONS
 from zr_ray.weights import ObjectStoreTransport, WeightTransport, check_probe, logprob_difference, make_buckets
 from zr_ray.workers.learner import Learner
 
 
 class WeightPush:
-    """Sends a learner's weights to all rollout workers and proves that they arrived. Every rank calls it at the same point."""
+    """Sends a learner's weights to all rollout workers and proves that they arrived. Every rank calls it at the same point.
+
+    The proof: of one item's four questions, the first tokens of the greedy reasoning and the score without reasoning."""
 
     def __init__(
-        self, workers: Sequence, probes: Sequence[JudgeRequest], config: WeightsSection, tolerance: float, deadline_s: float,
+        self, workers: Sequence, text: JudgeText, item: AnnotatedImage, config: WeightsSection, tolerance: float, deadline_s: float,
         transport: WeightTransport | None = None,
     ) -> None:  # fmt: skip
-        """workers: ALL rollout workers of the run. probes: questions whose greedy answers are compared, nats within `tolerance`."""
-        self.workers, self.probes, self.config = list(workers), list(probes), config
+        """workers: ALL rollout workers of the run. item: what the probe asks about. tolerance: largest difference allowed, nats."""
+        self.workers, self.config = list(workers), config
         self.tolerance, self.deadline_s = tolerance, deadline_s
+        self.reasoned, self.direct = ([question(text, item, d, seed=0, direct=direct) for d in DIMENSIONS] for direct in (False, True))
         self.transport = transport or ObjectStoreTransport()
 
     def __call__(self, learner: Learner, version: int) -> dict[str, float]:
@@ -42,12 +48,13 @@ class WeightPush:
         return {"sync/max_abs_diff": difference, "sync/version": float(version)}
 
     def _probe(self, learner: Learner) -> float:
-        """Every engine's greedy answers against the learner's log-probs of the same tokens; every rank computes the same."""
-        asked = [worker.generate.remote(self.probes, 1, 0.0) for worker in self.workers]
-        answers = [group[0] for groups in wait_for(asked, self.deadline_s, "the weight probe") for group in groups]
-        rows = [
-            Row(request.token_ids, request.image, (answer.token_ids,), (answer.score_index,))
-            for request, answer in zip(self.probes * len(self.workers), answers, strict=True)
-        ]
+        """Every engine's answers against the learner's log-probs of the same tokens; every rank computes the same."""
+        asked = [worker.generate.remote(self.reasoned, 1, 0.0, self.config.probe_tokens) for worker in self.workers]
+        asked += [worker.score.remote(self.direct) for worker in self.workers]
+        answers = wait_for(asked, self.deadline_s, "the weight probe")
+        reasoned, direct = answers[: len(self.workers)], answers[len(self.workers) :]
+        judgements = [group[0] for groups in reasoned for group in groups] + [judgement for scores in direct for judgement in scores]
+        requests = [request for questions in (self.reasoned, self.direct) for _ in self.workers for request in questions]
+        rows = [Row(q.token_ids, q.image, (a.token_ids,), (a.score_index,)) for q, a in zip(requests, judgements, strict=True)]
         outputs = learner.forward(rows)
-        return logprob_difference(answers, outputs.logprobs, outputs.score_logprobs)
+        return logprob_difference(judgements, outputs.logprobs, outputs.score_logprobs)

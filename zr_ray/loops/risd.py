@@ -116,7 +116,7 @@ class OnlineTeacher:
     """Distributions from teacher actors, asked when they are needed (Algorithm 2)."""
 
     def __init__(self, task: DistillationTask, learner) -> None:
-        from zr_ray.models.judge import JudgeText
+        from zr_ray.models.judge_text import JudgeText
 
         self.task, self.config = task, task.config
         self.workers = workers_of_rank(task.workers, learner.rank, learner.world)

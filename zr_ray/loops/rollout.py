@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from zr_ray.data.annotations import load_image
-from zr_ray.models.judge import JudgeText
+from zr_ray.models.judge_text import JudgeText
 from zr_ray.observe import wait_for
 from zr_ray.records import AnnotatedImage, Judgement, JudgeRequest, PreferencePair
 

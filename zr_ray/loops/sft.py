@@ -19,10 +19,12 @@ from zr_ray.functional import scores
 from zr_ray.loops.journal import Journal
 from zr_ray.loops.objective import reduced
 from zr_ray.loops.push import WeightPush
-from zr_ray.loops.rollout import question, workers_of_rank
+from zr_ray.loops.rollout import workers_of_rank
 from zr_ray.loops.schedule import learning_rate
-from zr_ray.models.judge import JudgeOutputs, JudgeText, Row
-from zr_ray.rubric import DIMENSIONS, SCORE_BINS
+from zr_ray.models.judge import JudgeOutputs
+from zr_ray.models.judge_text import JudgeText
+from zr_ray.models.packing import Row
+from zr_ray.rubric import SCORE_BINS
 
 if TYPE_CHECKING:
     from zr_ray.launch import TrainingTask
@@ -38,8 +40,7 @@ def train(loop_config: dict) -> None:
     c = config.sft
     learner = Learner(task.judge, config.learner)
     journal = Journal(task, learner, method="rewarddance" if c.reasoning else "sft", total_steps=c.steps, reasoning=c.reasoning)
-    probes = [question(learner.text, task.pairs[0].winner, dimension, seed=0) for dimension in DIMENSIONS]
-    push = WeightPush(task.workers, probes, config.weights, config.sync_tolerance, config.rollout.deadline_s)
+    push = WeightPush(task.workers, learner.text, task.pairs[0].winner, config.weights, config.sync_tolerance, config.rollout.deadline_s)
     schedule = PairSchedule(list(task.pairs), c.pairs_per_step, config.run.seed)
     workers = workers_of_rank(task.workers, learner.rank, learner.world)
 

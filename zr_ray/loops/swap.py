@@ -17,7 +17,7 @@ from zr_ray.data.pairs import preference_pairs
 from zr_ray.functional import scores
 from zr_ray.functional.coupling import trace_following
 from zr_ray.loops.rollout import generate, question, score
-from zr_ray.models.judge import JudgeText
+from zr_ray.models.judge_text import JudgeText
 from zr_ray.records import AnnotatedImage, Judgement, JudgeRequest, PreferencePair
 from zr_ray.rubric import DIMENSIONS, SCORE_BINS
 

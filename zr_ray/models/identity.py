@@ -9,7 +9,7 @@ import hashlib
 from pathlib import Path
 
 from zr_ray.errors import JudgeError
-from zr_ray.models.judge import JudgeText
+from zr_ray.models.judge_text import JudgeText
 from zr_ray.rubric import DIMENSIONS
 
 _SUFFIXES = (".safetensors", ".json", ".jinja", ".txt", ".model")

@@ -1,7 +1,7 @@
 """The direct questions of one image in several dimensions as one packed row: what they share is computed once.
 
 The four questions of an image differ near their end only. Their longest common token prefix, found from the token ids whatever the chat
-template, holds image and prompt; the rest of each question is a branch behind it under the tree mask of `judge.py`, at the
+template, holds image and prompt; the rest of each question is a branch behind it under the tree mask of `packing.py`, at the
 positions it would have alone. The result equals separate questions. Where the image is not in the prefix (a template that names the
 dimension first), or for a recurrent model, every question is a sequence of its own and only the image features are shared.
 Left out on purpose: reasoning; a packed row asks for the score token alone.
@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from zr_ray.models.judge import JudgeText, PackedBatch, expand_image, has_recurrent_layers, tree_mask
+from zr_ray.models.judge_text import JudgeText
+from zr_ray.models.packing import PackedBatch, RotaryPositions, expand_image, has_recurrent_layers, tree_mask
 from zr_ray.models.preprocess import PixelPreprocessor
 from zr_ray.rubric import DIMENSIONS
 
@@ -59,9 +60,8 @@ class QuestionPacker:
         self.text, self.preprocess = text, preprocess
         self.image_token_id = model.config.image_token_id
         self.branching = not has_recurrent_layers(model.config.get_text_config())
-        self._rope_index = model.model.get_rope_index
         self._layout = lru_cache(CACHED_LAYOUTS)(self._make_layout)
-        self._positions = lru_cache(1024)(self._make_positions)
+        self._positions = RotaryPositions(model)
 
     # ---- one image ----
 
@@ -97,13 +97,6 @@ class QuestionPacker:
         branch = [torch.full((len(tail),), n) for n, tail in enumerate(tails, start=1)]
         ends = shared - 1 + torch.tensor([len(tail) for tail in tails]).cumsum(0)
         return PackedSequence(ids, torch.cat([prefix_positions, *own]), torch.cat([torch.zeros(shared, dtype=torch.long), *branch]), ends)
-
-    def _make_positions(self, length: int, image_at: int, grid: tuple[int, int]) -> Tensor:
-        """[length, 3] the model's own positions of a text of this length with one image in it; they do not depend on the words."""
-        types = torch.zeros(1, length, dtype=torch.int32)
-        types[0, image_at : image_at + grid[0] * grid[1] // self.preprocess.merge_size**2] = 1
-        positions, _ = self._rope_index(types.long(), mm_token_type_ids=types, image_grid_thw=torch.tensor([[1, *grid]]))
-        return positions[:, 0].T.contiguous()
 
     # ---- batches ----
 

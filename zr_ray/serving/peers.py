@@ -25,7 +25,7 @@ def pickled_jpegs():
     from fastapi.responses import Response
     from PIL import Image
 
-    from zr_ray.models.judge import judge_folder
+    from zr_ray.models.judge_text import judge_folder
     from zr_ray.models.student import Student
 
     torch.set_num_threads(1)

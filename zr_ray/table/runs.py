@@ -29,7 +29,7 @@ from zr_ray.config_table import RowChoice, TableConfig
 from zr_ray.data.load import data_folder, load_split
 from zr_ray.distillation import find_teacher, settle_teacher
 from zr_ray.errors import CheckpointError
-from zr_ray.models.judge import judge_folder
+from zr_ray.models.judge_text import judge_folder
 from zr_ray.observe import duration, say
 from zr_ray.run_folder import CONFIG_FILE, RESULT_FILE, RunFolder, default_root
 

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from zr_ray.config import LearnerSection
 from zr_ray.errors import CheckpointError, ConfigError
-from zr_ray.models.judge import JudgeOutputs, Row, load_packed_judge
+from zr_ray.models.judge import JudgeOutputs, load_packed_judge
+from zr_ray.models.packing import Row
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

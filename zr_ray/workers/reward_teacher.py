@@ -22,7 +22,7 @@ from zr_ray.errors import JudgeError
 from zr_ray.functional.aggregation import score_deviation
 from zr_ray.functional.scores import expected_score, outside_mass, score_entropy, score_log_distribution
 from zr_ray.models.identity import judge_hash, template_hash
-from zr_ray.models.judge import JudgeText
+from zr_ray.models.judge_text import JudgeText
 from zr_ray.models.preprocess import PixelPreprocessor
 from zr_ray.records import ItemFault, JudgeIdentity, JudgeRequest
 from zr_ray.rubric import DIMENSIONS, SCORE_BINS

@@ -17,7 +17,7 @@ import numpy as np
 
 from zr_ray.config import RolloutSection
 from zr_ray.errors import RolloutError
-from zr_ray.models.judge import JudgeText
+from zr_ray.models.judge_text import JudgeText
 from zr_ray.records import Judgement, JudgeRequest
 from zr_ray.torchvision_shim import child_environment
 
@@ -64,14 +64,14 @@ class RolloutWorker:
             disable_log_stats=True,
         )
 
-    def generate(self, requests: Sequence[JudgeRequest], group_size: int, temperature: float = 1.0) -> list[list[Judgement]]:
+    def generate(self, requests: Sequence[JudgeRequest], group_size: int, temperature: float = 1.0, max_tokens: int | None = None) -> list[list[Judgement]]:
         """Sample `group_size` outputs (reasoning and score) per request.
 
         Args: temperature: 1 samples the policy itself, 0 decodes greedily (group_size must be 1); reported log-probs are those of
-            the distribution sampled from.
+            the distribution sampled from. max_tokens: instead of rollout.max_new_tokens.
         Returns: per request, in order, its Judgements 0..group_size-1. An output without a score within the length limit has
             score_index None.   Raises: RolloutError if answers do not line up with the requests."""
-        return self._run(requests, group_size, temperature, self.config.max_new_tokens, direct=False)
+        return self._run(requests, group_size, temperature, max_tokens or self.config.max_new_tokens, direct=False)
 
     def score(self, requests: Sequence[JudgeRequest]) -> list[Judgement]:
         """One-token scores without reasoning; the questions must end with the marker (`JudgeText.question(direct=True)`)."""
