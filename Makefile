@@ -48,7 +48,8 @@ $(STAMP): pyproject.toml
 		echo "$(VENV) holds the other set of extras (cpu and gpu exclude one another): making it anew"; rm -rf $(VENV); fi
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing the pinned set of pyproject.toml with [$(EXTRA),dev]: about 4 GB, some minutes"
-	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check -e '.[$(EXTRA),dev]'
+	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-compile -e '.[$(EXTRA),dev]'
+	@$(VENV)/bin/python -m compileall -qq -j 0 $(VENV)/lib || true  # on every core, where pip uses one; files that are templates do not compile
 	@if [ $(EXTRA) = cpu ]; then echo "compiling DeepSpeed's shared-memory collective (once)"; \
 		PATH="$(CURDIR)/$(VENV)/bin:$$PATH" DS_ACCELERATOR=cpu $(VENV)/bin/python -c "$(WARM_UP)" > /dev/null; fi
 	@touch $@

@@ -93,6 +93,7 @@ def write_run(folder, rows, hpa_curve=(), **result):
     found = {"wall_s": 90.0, "rows": [{"pooled": {"hpa": 0.9}}], **result}
     (folder / "result.json").write_text(json.dumps(found))
     (folder / "rows.json").write_text(json.dumps(rows))
+    (folder / "config.resolved.yaml").write_text(f"evaluation: {{items: {len(rows[-1]['mu']) // 2}}}")
     lines = [{"step": step, "eval/hpa": hpa} for step, hpa in enumerate(hpa_curve, start=1)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
@@ -161,8 +162,9 @@ def test_untrained_rows_stand_for_every_seed_and_judges_stay_apart(answers, tmp_
     folder = RunFolder(tmp_path / "table")
     folder.path.mkdir()
     assert "| s | gdso | 0 | 0.250 | 50.0 | 7 |" in write_table(folder, table)
-    assert curves(runs) == {"s": {"gdso": {1: [0.6, 0.5], 3: [0.9, 0.9]}}}  # the last point is the final evaluation
-    write_curves(folder, runs)
+    # step 0 is the base row, the last point the final evaluation; both on the first half of the items, where `half` is right
+    assert curves(runs, items, config) == {"s": {"gdso": {0: [1.0, 1.0], 1: [0.6, 0.5], 3: [1.0, 1.0]}}}
+    write_curves(folder, runs, items, config)
     assert (folder.path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -93,7 +93,6 @@ def connect(namespace: str) -> str:
     import ray
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_TRAIN_ENABLE_V2", "1")
     context = ray.init(namespace=namespace, log_to_driver=False, ignore_reinit_error=True, configure_logging=False)
     signal.signal(signal.SIGTERM, _stop)  # after ray.init, which installs its own
     url = context.dashboard_url

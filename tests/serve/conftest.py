@@ -13,7 +13,7 @@ import yaml
 os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")  # read where Ray starts; Serve's 5 s are short on a busy machine
 os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S", "60")
 os.environ.setdefault("RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT", "1")  # a replica that cannot start is not started three times
-os.environ.setdefault("RAY_metrics_report_interval_ms", "1000")  # 10 s otherwise
+os.environ.setdefault("RAY_metrics_report_interval_ms", "4000")  # 10 s otherwise; each report costs the agents processor time
 
 TOKEN = "a-token-for-tests"
 APP = "test-reward"

@@ -7,29 +7,49 @@ import os
 from collections import defaultdict
 from collections.abc import Sequence
 
-from zr_ray.run_folder import METRICS_FILE, RunFolder
-from zr_ray.table.runs import RowRun
+import yaml
+
+from zr_ray.config_table import TableConfig
+from zr_ray.loops.journal import ROWS_FILE
+from zr_ray.records import AnnotatedImage
+from zr_ray.run_folder import CONFIG_FILE, METRICS_FILE, RunFolder
+from zr_ray.table.compare import measure
+from zr_ray.table.page import held_out, mu_of
+from zr_ray.table.runs import RowRun, base_rows
 
 CURVES_FILE = "curves.png"
 
 
-def curves(runs: Sequence[RowRun]) -> dict[str, dict[str, dict[int, list[float]]]]:
-    """judge -> row -> step -> HPA of each seed: evaluations during training, and the final one, on the whole held-out split, at the last step."""
+def curves(runs: Sequence[RowRun], items: Sequence[AnnotatedImage], config: TableConfig) -> dict[str, dict[str, dict[int, list[float]]]]:
+    """judge -> row -> step -> HPA of each seed, every point on the held-out items that the run's evaluations during training show.
+
+    Step 0 is the judge's untrained row that answers in the same way, if the table has one."""
     found: dict = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
-    for run in runs:
-        if not run.finished or run.job == "evaluate":
+    finished = [(run, json.loads((run.folder / ROWS_FILE).read_text())[-1]) for run in runs if run.finished]
+    untrained = base_rows(config.table.rows)
+    starts = {(run.judge, _reasons(row)): mu_of(row) for run, row in finished if run.row in untrained}
+    for run, row in finished:
+        if run.job == "evaluate":
             continue
+        shown = yaml.safe_load((run.folder / CONFIG_FILE).read_text())["evaluation"]["items"]
+        test = held_out(items[:shown], config)
         lines = [json.loads(line) for line in (run.folder / METRICS_FILE).read_text().splitlines()]
         points = {line["step"]: line["eval/hpa"] for line in lines if line.get("eval/hpa") is not None}
-        points[lines[-1]["step"]] = run.result()["rows"][-1]["pooled"]["hpa"]
+        points[lines[-1]["step"]] = measure([mu_of(row)[:shown]], test, "hpa")[0]
+        if (run.judge, _reasons(row)) in starts:
+            points[0] = measure([starts[run.judge, _reasons(row)][:shown]], test, "hpa")[0]
         for step, hpa in points.items():
             found[run.judge][run.row][step].append(hpa)
     return {judge: {row: dict(sorted(steps.items())) for row, steps in rows.items()} for judge, rows in found.items()}
 
 
-def write_curves(folder: RunFolder, runs: Sequence[RowRun]) -> None:
-    """Draw curves.png; nothing while no training run is finished."""
-    found = curves(runs)
+def _reasons(row: dict) -> bool:
+    return row["tokens_per_score"] > 1
+
+
+def write_curves(folder: RunFolder, runs: Sequence[RowRun], items: Sequence[AnnotatedImage], config: TableConfig) -> None:
+    """Draw curves.png; nothing while no training run is finished. items: the evaluation split."""
+    found = curves(runs, items, config)
     if not found:
         return
     import matplotlib
@@ -46,8 +66,8 @@ def write_curves(folder: RunFolder, runs: Sequence[RowRun]) -> None:
         axes.set_title(judge)
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
-    panels[0][0].set_ylabel("HPA, % (last point: whole held-out split)")
-    panels[0][-1].legend(fontsize=8)
+    panels[0][0].set_ylabel("HPA, % (on the items shown during training)")
+    panels[0][-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.02, 0.5))
     temporary = folder.path / f".{CURVES_FILE}"
     figure.savefig(temporary, dpi=120, bbox_inches="tight", format="png")
     pyplot.close(figure)

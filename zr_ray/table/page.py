@@ -67,7 +67,7 @@ def _answers(runs: Sequence[RowRun], config: TableConfig) -> tuple[Answers, dict
         for name, row in {run.row: judged[-1], **{TEACHER: row for row in judged if row["method"] == TEACHER_ROW}}.items():
             tokens[name].append(row["tokens_per_score"])
             for seed in c.seeds if run.row in base_rows(c.rows) else (run.seed,):
-                answers[name][seed] = _mu(row["mu"])
+                answers[name][seed] = mu_of(row)
     return {name: seeds for name, seeds in answers.items() if seeds}, tokens
 
 
@@ -151,6 +151,6 @@ def _cell(entry: dict, key: str, scale: float = 1, interval: bool = True) -> str
     return f"{entry[key] * scale:.{digits}f}" + (f" [{bounds[0] * scale:.{digits}f}, {bounds[1] * scale:.{digits}f}]" if bounds else "")
 
 
-def _mu(values: list[list[float | None]]) -> Tensor:
-    """[I, D] float64, nan where the judge gave no score."""
-    return torch.tensor([[float("nan") if v is None else v for v in item] for item in values], dtype=torch.float64)
+def mu_of(row: dict) -> Tensor:
+    """[I, D] float64 of a row in rows.json, nan where the judge gave no score."""
+    return torch.tensor([[float("nan") if v is None else v for v in item] for item in row["mu"]], dtype=torch.float64)

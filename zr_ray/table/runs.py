@@ -100,9 +100,9 @@ def make_table(job: str, config: TableConfig, args: argparse.Namespace, jobs: Pa
     from zr_ray.table.page import table_of, write_table
 
     speed = _speeds(config, folder, runs, teacher, jobs) if c.speed_images else {}
-    table = table_of(runs, load_split(data, "test"), config, speed)
-    say(write_table(folder, table))
-    write_curves(folder, runs)
+    test = load_split(data, "test")
+    say(write_table(folder, table_of(runs, test, config, speed)))
+    write_curves(folder, runs, test, config)
     done = len([run for run in runs if run.finished])
     say(f"{done} of {len(runs)} runs; {duration(time.time() - started_at)}; {folder.path / 'table.md'}, {folder.path / 'curves.png'}")
     if failed:
