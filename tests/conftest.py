@@ -16,19 +16,6 @@ import pytest
 import zr_ray  # noqa: F401  the torchvision shim, before anything imports transformers
 
 
-LONG_FILES = (
-    "jobs/test_gdso_job.py", "serve/test_updates.py", "loops/test_label.py", "serve/test_service.py", "jobs/test_evaluate_job.py",
-    "loops/test_risd_loop.py",
-)  # fmt: skip
-"""Files of a minute and more; with two processes they go first, so that neither waits for the other at the end."""
-
-
-def pytest_collection_modifyitems(items):
-    """Long files first, the rest in its order."""
-    files = [str(Path(__file__).parent / name) for name in LONG_FILES]
-    items.sort(key=lambda item: files.index(str(item.path)) if str(item.path) in files else len(files))
-
-
 @pytest.fixture(scope="session")
 def judge_path():
     """Folder of the built-in judge."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import os
 import shutil
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -196,12 +197,19 @@ class Learner:
 
 def _prepare_process(config: LearnerSection) -> None:
     """Environment DeepSpeed reads; defaults make a single process outside Ray Train a world of one."""
-    defaults = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29571"}
+    defaults = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     if config.gpus == 0:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     torch.set_num_threads(config.threads)
+
+
+def _free_port() -> int:
+    """A port nobody listens on: a fixed one would let one learner outside Ray Train per machine."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 def _freeze(module, prefixes: Sequence[str]) -> list[Tensor]:
