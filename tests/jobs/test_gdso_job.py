@@ -156,8 +156,8 @@ def test_killed_run_resumes_to_the_same_numbers(job, job_environment, uninterrup
 
 
 def test_two_ranks_follow_one_rank(job, uninterrupted, tmp_path):
-    """Two DeepSpeed ranks with ZeRO-2 and two rollout actors: the same first step up to rounding."""
-    done = job(*SMALL, f"run.root={tmp_path}", "run.name=two", "learner.workers=2", "learner.zero_stage=2", "rollout.workers=2",
+    """Two DeepSpeed ranks with ZeRO-2 that share one rollout actor: the same first step up to rounding."""
+    done = job(*SMALL, f"run.root={tmp_path}", "run.name=two", "learner.workers=2", "learner.zero_stage=2",
                "rollout.cpus=0.5", "learner.cpus=0.5", "gdso.steps=2", "evaluation.before=false", "evaluation.every_steps=0")  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     one, two = metrics_of(uninterrupted[0]), metrics_of(tmp_path / "two")
