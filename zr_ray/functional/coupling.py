@@ -36,6 +36,7 @@ def trace_following(own: Tensor, swapped: Tensor, prompt: Tensor, resamples: int
     labels, place = prompt.unique(return_inverse=True)
 
     def by_prompt(values: Tensor) -> Tensor:
+        """[M] -> [prompts] sums."""
         return values.new_zeros(len(labels)).index_add(0, place, values)
 
     products, squares = by_prompt((moved * asked).sum(-1)), by_prompt(asked.square().sum(-1))
