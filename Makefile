@@ -38,7 +38,7 @@ serve: $(STAMP)
 		-- python jobs/serve_reward.py $(ARGS)
 
 test: $(STAMP)
-	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 install: $(STAMP)
 

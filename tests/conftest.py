@@ -16,6 +16,14 @@ import pytest
 import zr_ray  # noqa: F401  the torchvision shim, before anything imports transformers
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """With several test processes: a file stays in one, and all files that share the engine, or the Serve instance, in the same one."""
+    shared = {item.path: name for name in ("fleet", "serve_url") for item in items if name in item.fixturenames}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(shared.get(item.path, item.path.stem)))
+
+
 @pytest.fixture(scope="session")
 def judge_path():
     """Folder of the built-in judge."""

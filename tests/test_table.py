@@ -212,7 +212,17 @@ def test_runs_start_in_order_and_a_failure_is_told(ray_cluster, answers, tmp_pat
     assert (runs[0].folder / "result.json").stat().st_mtime_ns == stamp
 
 
-def test_a_signal_ends_the_running_jobs_and_starts_no_more(ray_cluster, tmp_path):
+@pytest.fixture()
+def interruptible():
+    """SIGINT raises KeyboardInterrupt, as in a job; a pytest-xdist process ignores it."""
+    import signal
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_signal_ends_the_running_jobs_and_starts_no_more(ray_cluster, interruptible, tmp_path):
     import os
     import signal
     import threading

@@ -1,4 +1,5 @@
-"""Image processors import in this process and in a bare Python child that gets only the shim's environment."""
+"""The three packages import in a bare Python child that gets only the shim's environment, and cost nothing before (vLLM in such a
+child: tests/models/test_student_card.py)."""
 
 import os
 import subprocess
@@ -6,10 +7,10 @@ import sys
 
 from zr_ray.torchvision_shim import child_environment
 
-IMPORTS = "import torchvision, transformers.image_processing_utils, transformers.audio_utils; from vllm.multimodal.media import audio; print('imported')"
+IMPORTS = "import torchvision, torchaudio, torchcodec; from torchvision.transforms.v2 import functional; print('imported')"
 
 
-def test_child_process_imports_what_vllm_helpers_import():
+def test_child_process_imports_all_three():
     done = subprocess.run([sys.executable, "-c", IMPORTS], env=os.environ | child_environment(), capture_output=True, text=True, timeout=120)
     assert done.stdout.strip().endswith("imported"), done.stderr[-2000:]
 

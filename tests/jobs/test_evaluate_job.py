@@ -2,8 +2,6 @@
 
 import json
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -32,16 +30,15 @@ def test_bad_sample_numbers_are_refused(samples):
         load_config(EvaluateConfig, None, [f"evaluate.samples={samples}"])
 
 
-def test_evaluates_a_data_set(tmp_path, judge_path, job_environment):
+def test_evaluates_a_data_set(tmp_path, judge_path, ray_cluster, run_job):
     from zr_ray.data.world.build import write_world
 
     write_world(tmp_path / "data", train_groups=0, test_groups=6, seed=3)
-    command = [
-        sys.executable, ROOT / "jobs" / "evaluate.py", "--judge", judge_path, "--data", tmp_path / "data", "--samples", "0", "1", "2",
-        "--swap", f"run.root={tmp_path}", "run.name=e", "evaluate.bootstrap_resamples=40", "rollout.threads=1", "rollout.max_model_len=160",
+    arguments = [
+        "--judge", judge_path, "--data", tmp_path / "data", "--samples", "0", "1", "2", "--swap", f"run.root={tmp_path}", "run.name=e",
+        "evaluate.bootstrap_resamples=40", "rollout.threads=1", "rollout.max_model_len=160",
     ]  # fmt: skip
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=300, cwd=ROOT, env=job_environment)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert run_job("evaluate", *arguments) == 0
     run = tmp_path / "e"
     result = json.loads((run / "result.json").read_text())
     assert [row["method"] for row in result["rows"]] == ["direct", "reasoning, greedy", "reasoning, 1 sample", "reasoning, mean of 2"]

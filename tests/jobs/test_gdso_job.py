@@ -1,18 +1,17 @@
 """The main job as a user runs it: bad input is refused in one line; two ranks train; a killed run resumes to the same numbers."""
 
+import io
 import json
 import os
 import re
-import runpy
 import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
-
-from zr_ray import driver
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
@@ -22,15 +21,79 @@ SMALL = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def job(job_environment):
-    """Run jobs/gdso.py to its end in a process of its own, on the tests' cluster."""
+@pytest.fixture()
+def gdso(run_job, capfd):
+    """Run jobs/gdso.py here; returns (exit code, stdout, stderr)."""
 
-    def run(*arguments, timeout=300):
-        command = [sys.executable, str(ROOT / "jobs" / "gdso.py"), *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=ROOT, env=job_environment)
+    def run(*arguments) -> tuple[int, str, str]:
+        code = run_job("gdso", *arguments)
+        return code, *capfd.readouterr()
 
     return run
+
+
+def metrics_of(run: Path) -> list[dict]:
+    """metrics.jsonl without wall-clock values."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(ray_cluster, run_job, tmp_path_factory):
+    """(run folder, log) of a whole run."""
+    root, log = tmp_path_factory.mktemp("runs"), io.StringIO()
+    with redirect_stdout(log):
+        assert run_job("gdso", *SMALL, f"run.root={root}", "run.name=whole") == 0, log.getvalue()
+    return root / "whole", log.getvalue()
+
+
+def test_run_folder_holds_everything(uninterrupted):
+    run, log = uninterrupted
+    result = json.loads((run / "result.json").read_text())
+    assert result["status"] == "SUCCEEDED" and [r["method"] for r in result["rows"]] == ["zero-shot", "base, reasoning", "gdso"]
+    assert result["noise_ceiling"]["pooled"]["hpa"] > 0.8
+    for name in ("config.resolved.yaml", "environment.json", "report.html", "judge/model.safetensors", "judge/scoring_format.json"):
+        assert (run / name).is_file(), name
+    assert list((run / "tensorboard").glob("events*")) and list((run / "checkpoints").glob("step_000004"))
+    assert "run whole" in log and "step 4/4" in log and "status SUCCEEDED" in log
+
+
+def test_on_policy_ratio_and_sync_at_every_step(uninterrupted):
+    lines = metrics_of(uninterrupted[0])
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    for line in lines:
+        assert line["policy/ratio_max_abs_diff"] < 1e-4 and line["sync/max_abs_diff"] < 1e-5, line
+        assert line["rollout/staleness"] == 0.0
+
+
+def test_killed_run_resumes_to_the_same_numbers(job_environment, uninterrupted, gdso, tmp_path):
+    """SIGKILL of a driver in a process of its own after step 3: the checkpoint of step 2 is the newest, step 3's line must be dropped and made again."""
+    command = [sys.executable, str(ROOT / "jobs" / "gdso.py"), *SMALL, f"run.root={tmp_path}", "run.name=killed"]
+    process = subprocess.Popen(command, cwd=ROOT, env=job_environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    file = tmp_path / "killed" / "metrics.jsonl"
+    deadline = time.time() + 240
+    while not (file.is_file() and len(file.read_text().splitlines()) >= 3):
+        assert time.time() < deadline and process.poll() is None, "the run did not reach step 3"
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    code, log, errors = gdso(*SMALL, f"run.root={tmp_path}", "--resume", "latest")
+    assert code == 0 and "resumed after step" in log, log + errors
+    assert metrics_of(tmp_path / "killed") == metrics_of(uninterrupted[0])
+    rows = [json.loads((run / "result.json").read_text())["rows"] for run in (tmp_path / "killed", uninterrupted[0])]
+    assert rows[0] == rows[1]
+
+
+def test_two_ranks_follow_one_rank(ray_cluster, uninterrupted, gdso, tmp_path):
+    """Two DeepSpeed ranks with ZeRO-2 that share one rollout actor: the same first step up to rounding."""
+    code, log, errors = gdso(*SMALL, f"run.root={tmp_path}", "run.name=two", "learner.workers=2", "learner.zero_stage=2",
+                             "rollout.cpus=0.5", "learner.cpus=0.5", "gdso.steps=2", "evaluation.before=false", "evaluation.every_steps=0")  # fmt: skip
+    assert code == 0, log + errors
+    one, two = metrics_of(uninterrupted[0]), metrics_of(tmp_path / "two")
+    assert one[0]["rollout/tokens_per_sample"] == two[0]["rollout/tokens_per_sample"]
+    for name in ("loss/pointwise", "loss/pairwise", "loss/policy", "reward/total", "learner/grad_norm"):
+        assert two[0][name] == pytest.approx(one[0][name], rel=1e-3, abs=1e-5), name
+    assert len(two) == 2 and all(line["sync/max_abs_diff"] < 1e-5 for line in two)
 
 
 def bad_data(tmp_path, **changes):
@@ -74,94 +137,23 @@ BAD = {
 }
 
 
-def run_here(capfd, *arguments) -> tuple[int, str, str]:
-    """(exit code, stdout, stderr) of the job's own `main` in this process."""
-    module = runpy.run_path(str(ROOT / "jobs" / "gdso.py"), run_name="job")
-    code = driver.run_job(lambda: module["main"]([str(a) for a in arguments]))
-    return code, *capfd.readouterr()
-
-
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_refused_in_one_line(name, tmp_path, capfd):
+def test_bad_input_is_refused_in_one_line(name, tmp_path, gdso):
     """None of these may reach Ray."""
     make, expected = BAD[name]
-    code, _, message = run_here(capfd, *make(tmp_path))
+    code, _, message = gdso(*make(tmp_path))
     message = message.strip()
     assert code == 1 and len(message.splitlines()) == 1 and message.startswith("error: "), message
     assert re.search(expected, message), message
     print(f"{name}: {message}")
 
 
-def test_infeasible_placement_is_refused_before_an_engine_starts(ray_cluster, capfd, tmp_path):
-    code, _, message = run_here(capfd, f"run.root={tmp_path}", "learner.workers=64", "gdso.pairs_per_step=64")
+def test_infeasible_placement_is_refused_before_an_engine_starts(ray_cluster, gdso, tmp_path):
+    code, _, message = gdso(f"run.root={tmp_path}", "learner.workers=64", "gdso.pairs_per_step=64")
     assert code == 1 and "the job wants" in message and "Traceback" not in message, message
     assert not list(tmp_path.iterdir())
 
 
-def test_dry_run_prints_configuration_and_resources(capfd):
-    code, plan, _ = run_here(capfd, "--config", ROOT / "jobs" / "configs" / "gdso_tiny.yaml", "--dry-run")
+def test_dry_run_prints_configuration_and_resources(gdso):
+    code, plan, _ = gdso("--config", ROOT / "jobs" / "configs" / "gdso_tiny.yaml", "--dry-run")
     assert code == 0 and "pairs_per_step" in plan and "# rollout: 2 x {'CPU': 0.5}" in plan and "# learner: 1 x" in plan
-
-
-def metrics_of(run: Path) -> list[dict]:
-    """metrics.jsonl without wall-clock values."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in lines]
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(job, tmp_path_factory):
-    root = tmp_path_factory.mktemp("runs")
-    done = job(*SMALL, f"run.root={root}", "run.name=whole")
-    assert done.returncode == 0, done.stdout + done.stderr
-    return root / "whole", done.stdout
-
-
-def test_run_folder_holds_everything(uninterrupted):
-    run, log = uninterrupted
-    result = json.loads((run / "result.json").read_text())
-    assert result["status"] == "SUCCEEDED" and [r["method"] for r in result["rows"]] == ["zero-shot", "base, reasoning", "gdso"]
-    assert result["noise_ceiling"]["pooled"]["hpa"] > 0.8
-    for name in ("config.resolved.yaml", "environment.json", "report.html", "judge/model.safetensors", "judge/scoring_format.json"):
-        assert (run / name).is_file(), name
-    assert list((run / "tensorboard").glob("events*")) and list((run / "checkpoints").glob("step_000004"))
-    assert "run whole" in log and "step 4/4" in log and "status SUCCEEDED" in log
-
-
-def test_on_policy_ratio_and_sync_at_every_step(uninterrupted):
-    lines = metrics_of(uninterrupted[0])
-    assert [line["step"] for line in lines] == [1, 2, 3, 4]
-    for line in lines:
-        assert line["policy/ratio_max_abs_diff"] < 1e-4 and line["sync/max_abs_diff"] < 1e-5, line
-        assert line["rollout/staleness"] == 0.0
-
-
-def test_killed_run_resumes_to_the_same_numbers(job, job_environment, uninterrupted, tmp_path):
-    """SIGKILL of the driver after step 3: the checkpoint of step 2 is the newest, step 3's line must be dropped and made again."""
-    command = [sys.executable, str(ROOT / "jobs" / "gdso.py"), *SMALL, f"run.root={tmp_path}", "run.name=killed"]
-    process = subprocess.Popen(command, cwd=ROOT, env=job_environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    file = tmp_path / "killed" / "metrics.jsonl"
-    deadline = time.time() + 240
-    while not (file.is_file() and len(file.read_text().splitlines()) >= 3):
-        assert time.time() < deadline and process.poll() is None, "the run did not reach step 3"
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    done = job(*SMALL, f"run.root={tmp_path}", "--resume", "latest")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "resumed after step" in done.stdout
-    assert metrics_of(tmp_path / "killed") == metrics_of(uninterrupted[0])
-    rows = [json.loads((run / "result.json").read_text())["rows"] for run in (tmp_path / "killed", uninterrupted[0])]
-    assert rows[0] == rows[1]
-
-
-def test_two_ranks_follow_one_rank(job, uninterrupted, tmp_path):
-    """Two DeepSpeed ranks with ZeRO-2 that share one rollout actor: the same first step up to rounding."""
-    done = job(*SMALL, f"run.root={tmp_path}", "run.name=two", "learner.workers=2", "learner.zero_stage=2",
-               "rollout.cpus=0.5", "learner.cpus=0.5", "gdso.steps=2", "evaluation.before=false", "evaluation.every_steps=0")  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    one, two = metrics_of(uninterrupted[0]), metrics_of(tmp_path / "two")
-    assert one[0]["rollout/tokens_per_sample"] == two[0]["rollout/tokens_per_sample"]
-    for name in ("loss/pointwise", "loss/pairwise", "loss/policy", "reward/total", "learner/grad_norm"):
-        assert two[0][name] == pytest.approx(one[0][name], rel=1e-3, abs=1e-5), name
-    assert len(two) == 2 and all(line["sync/max_abs_diff"] < 1e-5 for line in two)

@@ -5,17 +5,11 @@ Four jobs with their engines take over a minute on two quiet cores: run with ZR_
 
 import json
 import os
-import runpy
-import signal
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from zr_ray import driver
-
 pytestmark = pytest.mark.skipif(not os.environ.get("ZR_SLOW"), reason="over a minute: set ZR_SLOW=1")
-ROOT = Path(__file__).resolve().parents[2]
 TEACHER = [
     "teacher.path=builtin", "label.traces=2", "rollout.threads=1", "rollout.max_num_seqs=64", "rollout.max_model_len=160",
 ]  # fmt: skip
@@ -26,16 +20,9 @@ SMALL = [
 
 
 @pytest.fixture(scope="module")
-def job(ray_cluster):
-    """Run jobs/<name>.py in this process, on the session's cluster; returns its exit code."""
-    handler = signal.getsignal(signal.SIGTERM)
-
-    def run(name, *arguments):
-        module = runpy.run_path(str(ROOT / "jobs" / f"{name}.py"), run_name="job")
-        return driver.run_job(lambda: module["main"](list(map(str, arguments))))
-
-    yield run
-    signal.signal(signal.SIGTERM, handler)
+def job(ray_cluster, run_job):
+    """Run jobs/<name>.py on the session's cluster; returns its exit code."""
+    return run_job
 
 
 @pytest.fixture(scope="module")

@@ -10,19 +10,17 @@ import torch
 
 from zr_ray.config import RolloutSection
 from zr_ray.config_risd import LabelSection
+from zr_ray.data.images import load_image
 from zr_ray.data.labels import LabelSet, fingerprints
 from zr_ray.errors import ConfigError, DataError
 from zr_ray.loops.label import label_items, label_provenance, teacher_distributions, teacher_requests
+from zr_ray.loops.rollout import generate
 from zr_ray.models.judge_text import JudgeText
 from zr_ray.records import AnnotatedImage, Judgement
 from zr_ray.rubric import DIMENSIONS, SCORE_BINS
 
 ROLLOUT = RolloutSection(threads=1, max_model_len=160, max_num_seqs=64)
 SECTION = LabelSection(traces=2, batch_items=4)
-
-
-class DriverDies(Exception):
-    pass
 
 
 @pytest.fixture(scope="module")
@@ -39,33 +37,15 @@ def provenance(judge_path):
     return label_provenance(judge_path, JudgeText(judge_path), ROLLOUT, SECTION)
 
 
+class DriverDies(Exception):
+    pass
+
+
 @pytest.fixture(scope="module")
-def uninterrupted(ray_cluster, judge_path, items, provenance, tmp_path_factory):
+def labelled(ray_cluster, judge_path, items, provenance, tmp_path_factory):
+    """(labels, what is known, first part as the first driver left it): the driver dies after its first part; the next one's worker
+    is killed in mid-run."""
     labels = LabelSet(tmp_path_factory.mktemp("labels"), provenance)
-    return labels, label_items(items, labels, judge_path, ROLLOUT, SECTION)
-
-
-def rows(labels):
-    return [row for part in labels.parts() for row in pq.read_table(part).to_pylist()]
-
-
-def test_every_item_once_with_its_distribution(uninterrupted, items):
-    labels, known = uninterrupted
-    names = fingerprints(items)
-    assert sorted(row["fingerprint"] for row in rows(labels)) == sorted(set(names)) == sorted(known)
-    assert len(set(names)) == 16 and names[3] == names[15]
-    assert "Pillow says" in known[names[16]].error and np.isnan(known[names[16]].log_q).all() and known[names[16]].valid.sum() == 0
-    for name in names[:15]:
-        label = known[name]
-        assert label.error is None and (label.tokens > 0).all() and ((0 <= label.valid) & (label.valid <= 2)).all()
-        for d in range(len(DIMENSIONS)):
-            total = np.exp(label.log_q[d].astype(np.float64)).sum()
-            assert abs(total - 1) < 1e-5 if label.valid[d] else np.isnan(total)
-
-
-def test_a_dead_driver_and_a_dead_worker_lose_and_duplicate_nothing(uninterrupted, ray_cluster, judge_path, items, provenance, tmp_path):
-    """The driver dies after its first part; the next one's worker is killed in mid-run; the labels are those of a quiet run."""
-    labels = LabelSet(tmp_path, provenance)
 
     def dies(line):
         if line.startswith("labelled"):
@@ -83,17 +63,44 @@ def test_a_dead_driver_and_a_dead_worker_lose_and_duplicate_nothing(uninterrupte
             os.kill(killed[0], signal.SIGKILL)
 
     known = label_items(items, labels, judge_path, ROLLOUT, SECTION, kills)
-    assert killed and labels.parts()[0].read_bytes() == first
-    made = rows(labels)
-    assert sorted(row["fingerprint"] for row in made) == sorted(set(fingerprints(items)))
-    assert len({row["worker"] for row in made}) == 3  # the first run's, the killed one, its successor
-    for name, label in uninterrupted[1].items():
-        assert (label.valid == known[name].valid).all() and (label.tokens == known[name].tokens).all()
-        np.testing.assert_allclose(known[name].log_q, label.log_q, atol=1e-5)
+    assert killed
+    return labels, known, first
 
 
-def test_a_complete_set_starts_nothing(uninterrupted, items, tmp_path):
-    labels, known = uninterrupted
+def rows(labels):
+    return [row for part in labels.parts() for row in pq.read_table(part).to_pylist()]
+
+
+def test_every_item_once_with_its_distribution(labelled, items):
+    labels, known, _ = labelled
+    names = fingerprints(items)
+    assert sorted(row["fingerprint"] for row in rows(labels)) == sorted(set(names)) == sorted(known)
+    assert len(set(names)) == 16 and names[3] == names[15]
+    assert "Pillow says" in known[names[16]].error and np.isnan(known[names[16]].log_q).all() and known[names[16]].valid.sum() == 0
+    for name in names[:15]:
+        label = known[name]
+        assert label.error is None and (label.tokens > 0).all() and ((0 <= label.valid) & (label.valid <= 2)).all()
+        for d in range(len(DIMENSIONS)):
+            total = np.exp(label.log_q[d].astype(np.float64)).sum()
+            assert abs(total - 1) < 1e-5 if label.valid[d] else np.isnan(total)
+
+
+def test_a_dead_driver_and_a_dead_worker_lose_and_duplicate_nothing(labelled, fleet, judge_path, items):
+    """The labels are those of one engine that is asked once, without Ray Data and without deaths."""
+    labels, known, first = labelled
+    assert labels.parts()[0].read_bytes() == first
+    assert len({row["worker"] for row in rows(labels)}) == 3  # the first run's, the killed one, its successor
+    names = fingerprints(items)[:15]
+    asked = [(name, item.prompt, load_image(item.image)) for name, item in zip(names, items, strict=False)]
+    requests = teacher_requests(JudgeText(judge_path), asked, SECTION.seed)
+    log_q, valid, tokens = teacher_distributions(generate(fleet.workers, requests, SECTION.traces, 1.0, 120, "labels"))
+    for i, name in enumerate(names):
+        assert (valid[i].numpy() == known[name].valid).all() and (tokens[i].numpy() == known[name].tokens).all()
+        np.testing.assert_allclose(known[name].log_q, log_q[i], atol=1e-5)
+
+
+def test_a_complete_set_starts_nothing(labelled, items, tmp_path):
+    labels, known, _ = labelled
     again = label_items(items[::-1], labels, tmp_path / "no teacher", None, SECTION)  # a pipeline would fail on these
     assert sorted(again) == sorted(known)
 
@@ -106,10 +113,10 @@ def test_another_origin_and_a_second_writer_are_refused(provenance, tmp_path):
         pass
 
 
-def test_a_part_that_was_copied_is_noticed(uninterrupted, provenance, tmp_path):
+def test_a_part_that_was_copied_is_noticed(labelled, provenance, tmp_path):
     labels = LabelSet(tmp_path, provenance)
     for name in ("part-000000.parquet", "part-000001.parquet"):
-        (tmp_path / name).write_bytes(uninterrupted[0].parts()[0].read_bytes())
+        (tmp_path / name).write_bytes(labelled[0].parts()[0].read_bytes())
     with pytest.raises(DataError, match="labelled twice"):
         labels.read()
     (tmp_path / "part-000001.parquet").write_bytes(b"torn")

@@ -66,7 +66,7 @@ def test_the_snippet_gives_the_students_distribution(engine, folder, case):
     environment = (
         os.environ
         | child_environment()
-        | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+        | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     )
     command = [sys.executable, str(folder / SNIPPET_FILE), engine, str(path), prompt, dimension]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, env=environment, cwd=path.parent)
