@@ -8,7 +8,7 @@ from zr_ray.config import LearnerSection
 from zr_ray.data.images import load_image
 from zr_ray.errors import CheckpointError, ConfigError
 from zr_ray.models.packing import Row
-from zr_ray.workers.learner import Learner
+from zr_ray.workers.learner import Learner, cheapest_batches
 
 
 @pytest.fixture(scope="module")
@@ -133,3 +133,23 @@ def test_saved_judge_loads_in_transformers_with_the_same_weights(judge_path, uni
     for name, value in learner.named_weights():
         assert torch.equal(loaded[name], value), name
     assert text.format == learner.text.format
+
+
+def test_batches_are_the_cheapest_of_all_cuts():
+    """Against every possible cut of a few units."""
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        lengths, rows, limit = sorted(rng.integers(1, 40, 7).tolist(), reverse=True), rng.integers(1, 4, 7).tolist(), int(rng.integers(40, 300))
+
+        def cost(ends, lengths=lengths, rows=rows, limit=limit):
+            total = 0.0
+            for start, end in zip([0, *ends], ends, strict=False):
+                size = lengths[start] * sum(rows[start:end])
+                total += size + limit / 16 if size <= limit or end == start + 1 else np.inf
+            return total
+
+        cuts = [[i for i in range(1, 7) if bits >> (i - 1) & 1] + [7] for bits in range(64)]
+        found = cheapest_batches(lengths, rows, limit)
+        assert found[-1] == 7 and cost(found) == pytest.approx(min(map(cost, cuts)))
+    assert cheapest_batches([190, 60, 60, 60, 59], [2] * 5, 4096) == [1, 5]  # one long answer does not pad the others
+    assert cheapest_batches([60] * 5, [1] * 5, 120) == [1, 3, 5] and cheapest_batches([], [], 100) == []

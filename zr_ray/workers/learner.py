@@ -65,19 +65,12 @@ class Learner:
     # ---- forward and backward ----
 
     def microbatches(self, units: Sequence[Sequence[Row]]) -> list[list[int]]:
-        """Indices of units whose padded rectangle holds at most max_tokens_per_microbatch tokens (one unit at least), longest first."""
+        """Indices of units, longest first, in batches whose padded rectangles hold at most max_tokens_per_microbatch tokens (one unit at least)."""
         lengths = [max(self.packer.length(row, self.packer.image_tokens(row.image)) for row in unit) for unit in units]
+        rows = [sum(self.packer.sequences(row) for row in unit) for unit in units]
         order = sorted(range(len(units)), key=lambda i: (-lengths[i], i))
-        batches: list[list[int]] = []
-        rows_held = 0
-        for i in order:
-            rows = sum(self.packer.sequences(row) for row in units[i])
-            if not batches or (rows_held + rows) * lengths[batches[-1][0]] > self.config.max_tokens_per_microbatch:
-                batches.append([])
-                rows_held = 0
-            batches[-1].append(i)
-            rows_held += rows
-        return batches
+        ends = cheapest_batches([lengths[i] for i in order], [rows[i] for i in order], self.config.max_tokens_per_microbatch)
+        return [order[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
     @torch.no_grad()
     def forward(self, rows: Sequence[Row]) -> JudgeOutputs:
@@ -94,7 +87,7 @@ class Learner:
         sums: dict[str, float] = {}
         tokens = 0
         for i in range(rounds):
-            indices = batches[i] if i < len(batches) else batches[0]
+            indices = batches[min(i, len(batches) - 1)]
             packed = self.packer.pack([row for u in indices for row in units[u]]).to(self.device)
             reference = features = None
             if self.reference is not None:
@@ -193,6 +186,30 @@ class Learner:
         """Wait for all ranks."""
         if self.world > 1:
             torch.distributed.barrier()
+
+
+def cheapest_batches(lengths: Sequence[int], rows: Sequence[int], limit: int) -> list[int]:
+    """Where to cut units, sorted by falling length, into batches: ends of the batches, the last is len(lengths).
+
+    A batch takes as long as its padded rectangle, rows * longest, plus a start that counts as limit / 16 tokens; the total is least
+    among all cuts whose rectangles hold at most `limit` tokens (a unit that is larger is a batch of its own)."""
+    best, cut = [0.0], [0]  # of the first n units: cost, and start of their last batch
+    for end in range(1, len(lengths) + 1):
+        held, choices = 0, []
+        for start in range(end - 1, -1, -1):
+            held += rows[start]
+            if held * lengths[start] > limit and start < end - 1:
+                break
+            choices.append((best[start] + held * lengths[start] + limit / 16, start))
+        cost, start = min(choices)
+        best.append(cost)
+        cut.append(start)
+    ends = []
+    n = len(lengths)
+    while n:
+        ends.append(n)
+        n = cut[n]
+    return ends[::-1]
 
 
 def _prepare_process(config: LearnerSection) -> None:
