@@ -78,19 +78,17 @@ def test_a_run_leaves_nothing_behind(serve_url, service_config, images):
     from zr_ray.launch_serve import launch_service
 
     config = service_config(http={"enabled": False}).model_copy(update={"run": type(service_config().run)(name="short-run")})
-    until, mu = threading.Event(), []
+    mu = []
 
-    def use_it():
-        while "short-run" not in serve.status().applications or serve.status().applications["short-run"].status != "RUNNING":
-            time.sleep(0.2)
-        with RewardClient("short-run") as client:
-            mu.append(client.score(images, PROMPTS).mu)
-        until.set()
+    class AfterOneUse(threading.Event):
+        """Asks once when the service starts to wait. No second thread: Serve's settings are not safe to build in two at a time."""
 
-    thread = threading.Thread(target=use_it)
-    thread.start()
-    launch_service(config, argparse.Namespace(dry_run=False), until)
-    thread.join()
+        def wait(self, timeout=None):
+            with RewardClient("short-run") as client:
+                mu.append(client.score(images, PROMPTS).mu)
+            self.set()
+
+    launch_service(config, argparse.Namespace(dry_run=False), AfterOneUse())
     assert mu[0].isfinite().all()
     assert "short-run" not in serve.status().applications
     assert not _lives("short-run/lease") and not _lives("short-run/keeper")
