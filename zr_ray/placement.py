@@ -135,7 +135,7 @@ def learner_environment(config: LearnerSection, nodes: int) -> dict[str, str]:
     }
     if config.gpus == 0:
         environment["DS_ACCELERATOR"] = "cpu"
-        # glibc otherwise gives the pages of large activations back after every micro-batch and faults them in again: a tenth of a step
+        # glibc otherwise gives the pages of large activations back after every micro-batch and faults them in again (LOG.md, 2026-11-22)
         environment |= {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
     if nodes == 1:
         environment["GLOO_SOCKET_IFNAME"] = "lo"
