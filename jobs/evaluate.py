@@ -16,9 +16,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from zr_ray import driver
-from zr_ray.config_evaluate import EvaluateConfig
-from zr_ray.launch_evaluate import launch_evaluation
+from zr_ray.run import driver
+from zr_ray.config.evaluate import EvaluateConfig
+from zr_ray.loops.launch_evaluate import launch_evaluation
 
 
 def overrides(argv: list[str]) -> list[str]:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import sys
 
-from zr_ray import driver
-from zr_ray.config import GdsoConfig
-from zr_ray.launch import launch
+from zr_ray.run import driver
+from zr_ray.config.sections import GdsoConfig
+from zr_ray.loops.launch import launch
 from zr_ray.loops.gdso import train
 
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import sys
 
-from zr_ray import driver
-from zr_ray.config_opd import OpdConfig
-from zr_ray.distillation import launch
+from zr_ray.run import driver
+from zr_ray.config.opd import OpdConfig
+from zr_ray.loops.distillation import launch
 from zr_ray.loops.opd import train
 
 

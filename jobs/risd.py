@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import sys
 
-from zr_ray import driver
-from zr_ray.config_risd import RisdConfig
-from zr_ray.distillation import launch
+from zr_ray.run import driver
+from zr_ray.config.risd import RisdConfig
+from zr_ray.loops.distillation import launch
 from zr_ray.loops.risd import train
 
 

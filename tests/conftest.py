@@ -36,7 +36,7 @@ def judge_path():
 def world_items(tmp_path_factory):
     """Training items of a small simulated world."""
     from zr_ray.data.load import load_split
-    from zr_ray.data.world.build import write_world
+    from zr_ray.world.build import write_world
 
     root = tmp_path_factory.mktemp("world")
     write_world(root, train_groups=12, test_groups=4, seed=5)
@@ -63,7 +63,7 @@ def job_environment(ray_cluster):
 @pytest.fixture(scope="session")
 def rollout_config():
     """One small fp32 engine with a thread of its own."""
-    from zr_ray.config import RolloutSection
+    from zr_ray.config.sections import RolloutSection
 
     return RolloutSection(threads=1, max_model_len=160, max_num_seqs=64)
 
@@ -71,7 +71,7 @@ def rollout_config():
 @pytest.fixture(scope="session")
 def fleet(ray_cluster, judge_path, rollout_config):
     """One real vLLM actor with the built-in judge."""
-    from zr_ray.placement import RolloutFleet
+    from zr_ray.run.placement import RolloutFleet
 
     with RolloutFleet("test", judge_path, rollout_config) as started:
         yield started

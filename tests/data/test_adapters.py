@@ -415,8 +415,8 @@ def test_nothing_converted_is_an_error_that_says_where_it_looked(convert, tmp_pa
 
 @pytest.fixture()
 def job(monkeypatch, capsys):
-    """job(*arguments) of jobs/convert.py -> (exit code, stdout, stderr)."""
-    path = Path(__file__).parents[2] / "jobs/convert.py"
+    """job(*arguments) of jobs/data/convert.py -> (exit code, stdout, stderr)."""
+    path = Path(__file__).parents[2] / "jobs/data/convert.py"
     spec = importlib.util.spec_from_file_location("convert_job", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from zr_ray.config_evaluate import EvaluateConfig
-from zr_ray.config_loader import load_config
+from zr_ray.config.evaluate import EvaluateConfig
+from zr_ray.config.loader import load_config
 from zr_ray.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,7 +31,7 @@ def test_bad_sample_numbers_are_refused(samples):
 
 
 def test_evaluates_a_data_set(tmp_path, judge_path, ray_cluster, run_job):
-    from zr_ray.data.world.build import write_world
+    from zr_ray.world.build import write_world
 
     write_world(tmp_path / "data", train_groups=0, test_groups=6, seed=3)
     arguments = [

@@ -98,7 +98,7 @@ def test_two_ranks_follow_one_rank(ray_cluster, uninterrupted, gdso, tmp_path):
 
 def bad_data(tmp_path, **changes):
     """A data folder with one broken record on line 2."""
-    from zr_ray.data.world.build import write_world
+    from zr_ray.world.build import write_world
 
     write_world(tmp_path / "data", train_groups=2, test_groups=2, seed=1)
     file = tmp_path / "data" / "annotations.jsonl"

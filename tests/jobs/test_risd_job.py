@@ -28,7 +28,7 @@ def job(ray_cluster, run_job):
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     """Folder of all runs, with the data that they share."""
-    from zr_ray.data.world.build import write_world
+    from zr_ray.world.build import write_world
 
     root = tmp_path_factory.mktemp("runs")
     write_world(root / "data", train_groups=5, test_groups=2, seed=9)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from zr_ray.config_sft import SftSection
+from zr_ray.config.sft import SftSection
 from zr_ray.loops.sft import SftObjective, score_targets
 from zr_ray.models.judge import JudgeOutputs
 

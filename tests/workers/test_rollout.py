@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from zr_ray.config import WeightsSection
+from zr_ray.config.sections import WeightsSection
 from zr_ray.errors import WeightSyncError
 from zr_ray.loops.push import WeightPush
-from zr_ray.loops.rollout import generate, question, score, workers_of_rank
+from zr_ray.judging.ask import generate, question, score, workers_of_rank
 from zr_ray.models.judge import load_packed_judge
 from zr_ray.models.packing import Row
 from zr_ray.rubric import DIMENSIONS
-from zr_ray.weights import logprob_difference, make_buckets
+from zr_ray.workers.weights import logprob_difference, make_buckets
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_push_is_verified_and_a_stale_engine_is_noticed(fleet, judge_path, reque
 
 
 def test_buckets_hold_every_parameter_once(judge):
-    from zr_ray.weights import read_buckets
+    from zr_ray.workers.weights import read_buckets
 
     named = list(judge[0].model.named_parameters())
     blobs = list(make_buckets(named, 2**20))

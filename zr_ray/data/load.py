@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from zr_ray.config import DataSection
+from zr_ray.config.sections import DataSection
 from zr_ray.data.annotations import read_annotations
 from zr_ray.records import AnnotatedImage
 
@@ -15,7 +15,7 @@ def data_folder(config: DataSection, run_path: Path) -> Path:
         return config.path
     folder = run_path / "data"
     if not (folder / "annotations.jsonl").is_file():
-        from zr_ray.data.world.build import write_world
+        from zr_ray.world.build import write_world
 
         write_world(folder, **config.world.model_dump())
     return folder

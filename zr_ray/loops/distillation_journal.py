@@ -15,9 +15,9 @@ from torch import Tensor
 from zr_ray.data.labels import Label, fingerprints
 from zr_ray.functional.disagreement import disagreement
 from zr_ray.functional.scores import score_log_distribution
-from zr_ray.loops.direct import judge_directly
-from zr_ray.loops.evaluate import BINS, Judged
-from zr_ray.loops.evaluate_report import full_row
+from zr_ray.judging.direct import judge_directly
+from zr_ray.judging.evaluate import BINS, Judged
+from zr_ray.judging.agreement import full_row
 from zr_ray.loops.journal import Journal
 from zr_ray.records import AnnotatedImage
 from zr_ray.rubric import DIMENSIONS

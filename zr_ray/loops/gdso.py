@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from zr_ray.config import GdsoConfig
+from zr_ray.config.sections import GdsoConfig
 from zr_ray.loops.journal import Journal
 from zr_ray.loops.objective import GdsoObjective, collect, mean_metrics, reduced, rollout_metrics
 from zr_ray.loops.push import WeightPush
-from zr_ray.loops.rollout import generate, pair_requests, workers_of_rank
-from zr_ray.loops.schedule import learning_rate
+from zr_ray.judging.ask import generate, pair_requests, workers_of_rank
+from zr_ray.functional.schedule import learning_rate
 
 if TYPE_CHECKING:
-    from zr_ray.launch import TrainingTask
+    from zr_ray.loops.launch import TrainingTask
 
 
 def train(loop_config: dict) -> None:

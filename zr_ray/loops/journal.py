@@ -13,11 +13,11 @@ from collections.abc import Sequence
 
 import torch
 
-from zr_ray.checkpoints import begin_checkpoint, finish_checkpoint, latest_checkpoint, temporary_folder
-from zr_ray.loops import evaluate
-from zr_ray.loops.rollout import workers_of_rank
-from zr_ray.observe import Metrics, Progress, Timer, console_line, duration
-from zr_ray.run_folder import RunFolder
+from zr_ray.run.checkpoints import begin_checkpoint, finish_checkpoint, latest_checkpoint, temporary_folder
+from zr_ray.judging import evaluate
+from zr_ray.judging.ask import workers_of_rank
+from zr_ray.run.observe import Metrics, Progress, Timer, console_line, duration
+from zr_ray.run.folder import RunFolder
 from zr_ray.workers.learner import Learner
 
 PROGRESS_FILE = "progress.log"
@@ -175,7 +175,7 @@ class Journal:
         self.say(f"trained judge: {self.run.judge} ({duration(self.elapsed_s)} in all)")
 
     def _write_examples(self, judged: evaluate.Judged, human: torch.Tensor, items: Sequence) -> None:
-        from zr_ray.loops.examples import write_examples
+        from zr_ray.report.examples import write_examples
 
         before = next((torch.tensor(r["mu"], dtype=torch.float64) for r in self._rows() if r["method"] == "zero-shot"), None)
         mine = range(0, len(items), self.learner.world)  # the items whose reasoning text this rank holds

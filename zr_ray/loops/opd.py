@@ -17,15 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zr_ray.config_opd import OpdConfig
+from zr_ray.config.opd import OpdConfig
 from zr_ray.errors import JudgeError
 from zr_ray.functional import opd, scores
 from zr_ray.loops.distillation_journal import DistillationJournal
 from zr_ray.loops.objective import reduced
 from zr_ray.loops.push import WeightPush
 from zr_ray.loops.risd import step_items
-from zr_ray.loops.rollout import generate, question, request_seed, workers_of_rank
-from zr_ray.loops.schedule import learning_rate
+from zr_ray.judging.ask import generate, question, request_seed, workers_of_rank
+from zr_ray.functional.schedule import learning_rate
 from zr_ray.models.judge import JudgeOutputs, load_packed_judge
 from zr_ray.models.judge_text import JudgeText
 from zr_ray.models.packing import Row
@@ -33,7 +33,7 @@ from zr_ray.records import Judgement
 from zr_ray.rubric import DIMENSIONS
 
 if TYPE_CHECKING:
-    from zr_ray.distillation import DistillationTask
+    from zr_ray.loops.distillation import DistillationTask
 
 
 def train(loop_config: dict) -> None:

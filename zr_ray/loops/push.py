@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from zr_ray.config import WeightsSection
-from zr_ray.loops.rollout import question
+from zr_ray.config.sections import WeightsSection
+from zr_ray.judging.ask import question
 from zr_ray.models.judge_text import JudgeText
 from zr_ray.models.packing import Row
-from zr_ray.observe import wait_for
+from zr_ray.run.observe import wait_for
 from zr_ray.records import AnnotatedImage
 from zr_ray.rubric import DIMENSIONS
-from zr_ray.weights import ObjectStoreTransport, WeightTransport, check_probe, logprob_difference, make_buckets
+from zr_ray.workers.weights import ObjectStoreTransport, WeightTransport, check_probe, logprob_difference, make_buckets
 from zr_ray.workers.learner import Learner
 
 

@@ -15,23 +15,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zr_ray.config_risd import RisdSection
+from zr_ray.config.risd import RisdSection
 from zr_ray.data.aggregate import aggregate_scores
 from zr_ray.data.images import load_image
 from zr_ray.data.labels import Label, fingerprints
 from zr_ray.functional import risd, scores
 from zr_ray.loops.distillation_journal import DirectJournal
-from zr_ray.loops.label import teacher_distributions, teacher_requests
+from zr_ray.judging.label import teacher_distributions, teacher_requests
 from zr_ray.loops.objective import reduced
-from zr_ray.loops.rollout import generate, workers_of_rank
-from zr_ray.loops.schedule import learning_rate
+from zr_ray.judging.ask import generate, workers_of_rank
+from zr_ray.functional.schedule import learning_rate
 from zr_ray.models.judge import JudgeOutputs
 from zr_ray.models.questions import QuestionRow
 from zr_ray.records import AnnotatedImage
 from zr_ray.rubric import DIMENSIONS, SCORE_BINS
 
 if TYPE_CHECKING:
-    from zr_ray.distillation import DistillationTask
+    from zr_ray.loops.distillation import DistillationTask
 
 BINS = torch.tensor(SCORE_BINS)
 

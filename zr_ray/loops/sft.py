@@ -12,22 +12,22 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from zr_ray.config_sft import SftConfig, SftSection
+from zr_ray.config.sft import SftConfig, SftSection
 from zr_ray.data.images import load_image
 from zr_ray.errors import DataError
 from zr_ray.functional import scores
 from zr_ray.loops.journal import Journal
 from zr_ray.loops.objective import reduced
 from zr_ray.loops.push import WeightPush
-from zr_ray.loops.rollout import workers_of_rank
-from zr_ray.loops.schedule import learning_rate
+from zr_ray.judging.ask import workers_of_rank
+from zr_ray.functional.schedule import learning_rate
 from zr_ray.models.judge import JudgeOutputs
 from zr_ray.models.judge_text import JudgeText
 from zr_ray.models.packing import Row
 from zr_ray.rubric import SCORE_BINS
 
 if TYPE_CHECKING:
-    from zr_ray.launch import TrainingTask
+    from zr_ray.loops.launch import TrainingTask
 
 
 def train(loop_config: dict) -> None:

@@ -1,6 +1,6 @@
 """A service under fire: replicas are killed at random while callers keep asking; every answer is compared with the known right one.
 
-What `jobs/fault_reward.py` runs for a minute and a test for some seconds.
+What `jobs/bench/reward_faults.py` runs for a minute and a test for some seconds.
 Left out on purpose: lost nodes; a replica that is gone with its node looks the same to a caller.
 """
 
@@ -16,7 +16,7 @@ from collections import Counter
 import torch
 from torch import Tensor
 
-from zr_ray.client import RewardClient, Scores
+from zr_ray.serving.client import RewardClient, Scores
 
 
 def fault_run(

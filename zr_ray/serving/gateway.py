@@ -22,7 +22,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from ray import serve
 
-from zr_ray.config_serve import ServeConfig
+from zr_ray.config.serve import ServeConfig
 from zr_ray.errors import ConfigError, DeadlineError, OverloadError, RewardError
 from zr_ray.serving import wire
 from zr_ray.serving.admission import LOOPBACK, Refusal, proxy_host, response_of

@@ -15,7 +15,7 @@ def _run(name: str, spec) -> None:
     spec.loader.exec_module(module)
 
 
-_shim = importlib.util.spec_from_file_location("_zr_ray_torchvision_shim", _here.parent / "torchvision_shim.py")
+_shim = importlib.util.spec_from_file_location("_zr_ray_torchvision_shim", _here / "torchvision_shim.py")
 _run("_zr_ray_torchvision_shim", _shim)
 sys.modules["_zr_ray_torchvision_shim"].install()
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from zr_ray.config import LearnerSection
+from zr_ray.config.sections import LearnerSection
 from zr_ray.errors import CheckpointError, ConfigError
 from zr_ray.models.judge import JudgeOutputs, load_packed_judge
 from zr_ray.models.packing import Row
@@ -161,7 +161,7 @@ class Learner:
         """Restore what `save` wrote and return `state`. Raises CheckpointError if the files are not what save writes."""
         from safetensors.torch import load_file
 
-        from zr_ray.checkpoints import gate_deepspeed_files
+        from zr_ray.run.checkpoints import gate_deepspeed_files
 
         gate_deepspeed_files(folder / "deepspeed")
         loaded, state = self.engine.load_checkpoint(str(folder), tag="deepspeed")

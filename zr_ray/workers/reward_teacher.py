@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from zr_ray.config import RolloutSection
-from zr_ray.config_serve import TeacherSection
+from zr_ray.config.sections import RolloutSection
+from zr_ray.config.serve import TeacherSection
 from zr_ray.errors import JudgeError
 from zr_ray.functional.aggregation import score_deviation
 from zr_ray.functional.scores import expected_score, outside_mass, score_entropy, score_log_distribution

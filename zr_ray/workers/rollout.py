@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from zr_ray.config import RolloutSection
+from zr_ray.config.sections import RolloutSection
 from zr_ray.errors import RolloutError
 from zr_ray.models.judge_text import JudgeText
 from zr_ray.records import Judgement, JudgeRequest
-from zr_ray.torchvision_shim import child_environment
+from zr_ray.startup.torchvision_shim import child_environment
 
 FORBIDDEN_KEY = "zr_ray_forbidden_tokens"
 
@@ -125,7 +125,7 @@ class RolloutWorker:
         Args: version: policy version the weights belong to. buckets: safetensors bytes (or Ray object references to them) with
             Hugging Face parameter names; together they hold every parameter once.
         Returns: the version now held. The caller proves the push with a probe (see `weights.py`)."""
-        from zr_ray.weights import read_buckets
+        from zr_ray.workers.weights import read_buckets
 
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": read_buckets(buckets)})
         if not self._llm.reset_prefix_cache():
