@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import sys
 
-from zr_ray.run import driver
-from zr_ray.loops.audit import audit
 from zr_ray.config.audit import AuditConfig
+from zr_ray.loops.audit import audit
+from zr_ray.run import driver
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from zr_ray.run import driver
 from zr_ray.config.table import TableConfig
 from zr_ray.loops.table import make_table
+from zr_ray.run import driver
 
 
 def main(argv: list[str] | None = None) -> None:

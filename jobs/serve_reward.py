@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import sys
 
-from zr_ray.run import driver
 from zr_ray.config.serve import ServeConfig
+from zr_ray.run import driver
 from zr_ray.serving.launch import launch_service
 
 

@@ -7,7 +7,9 @@ from pathlib import Path
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # otherwise it depends on a token file in HOME
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process more per training, four seconds of processor time; no test preempts
+os.environ.setdefault(
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0"
+)  # a process more per training, four seconds of processor time; no test preempts
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np

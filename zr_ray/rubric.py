@@ -67,12 +67,18 @@ class ScoringFormat:
 
     def __post_init__(self) -> None:
         if len(self.labels) != len(SCORE_BINS):
-            raise JudgeError(f"labels must be {len(SCORE_BINS)}, one per score bin, got {len(self.labels)}: {self.labels}")
+            raise JudgeError(
+                f"labels must be {len(SCORE_BINS)}, one per score bin, got {len(self.labels)}: {self.labels}"
+            )
         if len(set(self.labels)) != len(self.labels):
-            raise JudgeError(f"labels must differ from one another, got {self.labels}; change `labels` in {FORMAT_FILE}")
+            raise JudgeError(
+                f"labels must differ from one another, got {self.labels}; change `labels` in {FORMAT_FILE}"
+            )
         missing = [d for d in DIMENSIONS if "{prompt}" not in self.questions.get(d, "")]
         if missing:
-            raise JudgeError(f"`questions` needs a text with {{prompt}} for every dimension, missing: {', '.join(missing)}")
+            raise JudgeError(
+                f"`questions` needs a text with {{prompt}} for every dimension, missing: {', '.join(missing)}"
+            )
 
     @classmethod
     def load(cls, judge: Path | str) -> ScoringFormat:
@@ -99,9 +105,14 @@ class ScoringFormat:
         """Chat messages with one image placeholder, for `tokenizer.apply_chat_template`."""
         user = {
             "role": "user",
-            "content": [{"type": "image"}, {"type": "text", "text": self.questions[dimension].replace("{prompt}", prompt)}],
+            "content": [
+                {"type": "image"},
+                {"type": "text", "text": self.questions[dimension].replace("{prompt}", prompt)},
+            ],
         }
-        return ([{"role": "system", "content": [{"type": "text", "text": self.system}]}] if self.system else []) + [user]
+        return ([{"role": "system", "content": [{"type": "text", "text": self.system}]}] if self.system else []) + [
+            user
+        ]
 
 
 def label_token_ids(tokenizer, labels: tuple[str, ...]) -> tuple[int, ...]:
@@ -116,8 +127,12 @@ def label_token_ids(tokenizer, labels: tuple[str, ...]) -> tuple[int, ...]:
                 f"choose other `labels` in {FORMAT_FILE} (the digits 1..9 are single tokens in Qwen tokenizers)"
             )
         if tokens[0] == tokenizer.unk_token_id:
-            raise JudgeError(f"score label {label!r} is unknown to this tokenizer; choose other `labels` in {FORMAT_FILE}")
+            raise JudgeError(
+                f"score label {label!r} is unknown to this tokenizer; choose other `labels` in {FORMAT_FILE}"
+            )
         ids.append(tokens[0])
     if len(set(ids)) != len(ids):
-        raise JudgeError(f"two score labels share a token: labels {labels} -> ids {ids}; choose other `labels` in {FORMAT_FILE}")
+        raise JudgeError(
+            f"two score labels share a token: labels {labels} -> ids {ids}; choose other `labels` in {FORMAT_FILE}"
+        )
     return tuple(ids)

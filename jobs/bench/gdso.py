@@ -40,7 +40,10 @@ def main() -> int:
     parser.add_argument("--rollouts", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.part:
-        print("RESULT " + json.dumps({"generate": bare_generate, "train": bare_train, "trl": trl_steps}[args.part](args)), flush=True)
+        print(
+            "RESULT " + json.dumps({"generate": bare_generate, "train": bare_train, "trl": trl_steps}[args.part](args)),
+            flush=True,
+        )
         return 0
     with tempfile.TemporaryDirectory() as folder:
         figures = measure(args, Path(folder))
@@ -54,20 +57,55 @@ def measure(args, folder: Path) -> dict:
     """Run the job and the three bare parts; seconds, samples per second, GiB."""
     print("1/4 the GDSO job", flush=True)
     command = [
-        sys.executable, ROOT / "jobs" / "gdso.py", f"gdso.steps={args.steps + 2}", f"gdso.pairs_per_step={args.pairs}", f"gdso.group_size={args.group_size}",
-        f"rollout.max_new_tokens={args.max_new_tokens}", "rollout.max_num_seqs=512", "evaluation.every_steps=0", "evaluation.bootstrap_resamples=20",
-        f"checkpoint.every_steps={args.steps + 2}", "data.world.train_groups=200", "data.world.test_groups=2", f"run.root={folder}", "run.name=gdso", "gdso.beta_kl=0",
-        f"rollout.workers={args.threads}", "rollout.threads=1", f"rollout.cpus={1 / args.threads}", f"learner.threads={args.threads}", "learner.warmup_steps=1", "learner.lr=1e-6", "rollout.max_model_len=256",
+        sys.executable,
+        ROOT / "jobs" / "gdso.py",
+        f"gdso.steps={args.steps + 2}",
+        f"gdso.pairs_per_step={args.pairs}",
+        f"gdso.group_size={args.group_size}",
+        f"rollout.max_new_tokens={args.max_new_tokens}",
+        "rollout.max_num_seqs=512",
+        "evaluation.every_steps=0",
+        "evaluation.bootstrap_resamples=20",
+        f"checkpoint.every_steps={args.steps + 2}",
+        "data.world.train_groups=200",
+        "data.world.test_groups=2",
+        f"run.root={folder}",
+        "run.name=gdso",
+        "gdso.beta_kl=0",
+        f"rollout.workers={args.threads}",
+        "rollout.threads=1",
+        f"rollout.cpus={1 / args.threads}",
+        f"learner.threads={args.threads}",
+        "learner.warmup_steps=1",
+        "learner.lr=1e-6",
+        "rollout.max_model_len=256",
         "learner.freeze=[model.visual]",
-    ]  # fmt: skip
+    ]
     peak = run(command, os.environ | {"RAY_ADDRESS": "local", "RAY_AUTH_MODE": "disabled"})
     lines = [json.loads(line) for line in (folder / "gdso" / "metrics.jsonl").read_text().splitlines()][2:]
     phases = {n: statistics.median(line[f"time/{n}_s"] for line in lines) for n in ("step", "rollout", "train", "push")}
-    figures = {"phases_s": phases, "job_steps_s": [line["time/step_s"] for line in lines], "peak_gib": peak, "tokens_per_sample": lines[0]["rollout/tokens_per_sample"]}
-    for n, (part, name) in enumerate((("generate", "bare vLLM generate"), ("train", "bare forward and backward"), ("trl", "TRL GRPOTrainer")), start=2):
+    figures = {
+        "phases_s": phases,
+        "job_steps_s": [line["time/step_s"] for line in lines],
+        "peak_gib": peak,
+        "tokens_per_sample": lines[0]["rollout/tokens_per_sample"],
+    }
+    for n, (part, name) in enumerate(
+        (("generate", "bare vLLM generate"), ("train", "bare forward and backward"), ("trl", "TRL GRPOTrainer")),
+        start=2,
+    ):
         print(f"{n}/4 {name}", flush=True)
         extra = ["--data", folder / "gdso" / "data", "--rollouts", folder / "rollouts.json"]
-        own = [f"--{k}={v}" for k, v in (("pairs", args.pairs), ("group-size", args.group_size), ("max-new-tokens", args.max_new_tokens), ("steps", args.steps), ("threads", args.threads))]
+        own = [
+            f"--{k}={v}"
+            for k, v in (
+                ("pairs", args.pairs),
+                ("group-size", args.group_size),
+                ("max-new-tokens", args.max_new_tokens),
+                ("steps", args.steps),
+                ("threads", args.threads),
+            )
+        ]
         figures[part] = run_part([sys.executable, __file__, "--part", part, *own, *extra], args.threads)
     return figures
 
@@ -77,28 +115,41 @@ def report(args, figures: dict) -> str:
     samples = args.pairs * 2 * args.group_size
     step, trl = statistics.median(figures["job_steps_s"]), statistics.median(figures["trl"]["steps_s"])
     bare = statistics.median(figures["generate"]["seconds"]) + statistics.median(figures["train"]["seconds"])
-    spread = lambda values: f"{min(values):.2f}-{max(values):.2f}"  # noqa: E731
-    return "\n".join([
-        f"{samples} samples a step, {figures['tokens_per_sample']:.1f} tokens each, {args.threads} threads, {args.steps} timed steps; medians (min-max)",
-        f"(a) zr_ray GDSO step {step:.2f} s ({spread(figures['job_steps_s'])}): {samples / step:.0f} samples/s;  TRL GRPO step {trl:.2f} s ({spread(figures['trl']['steps_s'])}): "
-        f"{samples / trl:.0f} samples/s;  ratio {trl / step:.2f}   (aim: at least 2, better 3)",
-        f"(b) step / bare parts = {step:.2f} / ({statistics.median(figures['generate']['seconds']):.2f} generate + {statistics.median(figures['train']['seconds']):.2f} forward+backward) = {step / bare:.2f}   (aim: at most 1.2)"
-        f";  phases {', '.join(f'{n} {s:.2f}' for n, s in figures['phases_s'].items() if n != 'step')} s",
-        f"(c) peak memory of the job {figures['peak_gib']:.2f} GiB",
-    ])  # fmt: skip
+    spread = lambda values: f"{min(values):.2f}-{max(values):.2f}"
+    return "\n".join(
+        [
+            f"{samples} samples a step, {figures['tokens_per_sample']:.1f} tokens each, {args.threads} threads, {args.steps} timed steps; medians (min-max)",
+            f"(a) zr_ray GDSO step {step:.2f} s ({spread(figures['job_steps_s'])}): {samples / step:.0f} samples/s;  TRL GRPO step {trl:.2f} s ({spread(figures['trl']['steps_s'])}): "
+            f"{samples / trl:.0f} samples/s;  ratio {trl / step:.2f}   (aim: at least 2, better 3)",
+            f"(b) step / bare parts = {step:.2f} / ({statistics.median(figures['generate']['seconds']):.2f} generate + {statistics.median(figures['train']['seconds']):.2f} forward+backward) = {step / bare:.2f}   (aim: at most 1.2)"
+            f";  phases {', '.join(f'{n} {s:.2f}' for n, s in figures['phases_s'].items() if n != 'step')} s",
+            f"(c) peak memory of the job {figures['peak_gib']:.2f} GiB",
+        ]
+    )
 
 
 def run(command, environment) -> float:
     """Run to the end; peak proportional set size of the process and its descendants, GiB. Raises CalledProcessError."""
     import psutil
 
-    process = subprocess.Popen([str(c) for c in command], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
+    process = subprocess.Popen(
+        [str(c) for c in command],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=ROOT,
+    )
     peak, output = 0.0, []
     reader = threading.Thread(target=lambda: output.extend(process.stdout), daemon=True)
     reader.start()
     while process.poll() is None:
         total = 0
-        for child in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)] if process.poll() is None else []:
+        for child in (
+            [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+            if process.poll() is None
+            else []
+        ):
             try:
                 total += child.memory_full_info().pss
             except psutil.Error:
@@ -114,7 +165,13 @@ def run(command, environment) -> float:
 
 def run_part(command, threads: int) -> dict:
     """Run one part of this file in a process of its own and read its RESULT line."""
-    done = subprocess.run([str(c) for c in command], env=os.environ | {"OMP_NUM_THREADS": str(threads)}, capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(
+        [str(c) for c in command],
+        env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
     for line in done.stdout.splitlines():
         if line.startswith("RESULT "):
             return json.loads(line.removeprefix("RESULT "))
@@ -145,12 +202,29 @@ def bare_generate(args) -> dict:
     from vllm import LLM, SamplingParams
 
     text, steps = batches(args)
-    llm = LLM(str(judge_folder("builtin")), dtype="float32", max_num_seqs=512, max_num_batched_tokens=8192, max_model_len=256, enforce_eager=True,
-              distributed_executor_backend="uni", limit_mm_per_prompt={"image": 1})  # fmt: skip
-    parameters = SamplingParams(n=args.group_size, temperature=1.0, max_tokens=args.max_new_tokens, stop_token_ids=[text.end_id], detokenize=False)
+    llm = LLM(
+        str(judge_folder("builtin")),
+        dtype="float32",
+        max_num_seqs=512,
+        max_num_batched_tokens=8192,
+        max_model_len=256,
+        enforce_eager=True,
+        distributed_executor_backend="uni",
+        limit_mm_per_prompt={"image": 1},
+    )
+    parameters = SamplingParams(
+        n=args.group_size,
+        temperature=1.0,
+        max_tokens=args.max_new_tokens,
+        stop_token_ids=[text.end_id],
+        detokenize=False,
+    )
     seconds, kept = [], []
     for requests in steps:
-        prompts = [{"prompt_token_ids": r.token_ids.tolist(), "multi_modal_data": {"image": Image.fromarray(r.image)}} for r in requests]
+        prompts = [
+            {"prompt_token_ids": r.token_ids.tolist(), "multi_modal_data": {"image": Image.fromarray(r.image)}}
+            for r in requests
+        ]
         start = time.perf_counter()
         outputs = llm.generate(prompts, parameters, use_tqdm=False)
         seconds.append(time.perf_counter() - start)
@@ -175,7 +249,10 @@ def bare_train(args) -> dict:
     _, steps = batches(args)
     seconds = []
     for requests, groups in zip(steps, json.loads(args.rollouts.read_text()), strict=True):
-        rows = [Row(r.token_ids, r.image, tuple(np.asarray(c, np.int32) for c in g), (None,) * len(g)) for r, g in zip(requests, groups, strict=True)]
+        rows = [
+            Row(r.token_ids, r.image, tuple(np.asarray(c, np.int32) for c in g), (None,) * len(g))
+            for r, g in zip(requests, groups, strict=True)
+        ]
         start = time.perf_counter()
         rows.sort(key=lambda row: -sum(map(len, row.completions)))
         for first in range(0, len(rows), 64):
@@ -202,11 +279,19 @@ def trl_steps(args) -> dict:
     folder = judge_folder("builtin")
     form = ScoringFormat.load(folder)
     schedule = PairSchedule(preference_pairs(load_split(args.data, "train")), args.pairs, 0)
-    asked = [(item, p.dimension) for s in range(args.steps + 2) for p in schedule.batch(s) for item in (p.winner, p.loser)]
+    asked = [
+        (item, p.dimension) for s in range(args.steps + 2) for p in schedule.batch(s) for item in (p.winner, p.loser)
+    ]
     datasets.config.TORCHCODEC_AVAILABLE = False  # images only, and its wheel needs CUDA libraries
-    data = datasets.Dataset.from_list([
-        {"prompt": [{"role": "user", "content": form.questions[d].replace("{prompt}", item.prompt)}], "image": Image.open(item.image).convert("RGB")} for item, d in asked
-    ])  # fmt: skip
+    data = datasets.Dataset.from_list(
+        [
+            {
+                "prompt": [{"role": "user", "content": form.questions[d].replace("{prompt}", item.prompt)}],
+                "image": Image.open(item.image).convert("RGB"),
+            }
+            for item, d in asked
+        ]
+    )
     stamps: list[float] = []
 
     class Stamp(TrainerCallback):
@@ -219,14 +304,31 @@ def trl_steps(args) -> dict:
         parameter.requires_grad_(not name.startswith("model.visual"))
     with tempfile.TemporaryDirectory() as out:
         config = GRPOConfig(
-            output_dir=out, per_device_train_batch_size=per_step, num_generations=args.group_size, max_completion_length=args.max_new_tokens, max_steps=args.steps + 2,
-            beta=0.0, learning_rate=1e-6, report_to=[], save_strategy="no", logging_steps=10**6, use_cpu=True, bf16=False, gradient_checkpointing=False, temperature=1.0,
-            shuffle_dataset=False, dataloader_num_workers=0,
-        )  # fmt: skip
+            output_dir=out,
+            per_device_train_batch_size=per_step,
+            num_generations=args.group_size,
+            max_completion_length=args.max_new_tokens,
+            max_steps=args.steps + 2,
+            beta=0.0,
+            learning_rate=1e-6,
+            report_to=[],
+            save_strategy="no",
+            logging_steps=10**6,
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            temperature=1.0,
+            shuffle_dataset=False,
+            dataloader_num_workers=0,
+        )
         trainer = GRPOTrainer(
-            model=model, args=config, train_dataset=data, processing_class=AutoProcessor.from_pretrained(folder),
-            reward_funcs=lambda completions, **_: [float(len(str(c))) for c in completions], callbacks=[Stamp()],
-        )  # fmt: skip
+            model=model,
+            args=config,
+            train_dataset=data,
+            processing_class=AutoProcessor.from_pretrained(folder),
+            reward_funcs=lambda completions, **_: [float(len(str(c))) for c in completions],
+            callbacks=[Stamp()],
+        )
         trainer.train()
     return {"steps_s": [b - a for a, b in zip(stamps[1:], stamps[2:], strict=False)]}
 

@@ -24,7 +24,9 @@ def main() -> int:
     """Prints the table and the ratios; exit code 0 if every part ran."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teacher", default="builtin", help="judge folder, or builtin")
-    parser.add_argument("--student", default="builtin", help="judge folder, or builtin: its speed does not depend on training")
+    parser.add_argument(
+        "--student", default="builtin", help="judge folder, or builtin: its speed does not depend on training"
+    )
     parser.add_argument("--images", type=int, default=64, help="images of a turn")
     parser.add_argument("--batch", type=int, default=32, help="images of one transformers forward, (b) and (c)")
     parser.add_argument("--turns", type=int, default=3, help="timed turns of each part, after one that is not timed")

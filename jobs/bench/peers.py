@@ -63,8 +63,17 @@ def vllm_body(model: str, png: bytes, prompt: str, dimension: str, form: Scoring
     url = "data:image/png;base64," + base64.b64encode(png).decode()
     text = form.questions[dimension].replace("{prompt}", prompt)
     system = [{"role": "system", "content": form.system}] if form.system else []
-    user = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": text}]}
+    user = {
+        "role": "user",
+        "content": [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": text}],
+    }
     return {
-        "model": model, "messages": [*system, user, {"role": "assistant", "content": form.direct_prefix + form.marker}], "max_tokens": 1,
-        "temperature": 0, "logprobs": True, "top_logprobs": 9, "add_generation_prompt": False, "continue_final_message": True,
-    }  # fmt: skip
+        "model": model,
+        "messages": [*system, user, {"role": "assistant", "content": form.direct_prefix + form.marker}],
+        "max_tokens": 1,
+        "temperature": 0,
+        "logprobs": True,
+        "top_logprobs": 9,
+        "add_generation_prompt": False,
+        "continue_final_message": True,
+    }

@@ -22,20 +22,20 @@ import sys
 import tempfile
 import time
 import urllib.request
-from pathlib import Path
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import torch
 from aiohttp import ClientSession, TCPConnector
 
-from zr_ray.run import driver
 from zr_ray.config.serve import ServeConfig
 from zr_ray.models.judge_text import judge_folder
 from zr_ray.models.student import Student
-from zr_ray.run.observe import say
 from zr_ray.rubric import DIMENSIONS, ScoringFormat
+from zr_ray.run import driver
+from zr_ray.run.observe import say
 
 APP = "reward-bench"
 PARTS = ("service", "endpoint", "vllm")
@@ -105,7 +105,15 @@ class Bench:
         p50, p99 = (1000 * float(np.quantile(latencies, q)) for q in (0.5, 0.99))
         say(f"| {name} | {callers} | {images} | {rate:.1f} | {p50:.0f} | {p99:.0f} | {rate / bare:.2f} |")
         self.rows.append(
-            {"way": name, "callers": callers, "images": images, "images_per_s": rate, "p50_ms": p50, "p99_ms": p99, "bare_images_per_s": bare}
+            {
+                "way": name,
+                "callers": callers,
+                "images": images,
+                "images_per_s": rate,
+                "p50_ms": p50,
+                "p99_ms": p99,
+                "bare_images_per_s": bare,
+            }
         )
 
     async def _drive(self, call: Call, callers: int, images: int) -> tuple[int, list[float], float]:
@@ -142,7 +150,13 @@ class Bench:
             for size in (1, 16, 64):
                 self.row("service, handle, tensors", 16, size, self._scored(handle.score_async))
             for name, client in (("handle", handle), ("HTTP", http)):
-                self.row(f"service, {name}, tensors, gradient", 4, 16, self._scored(client.score_and_grad_async), gradient=True)
+                self.row(
+                    f"service, {name}, tensors, gradient",
+                    4,
+                    16,
+                    self._scored(client.score_and_grad_async),
+                    gradient=True,
+                )
 
     def _scored(self, ask) -> Call:
         async def call(session: ClientSession, part: slice) -> None:
@@ -182,18 +196,34 @@ class Bench:
                     served_s.append(time.perf_counter() - middle)
         off = float((x.grad - y.grad).abs().max() / x.grad.abs().max())
         local, served = float(np.median(local_s)), float(np.median(served_s))
-        say(f"gradient of 16 images: local autograd {local:.3f} s, served {served:.3f} s, ratio {served / local:.2f}, largest relative difference {off:.1e}")
+        say(
+            f"gradient of 16 images: local autograd {local:.3f} s, served {served:.3f} s, ratio {served / local:.2f}, largest relative difference {off:.1e}"
+        )
         return {"local_s": local, "served_s": served, "largest_relative_difference": off}
 
     def endpoint(self, judge: str, callers: list[int], images: int) -> None:
         """Rows of the pickled-JPEG endpoint: one image a call, as without batching, and as many as the service gets."""
         from peers import pickled_body
 
-        command = [sys.executable, "-m", "uvicorn", "--app-dir", str(Path(__file__).parent), "--factory", "peers:pickled_jpegs", "--log-level", "warning"]
+        command = [
+            sys.executable,
+            "-m",
+            "uvicorn",
+            "--app-dir",
+            str(Path(__file__).parent),
+            "--factory",
+            "peers:pickled_jpegs",
+            "--log-level",
+            "warning",
+        ]
         with _running(command, {"ZR_BENCH_JUDGE": judge}) as base:
 
             async def call(session: ClientSession, part: slice) -> None:
-                floats = pickle.loads(await _post(session, f"{base}/score", data=pickled_body(self.load.jpeg[part], self.load.prompts[part])))
+                floats = pickle.loads(
+                    await _post(
+                        session, f"{base}/score", data=pickled_body(self.load.jpeg[part], self.load.prompts[part])
+                    )
+                )
                 assert len(floats) == part.stop - part.start
 
             for size in (1, images):
@@ -207,10 +237,28 @@ class Bench:
         folder = str(judge_folder(judge))
         form = ScoringFormat.load(folder)
         command = [
-            sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", folder, "--served-model-name", "judge", "--dtype", "float32",
-            "--enforce-eager", "--max-model-len", "160", "--max-logprobs", "9", "--limit-mm-per-prompt", '{"image": 1}', "--host", "127.0.0.1",
-        ]  # fmt: skip
-        with _running(command, {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1"}) as base:
+            sys.executable,
+            "-m",
+            "vllm.entrypoints.openai.api_server",
+            "--model",
+            folder,
+            "--served-model-name",
+            "judge",
+            "--dtype",
+            "float32",
+            "--enforce-eager",
+            "--max-model-len",
+            "160",
+            "--max-logprobs",
+            "9",
+            "--limit-mm-per-prompt",
+            '{"image": 1}',
+            "--host",
+            "127.0.0.1",
+        ]
+        with _running(
+            command, {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1"}
+        ) as base:
 
             async def one(session: ClientSession, i: int, dimension: str) -> None:
                 body = vllm_body("judge", self.load.png[i], self.load.prompts[i], dimension, form)
@@ -237,8 +285,8 @@ def _service(judge: str) -> Iterator[str]:
     """URL of the service under test; it is deleted afterwards."""
     from ray import serve
 
-    from zr_ray.serving.launch import start_serve
     from zr_ray.serving.application import application
+    from zr_ray.serving.launch import start_serve
 
     driver.connect(namespace="zr_ray")
     http = {"port": 0, "max_in_flight": 256}
@@ -293,7 +341,9 @@ def main() -> None:
     parser.add_argument("--output", help="also write the rows as JSON")
     args = parser.parse_args()
     bench = Bench(args.judge, args.seconds)
-    say(f"bare forward of {BARE_BATCH[False]} images, one thread: {bench.bare(2):.1f} images/s; with backward of {BARE_BATCH[True]}: {bench.bare(2, True):.1f}")
+    say(
+        f"bare forward of {BARE_BATCH[False]} images, one thread: {bench.bare(2):.1f} images/s; with backward of {BARE_BATCH[True]}: {bench.bare(2, True):.1f}"
+    )
     say("| way | callers | images a call | images/s | p50 ms | p99 ms | of bare |\n|---|---|---|---|---|---|---|")
     gradient = None
     if "service" in args.parts:

@@ -13,11 +13,20 @@ import sys
 
 import torch
 
-from zr_ray.run import driver
 from zr_ray.config.serve import ServeConfig
+from zr_ray.run import driver
 from zr_ray.run.observe import say
 
-PROMPTS = ["a small red circle", "a blue square", "purple", "a large star", "two green circles", "a red star", "a small square", "yellow"]
+PROMPTS = [
+    "a small red circle",
+    "a blue square",
+    "purple",
+    "a large star",
+    "two green circles",
+    "a red star",
+    "a small square",
+    "yellow",
+]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -30,14 +39,16 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     from ray import serve
 
-    from zr_ray.serving.client import RewardClient
-    from zr_ray.serving.launch import start_serve
     from zr_ray.serving.application import application
+    from zr_ray.serving.client import RewardClient
     from zr_ray.serving.faults import fault_run
+    from zr_ray.serving.launch import start_serve
 
     driver.connect(namespace="zr_ray")
     app = "reward-faults"
-    config = ServeConfig.model_validate({"replica": {"replicas": args.replicas, "cpus": 0.3}, "http": {"port": 0, "enabled": args.http}})
+    config = ServeConfig.model_validate(
+        {"replica": {"replicas": args.replicas, "cpus": 0.3}, "http": {"port": 0, "enabled": args.http}}
+    )
     port, ours = start_serve(config)
     try:
         serve.run(application(config), name=app, route_prefix="/faults" if args.http else None)
@@ -51,7 +62,9 @@ def main(argv: list[str] | None = None) -> int:
         if ours:
             serve.shutdown()
     say(json.dumps(dict(sorted(counts.items()))))
-    good = counts["sent"] == counts["answered"] and not any(counts[name] for name in ("lost", "errors", "wrong", "zero"))
+    good = counts["sent"] == counts["answered"] and not any(
+        counts[name] for name in ("lost", "errors", "wrong", "zero")
+    )
     say("every request answered once, correctly" if good else "FAILED")
     return 0 if good else 1
 

@@ -18,23 +18,34 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from zr_ray.world.render import render
-from zr_ray.errors import ZrRayError
 from zr_ray.builtin.generator_gate import GATE, mean_with_error, passed, read_images, seed_distance
 from zr_ray.builtin.generator_scenes import Defects, evaluation_prompts, sample_scene
-from zr_ray.report.image_grid import save_enlarged, tiled
 from zr_ray.builtin.tiny_generator import ASSET, GUIDANCE_SCALE, SAMPLING_STEPS, generate, load_generator
+from zr_ray.errors import ZrRayError
+from zr_ray.report.image_grid import save_enlarged, tiled
+from zr_ray.world.render import render
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--generator", type=Path, default=ASSET, help="ZImagePipeline folder (default: the shipped one)")
-    parser.add_argument("--output", type=Path, default=Path("runs/generator_gate"), help="folder for table and grid (default %(default)s)")
+    parser.add_argument(
+        "--generator", type=Path, default=ASSET, help="ZImagePipeline folder (default: the shipped one)"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("runs/generator_gate"),
+        help="folder for table and grid (default %(default)s)",
+    )
     parser.add_argument("--prompts", type=int, default=512, help="held-out prompts (default %(default)s)")
     parser.add_argument("--steps", type=int, default=SAMPLING_STEPS, help="sampling steps (default %(default)s)")
-    parser.add_argument("--guidance", type=float, default=GUIDANCE_SCALE, help="w of pos + w (pos - neg) (default %(default)s)")
+    parser.add_argument(
+        "--guidance", type=float, default=GUIDANCE_SCALE, help="w of pos + w (pos - neg) (default %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of prompts and noise (default %(default)s)")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves it to torch (default %(default)s)")
+    parser.add_argument(
+        "--threads", type=int, default=0, help="CPU threads; 0 leaves it to torch (default %(default)s)"
+    )
     parser.add_argument("--require-gate", action="store_true", help="exit with 2 when the gate is not met")
     return parser.parse_args(argv)
 
@@ -66,9 +77,13 @@ def measure(pipeline, args: argparse.Namespace) -> tuple[dict[str, float], dict[
     read = read_images(images, prompts)
     gap = read["match"] - read["shuffled_match"]
     means = {
-        "object_match": read["match"], "shuffled_match": read["shuffled_match"], "prompt_gap": gap, "alignment": read["alignment"],
-        "shuffled_alignment": read["shuffled_alignment"], "plausibility": read["plausibility"],
-    }  # fmt: skip
+        "object_match": read["match"],
+        "shuffled_match": read["shuffled_match"],
+        "prompt_gap": gap,
+        "alignment": read["alignment"],
+        "shuffled_alignment": read["shuffled_alignment"],
+        "plausibility": read["plausibility"],
+    }
     single = np.array([len(prompt.split()) == 3 for prompt in prompts])
     for name, chosen in (("one", single), ("two", ~single)):
         if chosen.any():
@@ -78,8 +93,13 @@ def measure(pipeline, args: argparse.Namespace) -> tuple[dict[str, float], dict[
     seeds = np.stack([generate(pipeline, few, seed=args.seed + 1 + s, **options).numpy() for s in range(4)])
     figures = {name: mean_with_error(values)[0] for name, values in means.items()}
     errors = {name: mean_with_error(values)[1] for name, values in means.items()}
-    figures |= codec_figures(pipeline, min(256, args.prompts), args.seed) | {"seed_distance": seed_distance(seeds), "image_ms": image_ms}
-    figures["image_processor_ms"] = processor_ms  # of all threads; where other work shares the machine, image_ms says little
+    figures |= codec_figures(pipeline, min(256, args.prompts), args.seed) | {
+        "seed_distance": seed_distance(seeds),
+        "image_ms": image_ms,
+    }
+    figures["image_processor_ms"] = (
+        processor_ms  # of all threads; where other work shares the machine, image_ms says little
+    )
     return figures, errors
 
 
@@ -122,10 +142,17 @@ def main(argv: list[str] | None = None) -> int:
     grid_prompts = write_grid(pipeline, args, args.output / "grid.png")
     met = passed(figures)
     result = {
-        "figures": figures, "standard_errors": errors, "gate": {name: list(limits) for name, limits in GATE.items()}, "met": met,
-        "prompts": args.prompts, "steps": args.steps, "guidance_scale": args.guidance, "seed": args.seed,
-        "threads": torch.get_num_threads(), "grid_prompts": grid_prompts,
-    }  # fmt: skip
+        "figures": figures,
+        "standard_errors": errors,
+        "gate": {name: list(limits) for name, limits in GATE.items()},
+        "met": met,
+        "prompts": args.prompts,
+        "steps": args.steps,
+        "guidance_scale": args.guidance,
+        "seed": args.seed,
+        "threads": torch.get_num_threads(),
+        "grid_prompts": grid_prompts,
+    }
     (args.output / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n")
     print(table(figures, errors))
     missed = [name for name in met if not met[name]]

@@ -26,7 +26,12 @@ def main(argv: list[str] | None = None) -> None:
     table = accuracy_table(args.images, args.seed)
     print(f"{'':24}" + "".join(f"{name:>9}" for name in STRENGTHS))
     for name in table[STRENGTHS[0]]:
-        print(f"{name:24}" + "".join(f"{table[s][name]:9.0f}" if name == "images_per_s" else f"{table[s][name]:9.3f}" for s in STRENGTHS))
+        print(
+            f"{name:24}"
+            + "".join(
+                f"{table[s][name]:9.0f}" if name == "images_per_s" else f"{table[s][name]:9.3f}" for s in STRENGTHS
+            )
+        )
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(json.dumps({"images": args.images, "seed": args.seed, "table": table}, indent=1) + "\n")
 

@@ -19,33 +19,52 @@ from statistics import fmean
 
 import torch
 
-from zr_ray.config.loader import dump_yaml, load_config, schema_help
-from zr_ray.errors import ZrRayError
-from zr_ray.config.pretrain_generator import PretrainGeneratorConfig
 from zr_ray.builtin.generator_pretraining import GeneratorPretraining
-from zr_ray.report.image_grid import save_enlarged, tiled
 from zr_ray.builtin.step_clock import StepClock
 from zr_ray.builtin.tiny_generator import generate
+from zr_ray.config.loader import dump_yaml, load_config, schema_help
+from zr_ray.config.pretrain_generator import PretrainGeneratorConfig
+from zr_ray.errors import ZrRayError
+from zr_ray.report.image_grid import save_enlarged, tiled
 
 GRID_PROMPTS = [
-    "small red circle", "big blue square", "small yellow triangle", "big white cross",
-    "big green circle left of small red square", "small purple triangle left of big yellow circle",
-    "big white square right of big blue cross", "small green cross right of small purple square",
-    "small red circle on big blue square", "small yellow cross on big purple circle",
-    "big white triangle on big green square", "small blue square on small red cross",
-    "big yellow square under small green triangle", "small purple circle under big white cross",
-    "big red cross under small yellow square", "big blue triangle right of small white circle",
-]  # fmt: skip
+    "small red circle",
+    "big blue square",
+    "small yellow triangle",
+    "big white cross",
+    "big green circle left of small red square",
+    "small purple triangle left of big yellow circle",
+    "big white square right of big blue cross",
+    "small green cross right of small purple square",
+    "small red circle on big blue square",
+    "small yellow cross on big purple circle",
+    "big white triangle on big green square",
+    "small blue square on small red cross",
+    "big yellow square under small green triangle",
+    "small purple circle under big white cross",
+    "big red cross under small yellow square",
+    "big blue triangle right of small white circle",
+]
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     keys = "configuration keys:\n" + schema_help(PretrainGeneratorConfig)
-    parser = argparse.ArgumentParser(description=__doc__, epilog=keys, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=keys, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config", type=Path, help="YAML file; without it the defaults below")
-    parser.add_argument("--minutes", type=float, default=5, help="spent in steps, resumed parts included (default %(default)s)")
-    parser.add_argument("--output", type=Path, default=Path("runs/generator"), help="folder of this run (default %(default)s)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda (default %(default)s)")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves it to torch (default %(default)s)")
+    parser.add_argument(
+        "--minutes", type=float, default=5, help="spent in steps, resumed parts included (default %(default)s)"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/generator"), help="folder of this run (default %(default)s)"
+    )
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda (default %(default)s)"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=0, help="CPU threads; 0 leaves it to torch (default %(default)s)"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example optimiser.batch=32")
     return parser.parse_args(argv)
 
@@ -65,7 +84,9 @@ def replace_folder(write, folder: Path) -> None:
 def keep_metrics_until(path: Path, step: int) -> None:
     """Drop lines of steps that a killed attempt did but did not check-point."""
     if path.exists():
-        lines = [line for line in path.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= step]
+        lines = [
+            line for line in path.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= step
+        ]
         path.write_text("".join(line + "\n" for line in lines))
 
 
@@ -93,10 +114,16 @@ def train(run: GeneratorPretraining, minutes: float, output: Path) -> None:
 
     def show() -> None:
         log(held_out := run.held_out())
-        images = generate(run.averaged, GRID_PROMPTS, seed=0, steps=cadence.grid_steps, guidance_scale=cadence.grid_guidance)
+        images = generate(
+            run.averaged, GRID_PROMPTS, seed=0, steps=cadence.grid_steps, guidance_scale=cadence.grid_guidance
+        )
         save_enlarged(tiled(images.numpy(), columns=8), output / "grids" / f"step_{run.step_count:06d}.png")
         board.add_images("grid", images, run.step_count, dataformats="NHWC")
-        print("held out  " + "  ".join(f"{name.removeprefix('held_out/')} {value:.4f}" for name, value in held_out.items()), flush=True)
+        print(
+            "held out  "
+            + "  ".join(f"{name.removeprefix('held_out/')} {value:.4f}" for name, value in held_out.items()),
+            flush=True,
+        )
 
     while run.trained_s < limit_s:
         started = time.monotonic()
@@ -111,8 +138,9 @@ def train(run: GeneratorPretraining, minutes: float, output: Path) -> None:
             pace = f"  {values['time/images_per_s']:.0f} images/s" if "time/images_per_s" in values else ""
             print(
                 f"step {run.step_count}  {run.trained_s / 60:.1f}/{minutes:g} min  velocity {values['loss/velocity']:.4f}"
-                f"  object map {values['loss/object_map']:.4f}{pace}", flush=True,
-            )  # fmt: skip
+                f"  object map {values['loss/object_map']:.4f}{pace}",
+                flush=True,
+            )
             window = []
         if run.trained_s >= grid_due_s:
             grid_due_s += cadence.grid_min * 60

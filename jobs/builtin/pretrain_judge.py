@@ -26,17 +26,17 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 import zr_ray  # noqa: F401  (torchvision shim before transformers)
-from zr_ray.config.loader import dump_yaml, load_config, schema_help
-from zr_ray.world import perception_targets, render, vocabulary
-from zr_ray.world.sampling import Candidate, sample_group
-from zr_ray.errors import CheckpointError, ZrRayError
 from zr_ray.builtin.muon import Muon
 from zr_ray.builtin.tiny_card import model_card
 from zr_ray.builtin.tiny_evaluation import evaluate_tiny_judge
 from zr_ray.builtin.tiny_judge import TinySize, build_tiny_judge
 from zr_ray.builtin.tiny_language import BranchWriter, impression_label, language_loss, pack_rows
 from zr_ray.builtin.tiny_perception import PerceptionHeads, patch_pixels, tower_features
+from zr_ray.config.loader import dump_yaml, load_config, schema_help
+from zr_ray.errors import CheckpointError, ZrRayError
 from zr_ray.rubric import DIMENSIONS, ScoringFormat
+from zr_ray.world import perception_targets, render, vocabulary
+from zr_ray.world.sampling import Candidate, sample_group
 
 STAGES = ("perception", "language")
 
@@ -58,7 +58,9 @@ class Language(_Section):
 
     steps: int = Field(900, ge=0, description="optimizer steps")
     images: int = Field(32, ge=1, description="fresh scenes per step; each is asked in all four dimensions")
-    direct: int = Field(2, ge=0, le=4, description="of the four dimensions, how many are also asked for a direct score, per image")
+    direct: int = Field(
+        2, ge=0, le=4, description="of the four dimensions, how many are also asked for a direct score, per image"
+    )
     lr: float = Field(2e-3, gt=0, description="Muon's peak learning rate of the language model")
     tower_lr: float = Field(3e-4, ge=0, description="Muon's peak learning rate of the vision tower; 0 freezes it")
     perception_weight: float = Field(0.05, ge=0, description="weight of the perception loss in this stage")
@@ -83,11 +85,15 @@ class PretrainConfig(_Section):
     size: Size = Size()
     perception: Perception = Perception()
     language: Language = Language()
-    embedding_lr: float = Field(2e-3, gt=0, description="AdamW's peak learning rate of embeddings, output layer, heads, biases and norms")
+    embedding_lr: float = Field(
+        2e-3, gt=0, description="AdamW's peak learning rate of embeddings, output layer, heads, biases and norms"
+    )
     weight_decay: float = Field(0.01, ge=0, description="decoupled, both optimizers")
     log_steps: int = Field(20, ge=1, description="steps between lines")
     checkpoint_steps: int = Field(200, ge=1, description="steps between checkpoints")
-    evaluation_groups: int = Field(250, ge=2, description="held-out prompts, four candidates each, for the final figures")
+    evaluation_groups: int = Field(
+        250, ge=2, description="held-out prompts, four candidates each, for the final figures"
+    )
 
 
 def draw_scenes(seed: int, stage: str, step: int, images: int) -> list[Candidate]:
@@ -113,7 +119,9 @@ class Pretraining:
         if not (folder / "config.json").is_file():
             build_tiny_judge(folder, vocabulary(), config.seed, TinySize(**config.size.model_dump()))
         self.config, self.folder = config, folder
-        self.model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+        self.model = AutoModelForImageTextToText.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="sdpa"
+        )
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.writer = BranchWriter(self.tokenizer, ScoringFormat.load(folder))
         torch.manual_seed(config.seed)
@@ -131,14 +139,23 @@ class Pretraining:
             matrix = p.ndim == 2 and not any(part in name for part in ("embed", "lm_head"))
             groups["rest" if not matrix else "tower" if name.startswith("model.visual") else "text"].append(p)
         stage_config = getattr(self.config, stage)
-        rates = {"tower": stage_config.lr} if stage == "perception" else {"text": stage_config.lr, "tower": stage_config.tower_lr}
+        rates = (
+            {"tower": stage_config.lr}
+            if stage == "perception"
+            else {"text": stage_config.lr, "tower": stage_config.tower_lr}
+        )
         if rates["tower"] == 0:
             tower.requires_grad_(False)
         matrices = [{"params": groups[name], "lr": rate} for name, rate in rates.items()]
         decay = self.config.weight_decay
         self.optimizers = [
             Muon(matrices, lr=stage_config.lr, weight_decay=decay),
-            torch.optim.AdamW([p for p in groups["rest"] if p.requires_grad], self.config.embedding_lr, (0.9, 0.98), weight_decay=decay),
+            torch.optim.AdamW(
+                [p for p in groups["rest"] if p.requires_grad],
+                self.config.embedding_lr,
+                (0.9, 0.98),
+                weight_decay=decay,
+            ),
         ]
         for group in (g for o in self.optimizers for g in o.param_groups):
             group["peak_lr"] = group["lr"]
@@ -171,18 +188,26 @@ class Pretraining:
         config, rng = self.config.language, np.random.default_rng((self.config.seed, 7, step))
         rows = []
         for scene in scenes:
-            asked = [(d, False) for d in DIMENSIONS] + [(DIMENSIONS[i], True) for i in rng.permutation(4)[: config.direct]]
+            asked = [(d, False) for d in DIMENSIONS] + [
+                (DIMENSIONS[i], True) for i in rng.permutation(4)[: config.direct]
+            ]
             scores = [impression_label(rng, scene.truth, config.impression_noise) for _ in asked]
-            rows.append([self.writer.branch(scene, d, score, direct) for (d, direct), score in zip(asked, scores, strict=True)])
+            rows.append(
+                [self.writer.branch(scene, d, score, direct) for (d, direct), score in zip(asked, scores, strict=True)]
+            )
         packed = pack_rows(self.writer.prefix, rows, self.model.config.image_token_id)
         return language_loss(self.model, packed, merged, tap, config.label_weight)
 
     def save(self, path: Path, stage: str, step: int) -> None:
         """Checkpoint after `step` steps of `stage`, written beside and renamed."""
         state = {
-            "stage": stage, "step": step, "config": dump_yaml(self.config), "model": self.model.state_dict(),
-            "heads": self.heads.state_dict(), "optimizers": [o.state_dict() for o in self.optimizers],
-        }  # fmt: skip
+            "stage": stage,
+            "step": step,
+            "config": dump_yaml(self.config),
+            "model": self.model.state_dict(),
+            "heads": self.heads.state_dict(),
+            "optimizers": [o.state_dict() for o in self.optimizers],
+        }
         torch.save(state, path.with_suffix(".tmp"))
         os.replace(path.with_suffix(".tmp"), path)
 
@@ -192,7 +217,9 @@ class Pretraining:
             raise CheckpointError(f"--resume needs {path}, which is not there; start without --resume")
         state = torch.load(path, weights_only=True)
         if state["config"] != dump_yaml(self.config):
-            raise CheckpointError(f"{path} was made with another config; give the same config and overrides, or another --out")
+            raise CheckpointError(
+                f"{path} was made with another config; give the same config and overrides, or another --out"
+            )
         self.model.load_state_dict(state["model"])
         self.heads.load_state_dict(state["heads"])
         self.start(state["stage"])
@@ -218,7 +245,10 @@ def train(run: Pretraining, out: Path, resume: bool) -> float:
                     journal.write(json.dumps({"stage": stage, "step": step + 1, **metrics}) + "\n")
                     journal.flush()
                     shown = "  ".join(f"{k} {v:.3f}" for k, v in metrics.items() if k in SHOWN[stage])
-                    print(f"{stage} {step + 1}/{steps}  {shown}  {pace:.2f} s/step  ETA of stage {pace * (steps - step - 1) / 60:.1f} min", flush=True)
+                    print(
+                        f"{stage} {step + 1}/{steps}  {shown}  {pace:.2f} s/step  ETA of stage {pace * (steps - step - 1) / 60:.1f} min",
+                        flush=True,
+                    )
                 if (step + 1) % config.checkpoint_steps == 0 or step + 1 == steps:
                     run.save(out / "checkpoint.pt", stage, step + 1)
     return time.monotonic() - begun
@@ -231,7 +261,9 @@ SHOWN = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, epilog=schema_help(PretrainConfig))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, epilog=schema_help(PretrainConfig)
+    )
     parser.add_argument("--config", type=Path, default=Path(__file__).parents[1] / "configs" / "pretrain_judge.yaml")
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoint, metrics and the judge")
     parser.add_argument("--resume", action="store_true", help="go on from FOLDER/checkpoint.pt")

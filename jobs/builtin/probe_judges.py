@@ -26,13 +26,13 @@ import numpy as np
 import torch
 
 from zr_ray.data.annotations import load_image, read_annotations
-from zr_ray.world.probes import PROBES, probe_images
-from zr_ray.world.verifier.scores import verify
 from zr_ray.errors import ZrRayError
 from zr_ray.judging.evaluate import agreement, human_scores
 from zr_ray.models.judge_text import judge_folder
 from zr_ray.models.student import Student
 from zr_ray.rubric import DIMENSIONS
+from zr_ray.world.probes import PROBES, probe_images
+from zr_ray.world.verifier.scores import verify
 
 
 def named(text: str) -> tuple[str, str]:
@@ -61,18 +61,29 @@ def probe_table(judges: dict[str, Student], count: int, seed: int) -> dict[str, 
         measured = [verify(image, prompt) for image, prompt in zip(pictures[probe], prompts, strict=True)]
         rows = {"verifier": {d: float(np.mean([m[d] for m in measured])) for d in DIMENSIONS}}
         for name, judge in judges.items():
-            rows[name] = dict(zip(DIMENSIONS, scores(judge, list(pictures[probe]), prompts).mean(0).tolist(), strict=True))
+            rows[name] = dict(
+                zip(DIMENSIONS, scores(judge, list(pictures[probe]), prompts).mean(0).tolist(), strict=True)
+            )
         table[probe] = rows
     return table
 
 
-def agreement_table(judges: dict[str, Student], sets: dict[str, str], resamples: int, seed: int) -> dict[str, dict[str, dict]]:
+def agreement_table(
+    judges: dict[str, Student], sets: dict[str, str], resamples: int, seed: int
+) -> dict[str, dict[str, dict]]:
     """Data set -> judge -> agreement with the annotators of its test split, as in `loops/evaluate.py`."""
     table: dict[str, dict[str, dict]] = {}
     for name, folder in sets.items():
         items = list(read_annotations(folder, split="test"))
-        images, prompts, human = [load_image(item.image) for item in items], [item.prompt for item in items], human_scores(items)
-        table[name] = {who: agreement(scores(judge, images, prompts), human, items, resamples, seed) for who, judge in judges.items()}
+        images, prompts, human = (
+            [load_image(item.image) for item in items],
+            [item.prompt for item in items],
+            human_scores(items),
+        )
+        table[name] = {
+            who: agreement(scores(judge, images, prompts), human, items, resamples, seed)
+            for who, judge in judges.items()
+        }
     return table
 
 
@@ -80,9 +91,17 @@ def show(probes: dict, agreements: dict) -> None:
     print(f"{'mean score of':<18}{'read by':<14}" + "".join(f"{d:>14}" for d in DIMENSIONS) + f"{'mean':>8}")
     for probe, rows in probes.items():
         for who, values in rows.items():
-            print(f"{probe:<18}{who:<14}" + "".join(f"{values[d]:>14.2f}" for d in DIMENSIONS) + f"{np.mean(list(values.values())):>8.2f}")
+            print(
+                f"{probe:<18}{who:<14}"
+                + "".join(f"{values[d]:>14.2f}" for d in DIMENSIONS)
+                + f"{np.mean(list(values.values())):>8.2f}"
+            )
     for name, rows in agreements.items():
-        print(f"\nHPA on {name:<11}{'judge':<14}" + "".join(f"{d:>14}" for d in DIMENSIONS) + f"{'pooled':>8}  95 % interval")
+        print(
+            f"\nHPA on {name:<11}{'judge':<14}"
+            + "".join(f"{d:>14}" for d in DIMENSIONS)
+            + f"{'pooled':>8}  95 % interval"
+        )
         for who, found in rows.items():
             by, (low, high) = found["dimensions"], found["pooled"]["hpa_ci"]
             cells = "".join(f"{by[d]['hpa']:>14.3f}" if d in by else f"{'-':>14}" for d in DIMENSIONS)
@@ -92,12 +111,25 @@ def show(probes: dict, agreements: dict) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Exit code: 1, with one line, for a problem that the user can fix."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--judge", type=named, action="append", required=True, metavar="NAME=FOLDER", help="a judge folder, or builtin")
-    parser.add_argument("--data", type=named, action="append", default=[], metavar="NAME=FOLDER", help="annotated set whose test split is judged")
+    parser.add_argument(
+        "--judge", type=named, action="append", required=True, metavar="NAME=FOLDER", help="a judge folder, or builtin"
+    )
+    parser.add_argument(
+        "--data",
+        type=named,
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER",
+        help="annotated set whose test split is judged",
+    )
     parser.add_argument("--count", type=int, default=64, help="pictures per probe (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the probes and the bootstrap (default %(default)s)")
-    parser.add_argument("--resamples", type=int, default=1000, help="of the bootstrap over prompts (default %(default)s)")
-    parser.add_argument("--output", type=Path, default=Path("probes.json"), help="where the JSON goes (default %(default)s)")
+    parser.add_argument(
+        "--resamples", type=int, default=1000, help="of the bootstrap over prompts (default %(default)s)"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("probes.json"), help="where the JSON goes (default %(default)s)"
+    )
     args = parser.parse_args(argv)
     try:
         judges = {name: Student(judge_folder(path)) for name, path in args.judge}

@@ -39,9 +39,13 @@ def category_probabilities(sigma: float, bias: float, categories: int) -> np.nda
     return np.maximum(np.diff(cumulative, axis=1), 1e-12)
 
 
-def marginal_loglikelihood(counts: np.ndarray, sigma: float, biases: np.ndarray, rounds: int = 30) -> tuple[float, np.ndarray]:
+def marginal_loglikelihood(
+    counts: np.ndarray, sigma: float, biases: np.ndarray, rounds: int = 30
+) -> tuple[float, np.ndarray]:
     """Log-likelihood after EM over the distribution of true scores. counts: [N, R, C], votes per item, rater and category."""
-    per_truth = sum(counts[:, r] @ np.log(category_probabilities(sigma, b, counts.shape[2])).T for r, b in enumerate(biases))
+    per_truth = sum(
+        counts[:, r] @ np.log(category_probabilities(sigma, b, counts.shape[2])).T for r, b in enumerate(biases)
+    )
     top = per_truth.max(1, keepdims=True)
     likelihood = np.exp(per_truth - top)
     prior = np.full(len(TRUTHS), 1 / len(TRUTHS))
@@ -74,7 +78,11 @@ def fit(counts: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
     for _ in range(3 if len(biases) > 1 else 1):
         sigma = _best(lambda s: marginal_loglikelihood(counts, s, biases)[0], 0.15, 1.5)
         for r in range(len(biases) if len(biases) > 1 else 0):
-            biases[r] = _best(lambda b, r=r: marginal_loglikelihood(counts, sigma, np.r_[biases[:r], b, biases[r + 1 :]])[0], -0.8, 0.8)
+            biases[r] = _best(
+                lambda b, r=r: marginal_loglikelihood(counts, sigma, np.r_[biases[:r], b, biases[r + 1 :]])[0],
+                -0.8,
+                0.8,
+            )
         biases -= biases.mean()
     return sigma, biases, marginal_loglikelihood(counts, sigma, biases)[1]
 
@@ -126,16 +134,28 @@ def data_sets(folder: Path) -> dict[str, np.ndarray]:
     ava_votes = np.array([[float(r[f"n{k}"]) for k in range(1, 11)] for r in ava])[:, None]
     sets = {
         "dsg alignment": _by_rater(
-            _rows(folder, "dsg_tifa160_likert.csv"), lambda r: r["image"], lambda r: r["rater"], "alignment", lambda v: int(v) - 1, 5
+            _rows(folder, "dsg_tifa160_likert.csv"),
+            lambda r: r["image"],
+            lambda r: r["rater"],
+            "alignment",
+            lambda v: int(v) - 1,
+            5,
         ),
         "koniq technical quality": koniq_votes,
         "ava aesthetics": ava_votes,
         "geneval object realism": _by_rater(
-            _rows(folder, "geneval_annotations.csv"), lambda r: r["model"] + r["image"], lambda r: "any", "real-0", lambda v: int(v) - 1, 3
+            _rows(folder, "geneval_annotations.csv"),
+            lambda r: r["model"] + r["image"],
+            lambda r: "any",
+            "real-0",
+            lambda v: int(v) - 1,
+            3,
         ),
     }
     for column in ("semantic_consistency", "perceptual_quality"):
-        sets[f"imagenhub {column}"] = _by_rater(hub, lambda r: r["model"] + r["uid"], lambda r: r["rater"], column, lambda v: int(2 * v), 3)
+        sets[f"imagenhub {column}"] = _by_rater(
+            hub, lambda r: r["model"] + r["uid"], lambda r: r["rater"], column, lambda v: int(2 * v), 3
+        )
     return sets
 
 
@@ -145,7 +165,9 @@ def main() -> None:
     folder = parser.parse_args().folder
     missing = [name for name in TABLES if not (folder / name).is_file()]
     if missing:
-        raise SystemExit(f"fit_annotators: {folder} lacks {', '.join(missing)}; give the folder that holds the rating tables")
+        raise SystemExit(
+            f"fit_annotators: {folder} lacks {', '.join(missing)}; give the folder that holds the rating tables"
+        )
     for name, counts in data_sets(folder).items():
         sigma, biases, prior = fit(counts)
         spread = f"{biases.std(ddof=1):.3f}" if len(biases) > 1 else "in sigma"

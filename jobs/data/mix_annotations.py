@@ -31,19 +31,26 @@ def source(text: str) -> tuple[str, Path, tuple[str, ...] | None]:
 def main(argv: list[str] | None = None) -> int:
     """Exit code: 1, with one line, for a problem that the user can fix."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sources", nargs="+", type=source, metavar="NAME=FOLDER[:SPLIT]", help="a data set to take from")
+    parser.add_argument(
+        "sources", nargs="+", type=source, metavar="NAME=FOLDER[:SPLIT]", help="a data set to take from"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder to write; made if it is not there")
     args = parser.parse_args(argv)
     if len({name for name, _, _ in args.sources}) < len(args.sources):
         parser.error("every source needs a name of its own")
     try:
         counts = mix_annotations(
-            args.out, {name: folder for name, folder, _ in args.sources}, splits={name: taken for name, _, taken in args.sources if taken}
+            args.out,
+            {name: folder for name, folder, _ in args.sources},
+            splits={name: taken for name, _, taken in args.sources if taken},
         )
     except ZrRayError as error:
         print(f"mix_annotations: {error}", file=sys.stderr)
         return 1
-    print(f"wrote {sum(counts.values())} records to {args.out.absolute()}: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
+    print(
+        f"wrote {sum(counts.values())} records to {args.out.absolute()}: "
+        + ", ".join(f"{name} {count}" for name, count in counts.items())
+    )
     return 0
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from zr_ray.world.render import render
 from zr_ray.builtin.generator_gate import GATE, mean_with_error, passed, read_images, seed_distance
 from zr_ray.builtin.generator_scenes import Defects, sample_scene
+from zr_ray.world.render import render
 
 
 @pytest.fixture(scope="module")
@@ -25,12 +25,18 @@ def test_flawless_scenes_match_their_prompts_and_not_the_shuffled_ones(clean):
 
 def test_shuffling_means_the_next_prompt(clean):
     images, prompts = clean
-    rotated = read_images(np.roll(images, 1, axis=0), prompts)  # image i now stands at i + 1, its prompt is the one before
+    rotated = read_images(
+        np.roll(images, 1, axis=0), prompts
+    )  # image i now stands at i + 1, its prompt is the one before
     back = read_images(images[::-1], prompts[::-1])
     assert rotated["match"].mean() <= 0.05
     assert back["match"].tolist() == read_images(images, prompts)["match"][::-1].tolist()
     three, following = images[[1, 2, 0]], [prompts[1], prompts[2], prompts[0]]
-    assert read_images(three, prompts[:3])["shuffled_match"].tolist() == read_images(three, following)["match"].tolist() == [1, 1, 1]
+    assert (
+        read_images(three, prompts[:3])["shuffled_match"].tolist()
+        == read_images(three, following)["match"].tolist()
+        == [1, 1, 1]
+    )
 
 
 def test_noise_and_flat_colour_match_nothing():

@@ -22,7 +22,9 @@ def test_step_by_hand():
     value.grad = torch.tensor([[3.0, 0.0], [0.0, 5.0], [0.0, 0.0], [0.0, 0.0]])
     Muon([value, frozen], lr=0.1, momentum=0.0).step()
     expected = -0.1 * 4**0.5  # times a singular value near 1, whatever the gradient's size
-    assert value[0, 0].item() == pytest.approx(expected, rel=0.35) and value[1, 1].item() == pytest.approx(expected, rel=0.35)
+    assert value[0, 0].item() == pytest.approx(expected, rel=0.35) and value[1, 1].item() == pytest.approx(
+        expected, rel=0.35
+    )
     assert value[0, 1].item() == value[2, 0].item() == 0
     assert (frozen == 1).all()  # it has no gradient
 

@@ -11,14 +11,18 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from zr_ray.world.scene import Asked, Layout, place
-from zr_ray.world.truth import alignment_faults
-from zr_ray.errors import CheckpointError
 from zr_ray.builtin.flow_training import ObjectMapHead, PackedTransformer, noised, sample_sigmas, tokenize, update_ema
-from zr_ray.config.pretrain_generator import OptimiserSection, PretrainGeneratorConfig
 from zr_ray.builtin.generator_gate import read_images
 from zr_ray.builtin.generator_pretraining import MAX_TOKENS, GeneratorPretraining, rate_factor
-from zr_ray.builtin.generator_scenes import CELL, Defects, evaluation_prompts, is_held_out, object_map, sample_batch, sample_scene
+from zr_ray.builtin.generator_scenes import (
+    CELL,
+    Defects,
+    evaluation_prompts,
+    is_held_out,
+    object_map,
+    sample_batch,
+    sample_scene,
+)
 from zr_ray.builtin.patch_codec import build_autoencoder, fit_codec, to_patches, to_pixels
 from zr_ray.builtin.tiny_generator import (
     ASSET,
@@ -30,7 +34,11 @@ from zr_ray.builtin.tiny_generator import (
     build_tokenizer,
     generate,
     load_generator,
-)  # fmt: skip
+)
+from zr_ray.config.pretrain_generator import OptimiserSection, PretrainGeneratorConfig
+from zr_ray.errors import CheckpointError
+from zr_ray.world.scene import Asked, Layout, place
+from zr_ray.world.truth import alignment_faults
 
 DEFECTS = Defects(floating=0.3, shadow_wrong=0.3, overlap=0.3, degraded=0.3, max_level=0.5)
 SMALL = GeneratorSizes(width=24, layers=2, heads=2, text_width=32, latent_channels=16)
@@ -130,7 +138,9 @@ class TestConventions:
         oracle = copy.copy(pipeline)
         clean = pipeline.vae.encode(scenes.pixels[:2]).latent.detach()
         oracle.transformer = ExactVelocity(clean)
-        arguments = dict(height=64, width=64, num_inference_steps=5, guidance_scale=0.0, max_sequence_length=MAX_PROMPT_TOKENS)
+        arguments = dict(
+            height=64, width=64, num_inference_steps=5, guidance_scale=0.0, max_sequence_length=MAX_PROMPT_TOKENS
+        )
         made = oracle(scenes.prompts[:2], output_type="latent", **arguments).images
         assert (made - clean).abs().max() < 1e-4
         sigmas = torch.linspace(1, 0.2, 5)
@@ -155,7 +165,9 @@ class TestConventions:
 
     def test_training_reads_the_prompt_as_the_pipeline_does(self, pipeline):
         prompts = ["small red circle", "", "big white cross left of small yellow triangle"]
-        theirs, _ = pipeline.encode_prompt(list(prompts), do_classifier_free_guidance=False, max_sequence_length=MAX_PROMPT_TOKENS)
+        theirs, _ = pipeline.encode_prompt(
+            list(prompts), do_classifier_free_guidance=False, max_sequence_length=MAX_PROMPT_TOKENS
+        )
         ids, lengths = tokenize(pipeline.tokenizer, prompts, MAX_TOKENS)
         ours = pipeline.text_encoder(input_ids=ids, output_hidden_states=True).hidden_states[-2]
         assert lengths.tolist() == [4, 1, 9] == [len(rows) for rows in theirs]
@@ -198,7 +210,9 @@ class TestPackedTransformer:
         other[:, 4:] = 7.0
         with torch.no_grad():
             different = captions + 1 - 2 * torch.eye(9, 32)
-            one, two, changed = (packed(latents, torch.tensor([0.5]), c, torch.tensor([4]))[0] for c in (captions, other, different))
+            one, two, changed = (
+                packed(latents, torch.tensor([0.5]), c, torch.tensor([4]))[0] for c in (captions, other, different)
+            )
         assert torch.equal(one, two)
         assert not torch.allclose(one, changed)
 
@@ -265,7 +279,10 @@ class TestScenes:
     def test_object_map_of_a_square_by_hand(self):
         scene = place(Asked("big", "green", "square"), None, None, "", light="left", layout=Layout(ground=42, offset=0))
         drawn = object_map(scene)  # columns 24..40, rows 25..41; cell centres at 4 i + 2
-        rows, columns = [i for i in range(16) if 25 <= CELL * i + 2 <= 41], [i for i in range(16) if 24 <= CELL * i + 2 <= 40]
+        rows, columns = (
+            [i for i in range(16) if 25 <= CELL * i + 2 <= 41],
+            [i for i in range(16) if 24 <= CELL * i + 2 <= 40],
+        )
         wanted = np.zeros((3, 16, 16), np.uint8)
         wanted[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = np.array([2, 2, 2])[:, None, None]
         assert (drawn == wanted).all()
@@ -280,9 +297,12 @@ class TestScenes:
 
 def small_run(**changes):
     tree = {
-        "compiled": False, "codec": {"scenes": 64, "steps": 2}, "optimiser": {"batch": 4},
-        "model": {"width": 24, "layers": 1, "heads": 2, "text_width": 32}, "flow": {"map_layer": 0},
-    } | changes  # fmt: skip
+        "compiled": False,
+        "codec": {"scenes": 64, "steps": 2},
+        "optimiser": {"batch": 4},
+        "model": {"width": 24, "layers": 1, "heads": 2, "text_width": 32},
+        "flow": {"map_layer": 0},
+    } | changes
     return GeneratorPretraining(PretrainGeneratorConfig.model_validate(tree), "cpu")
 
 
@@ -304,7 +324,9 @@ class TestResume:
         resumed.load(path)
         assert resumed.step_count == 2
         assert [resumed.step(0.0) for _ in range(2)] == losses
-        for ours, theirs in zip(resumed.averaged.transformer.parameters(), whole.averaged.transformer.parameters(), strict=True):
+        for ours, theirs in zip(
+            resumed.averaged.transformer.parameters(), whole.averaged.transformer.parameters(), strict=True
+        ):
             assert torch.equal(ours, theirs)
         assert [p.name for p in path.parent.iterdir()] == ["checkpoint.pt"]
 
@@ -326,14 +348,22 @@ class TestResume:
 
     def test_steps_lower_the_loss_and_move_every_trained_part(self):
         run = small_run(optimiser={"batch": 8, "warmup_steps": 2, "learning_rate": 1e-2, "matrix_learning_rate": 3e-3})
-        before = {name: copy.deepcopy(getattr(run.pipeline, name).state_dict()) for name in ("transformer", "text_encoder", "vae")}
+        before = {
+            name: copy.deepcopy(getattr(run.pipeline, name).state_dict())
+            for name in ("transformer", "text_encoder", "vae")
+        }
         start = run.held_out()
         for _ in range(15):
             run.step(0.0)
         end = run.held_out()
         assert all(end[name] < 0.97 * start[name] for name in start)
-        moved = {name: sum(not torch.equal(v, before[name][k]) for k, v in getattr(run.pipeline, name).state_dict().items()) for name in before}
-        assert moved["vae"] == 0 and moved["transformer"] > 0.9 * len(before["transformer"]) and moved["text_encoder"] > 20
+        moved = {
+            name: sum(not torch.equal(v, before[name][k]) for k, v in getattr(run.pipeline, name).state_dict().items())
+            for name in before
+        }
+        assert (
+            moved["vae"] == 0 and moved["transformer"] > 0.9 * len(before["transformer"]) and moved["text_encoder"] > 20
+        )
 
 
 @pytest.fixture(scope="module")
@@ -355,12 +385,16 @@ class TestShipped:
         together = generate(shipped, prompts, seed=3, steps=2, guidance_scale=1.0)
         alone = generate(shipped, prompts, seed=3, steps=2, guidance_scale=1.0, batch=1)
         assert (together.int() - alone.int()).abs().max() <= 1
-        assert (together.int() - generate(shipped, prompts, seed=4, steps=2, guidance_scale=1.0).int()).abs().float().mean() > 1
+        assert (
+            together.int() - generate(shipped, prompts, seed=4, steps=2, guidance_scale=1.0).int()
+        ).abs().float().mean() > 1
 
     def test_follows_prompts_it_was_not_trained_on(self, shipped):
         """The gate, .35 on 512 prompts, less its standard error on 24; a match wants every colour, shape, size and relation right."""
         prompts = evaluation_prompts(24, seed=5)
-        read = read_images(generate(shipped, prompts, seed=5, steps=SAMPLING_STEPS, guidance_scale=GUIDANCE_SCALE).numpy(), prompts)
+        read = read_images(
+            generate(shipped, prompts, seed=5, steps=SAMPLING_STEPS, guidance_scale=GUIDANCE_SCALE).numpy(), prompts
+        )
         assert read["match"].mean() >= 0.25
         assert read["match"].mean() - read["shuffled_match"].mean() >= 0.2
         assert read["alignment"].mean() >= read["shuffled_alignment"].mean() + 0.5

@@ -14,11 +14,11 @@ from tokenizers.normalizers import Lowercase
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast
 
-from zr_ray.world import render, sample_candidates, vocabulary
+from zr_ray.builtin.tiny_judge import SPECIAL_TOKENS, build_tiny_judge, build_tokenizer
 from zr_ray.errors import JudgeError
 from zr_ray.models.judge_text import BUILTIN_JUDGES
-from zr_ray.builtin.tiny_judge import SPECIAL_TOKENS, build_tiny_judge, build_tokenizer
 from zr_ray.rubric import DIMENSIONS, ScoringFormat, label_token_ids
+from zr_ray.world import render, sample_candidates, vocabulary
 
 WORDS = ["small", "red", "circle", "left", "of", "ok", "bad"]
 
@@ -36,7 +36,9 @@ def processor(folder):
 
 
 def _ask(processor, scoring: ScoringFormat, prompt: str, dimension: str) -> str:
-    return processor.tokenizer.apply_chat_template(scoring.messages(prompt, dimension), tokenize=False, add_generation_prompt=True)
+    return processor.tokenizer.apply_chat_template(
+        scoring.messages(prompt, dimension), tokenize=False, add_generation_prompt=True
+    )
 
 
 def test_every_word_is_one_token_and_specials_come_first(folder):
@@ -106,7 +108,9 @@ def test_unusable_vocabulary_is_refused(words):
 def test_labels_of_two_tokens_and_unknown_labels_are_refused():
     tokenizer = build_tokenizer(WORDS)
     assert len(set(label_token_ids(tokenizer, tuple("123456789")))) == 9
-    with pytest.raises(JudgeError, match=r"'4 5' must be exactly one token, this tokenizer makes 2 of it: \['4', '5'\]"):
+    with pytest.raises(
+        JudgeError, match=r"'4 5' must be exactly one token, this tokenizer makes 2 of it: \['4', '5'\]"
+    ):
         label_token_ids(tokenizer, ("4 5", *"12345678"))
     with pytest.raises(JudgeError, match="'ten' is unknown"):
         label_token_ids(tokenizer, ("ten", *"12345678"))
@@ -155,7 +159,9 @@ def test_shipped_judge_writes_well_formed_answers_about_what_it_sees(name):
         images = [[Image.fromarray(render(c.scene))] for c in candidates]
         inputs = processor(text=texts, images=images, padding=True, return_tensors="pt")
         output = model.generate(**inputs, do_sample=False, max_new_tokens=40)[:, inputs["input_ids"].shape[1] :]
-        for candidate, answer in zip(candidates, processor.tokenizer.batch_decode(output, skip_special_tokens=True), strict=True):
+        for candidate, answer in zip(
+            candidates, processor.tokenizer.batch_decode(output, skip_special_tokens=True), strict=True
+        ):
             chain, marker, label = answer.rpartition(f" {scoring.marker} ")
             formed += bool(marker) and label in scoring.labels
             exact += chain == candidate.reasoning[dimension]

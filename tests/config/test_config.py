@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from zr_ray.config.sections import GdsoConfig, dump_yaml, load_config, schema_help
 from zr_ray.config.loader import differing_keys, fields_of
+from zr_ray.config.sections import GdsoConfig, dump_yaml, load_config, schema_help
 from zr_ray.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
@@ -26,7 +26,9 @@ def refusal(*overrides: str) -> str:
 def test_file_then_overrides_in_order(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("gdso:\n  steps: 30\n  group_size: 6\nlearner:\n  betas: [0.8, 0.9]\n")
-    config = load_config(GdsoConfig, path, ["gdso.steps=40", "gdso.steps=50", "learner.lr=3e-5", "run.name=a1", "judge.path=/m/x=y"])
+    config = load_config(
+        GdsoConfig, path, ["gdso.steps=40", "gdso.steps=50", "learner.lr=3e-5", "run.name=a1", "judge.path=/m/x=y"]
+    )
     assert (config.gdso.steps, config.gdso.group_size, config.learner.betas) == (50, 6, (0.8, 0.9))
     assert (config.learner.lr, config.run.name, config.judge.path) == (3e-5, "a1", "/m/x=y")
     assert config.weights == GdsoConfig().weights
@@ -35,14 +37,20 @@ def test_file_then_overrides_in_order(tmp_path):
 
 
 def test_a_section_can_be_overridden_as_a_whole_and_null_restores_none(tmp_path):
-    config = load("data.world={train_groups: 5, test_groups: 2}", "data.world.test_groups=3", "run.root=/tmp", "run.root=null")
+    config = load(
+        "data.world={train_groups: 5, test_groups: 2}", "data.world.test_groups=3", "run.root=/tmp", "run.root=null"
+    )
     assert (config.data.world.train_groups, config.data.world.test_groups, config.data.world.candidates) == (5, 3, 4)
     assert config.run.root is None
 
 
 def test_dump_and_load_are_inverse(tmp_path):
     config = load(
-        "run.root=/tmp/runs", "run.resume=latest", "learner.lr=1e-7", "learner.freeze=[model.visual, lm]", "weights.tolerance=0.001"
+        "run.root=/tmp/runs",
+        "run.resume=latest",
+        "learner.lr=1e-7",
+        "learner.freeze=[model.visual, lm]",
+        "weights.tolerance=0.001",
     )
     path = tmp_path / "resolved.yaml"
     path.write_text(dump_yaml(config))
@@ -73,22 +81,29 @@ def test_dump_and_load_are_inverse(tmp_path):
         ("learner.gpus=2", "learner.gpus must be 0 or 1, got 2"),
         ("evaluation.split=train", "evaluation.split must be 'dev' or 'test', got 'train'"),
         ("data.world.candidates=1", "data.world.candidates must be at least 2 to form same-prompt pairs, got 1"),
-        ("learner.workers=5", "gdso.pairs_per_step must be a multiple of learner.workers (5), so that every rank averages over the same "
-         "number of pairs, got 48; write 45 or 50"),
+        (
+            "learner.workers=5",
+            "gdso.pairs_per_step must be a multiple of learner.workers (5), so that every rank averages over the same "
+            "number of pairs, got 48; write 45 or 50",
+        ),
         ("learner.workers=64", "got 48; write 64"),
         ("learner.warmup_steps=60", "learner.warmup_steps must be below the run's 60 optimizer updates, got 60"),
         ("learner.max_tokens_per_microbatch=31", "rollout.max_new_tokens = 32, got 31"),
         ("weights.push_every_steps=61", "weights.push_every_steps must be at most gdso.steps (60), got 61"),
     ],
-)  # fmt: skip
+)
 def test_wrong_values(override, message):
     assert message in refusal(override)
 
 
 def test_wrong_combinations():
-    assert "learner.zero_stage must be at least 1 with learner.dtype bfloat16" in refusal("learner.zero_stage=0", "learner.dtype=bfloat16")
+    assert "learner.zero_stage must be at least 1 with learner.dtype bfloat16" in refusal(
+        "learner.zero_stage=0", "learner.dtype=bfloat16"
+    )
     assert load("learner.zero_stage=0").learner.zero_stage == 0
-    assert "must not all be 0" in refusal(*(f"gdso.{a}_{b}=0" for a in ("alpha", "lambda") for b in ("pointwise", "pairwise")))
+    assert "must not all be 0" in refusal(
+        *(f"gdso.{a}_{b}=0" for a in ("alpha", "lambda") for b in ("pointwise", "pairwise"))
+    )
 
 
 def test_several_wrong_values_are_all_named():

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from zr_ray.config.sections import GdsoConfig, load_config
 from zr_ray.config.loader import differing_keys
+from zr_ray.config.sections import GdsoConfig, load_config
 from zr_ray.config.sft import SftConfig
 
 CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
@@ -17,7 +17,11 @@ def gdso(name: str, *overrides: str) -> GdsoConfig:
 
 
 def test_grpo_is_gdso_without_direct_losses_and_pairwise_reward():
-    assert differing_keys(gdso("gdso_tiny"), gdso("grpo_tiny")) == ["gdso.lambda_pairwise", "gdso.alpha_pointwise", "gdso.alpha_pairwise"]
+    assert differing_keys(gdso("gdso_tiny"), gdso("grpo_tiny")) == [
+        "gdso.lambda_pairwise",
+        "gdso.alpha_pointwise",
+        "gdso.alpha_pairwise",
+    ]
 
 
 @pytest.mark.parametrize("name", ["gdso", "grpo"])

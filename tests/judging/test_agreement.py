@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from zr_ray.functional import metrics, rank
-from zr_ray.judging.evaluate import BINS, Judged, human_scores
 from zr_ray.judging.agreement import annotator_votes, full_row
+from zr_ray.judging.evaluate import BINS, Judged, human_scores
 from zr_ray.records import AnnotatedImage
 from zr_ray.rubric import DIMENSIONS
 
@@ -70,14 +70,18 @@ def test_every_figure_is_its_metric(case):
         assert (got["tie_accuracy"], got["tie_threshold"]) == (pytest.approx(accuracy), pytest.approx(threshold))
         for key in ("hpa", "plcc", "srcc", "krcc", "nll", "crps", "entropy", "win_ece_votes", "tie_accuracy"):
             low, high = got[f"{key}_ci"]
-            assert low < got[key] < high or key == "win_ece_votes", key  # a calibration error is biased upwards in resamples
+            assert low < got[key] < high or key == "win_ece_votes", (
+                key
+            )  # a calibration error is biased upwards in resamples
 
 
 def test_pooled_pairs_stay_inside_a_dimension(case):
     made, answers, row = case
     dimensions = row["dimensions"].values()
     assert "plausibility" not in row["dimensions"]
-    assert row["pooled"]["pairs"] == sum(d["pairs"] for d in dimensions) and row["pooled"]["voted"] == sum(d["voted"] for d in dimensions)
+    assert row["pooled"]["pairs"] == sum(d["pairs"] for d in dimensions) and row["pooled"]["voted"] == sum(
+        d["voted"] for d in dimensions
+    )
     expected = sum(d["nll"] * d["voted"] for d in dimensions) / row["pooled"]["voted"]
     assert row["pooled"]["nll"] == pytest.approx(expected)
 
@@ -85,7 +89,9 @@ def test_pooled_pairs_stay_inside_a_dimension(case):
 def test_malformed_outputs_are_counted_and_left_out(case):
     made, answers, row = case
     assert row["malformed_frac"] == pytest.approx(3 / (len(made) * 4 * SAMPLES))
-    assert row["dimensions"]["alignment"]["items"] == len(made) - 1 and row["dimensions"]["realism"]["items"] == len(made)
+    assert row["dimensions"]["alignment"]["items"] == len(made) - 1 and row["dimensions"]["realism"]["items"] == len(
+        made
+    )
     one_sample = answers.q[7, 1]
     torch.testing.assert_close(one_sample, answers.label_logprobs[7, 1, 0].softmax(-1))
 
@@ -96,7 +102,9 @@ def test_prefixes_are_the_scaling_curve(case):
     torch.testing.assert_close(answers.first(1).q[3, 0], answers.label_logprobs[3, 0, 0].softmax(-1))
     assert answers.first(1).tokens[0, 0] == 12 and answers.tokens[0, 0] == 24
     singles = metrics.plcc(answers.first(1).mu[10:, 0], human_scores(made)[10:, 0])
-    assert metrics.plcc(answers.mu[10:, 0], human_scores(made)[10:, 0]) > singles  # two noisy answers are better than one
+    assert (
+        metrics.plcc(answers.mu[10:, 0], human_scores(made)[10:, 0]) > singles
+    )  # two noisy answers are better than one
 
 
 def test_votes_on_bins_only():

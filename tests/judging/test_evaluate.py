@@ -7,17 +7,22 @@ import pytest
 import torch
 
 from zr_ray.config.sections import LearnerSection
-from zr_ray.judging.evaluate import agreement, human_scores, reliability, true_scores
 from zr_ray.functional.schedule import learning_rate
+from zr_ray.judging.evaluate import agreement, human_scores, reliability, true_scores
 from zr_ray.records import AnnotatedImage
 from zr_ray.rubric import DIMENSIONS
 
 
 def items(groups, scores):
-    return [AnnotatedImage(str(i), g, "test", "p", Path("x.png"), dict(zip(DIMENSIONS, s, strict=True))) for i, (g, s) in enumerate(zip(groups, scores, strict=True))]
+    return [
+        AnnotatedImage(str(i), g, "test", "p", Path("x.png"), dict(zip(DIMENSIONS, s, strict=True)))
+        for i, (g, s) in enumerate(zip(groups, scores, strict=True))
+    ]
 
 
-FOUR = items(["a", "a", "b", "b"], [(1.0, 2.0, 3.0, 4.0), (2.0, 2.0, 3.5, 5.0), (5.0, 1.0, 1.0, 1.0), (4.0, 3.0, 2.0, 1.0)])
+FOUR = items(
+    ["a", "a", "b", "b"], [(1.0, 2.0, 3.0, 4.0), (2.0, 2.0, 3.5, 5.0), (5.0, 1.0, 1.0, 1.0), (4.0, 3.0, 2.0, 1.0)]
+)
 
 
 def test_perfect_and_reversed():
@@ -27,7 +32,9 @@ def test_perfect_and_reversed():
     assert perfect["pooled"]["pairs"] == 6 and perfect["pooled"]["items"] == 16  # two of the eight pairs are tied
     assert agreement(-human, human, FOUR, 50, 0)["pooled"]["hpa"] == 0.0
     assert perfect["dimensions"]["realism"]["pairs"] == 1
-    assert agreement(human, human, FOUR, 50, 0)["dimensions"]["aesthetics"]["margin_hpa"] == 1.0  # only b's gap of 1 exceeds 0.5
+    assert (
+        agreement(human, human, FOUR, 50, 0)["dimensions"]["aesthetics"]["margin_hpa"] == 1.0
+    )  # only b's gap of 1 exceeds 0.5
 
 
 def test_pairs_never_cross_prompts_or_dimensions():
@@ -52,7 +59,9 @@ def test_constant_judge_is_undefined_not_zero():
 
 
 def test_human_scores_aggregate_and_leave_gaps():
-    some = [AnnotatedImage("1", "a", "test", "p", Path("x"), {"realism": (1.0, 2.0, 2.0, 3.0, 5.0)}, truth={"realism": 2.5})]
+    some = [
+        AnnotatedImage("1", "a", "test", "p", Path("x"), {"realism": (1.0, 2.0, 2.0, 3.0, 5.0)}, truth={"realism": 2.5})
+    ]
     scores = human_scores(some)
     assert scores[0, 1].item() == pytest.approx(7 / 3) and scores[0].isnan().tolist() == [True, False, True, True]
     assert true_scores(some) is None

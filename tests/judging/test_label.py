@@ -8,13 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from zr_ray.config.sections import RolloutSection
 from zr_ray.config.risd import LabelSection
+from zr_ray.config.sections import RolloutSection
 from zr_ray.data.images import load_image
 from zr_ray.data.labels import LabelSet, fingerprints
 from zr_ray.errors import ConfigError, DataError
-from zr_ray.judging.label import label_items, label_provenance, teacher_distributions, teacher_requests
 from zr_ray.judging.ask import generate
+from zr_ray.judging.label import label_items, label_provenance, teacher_distributions, teacher_requests
 from zr_ray.models.judge_text import JudgeText
 from zr_ray.records import AnnotatedImage, Judgement
 from zr_ray.rubric import DIMENSIONS, SCORE_BINS
@@ -76,7 +76,11 @@ def test_every_item_once_with_its_distribution(labelled, items):
     names = fingerprints(items)
     assert sorted(row["fingerprint"] for row in rows(labels)) == sorted(set(names)) == sorted(known)
     assert len(set(names)) == 16 and names[3] == names[15]
-    assert "Pillow says" in known[names[16]].error and np.isnan(known[names[16]].log_q).all() and known[names[16]].valid.sum() == 0
+    assert (
+        "Pillow says" in known[names[16]].error
+        and np.isnan(known[names[16]].log_q).all()
+        and known[names[16]].valid.sum() == 0
+    )
     for name in names[:15]:
         label = known[name]
         assert label.error is None and (label.tokens > 0).all() and ((0 <= label.valid) & (label.valid <= 2)).all()
@@ -109,7 +113,11 @@ def test_another_origin_and_a_second_writer_are_refused(provenance, tmp_path):
     labels = LabelSet(tmp_path, provenance)
     with pytest.raises(ConfigError, match="holds labels of another origin: sampling"):
         LabelSet(tmp_path, provenance | {"sampling": provenance["sampling"] | {"traces": 3}})
-    with labels.locked(), pytest.raises(ConfigError, match="another run is labelling"), LabelSet(tmp_path, provenance).locked():
+    with (
+        labels.locked(),
+        pytest.raises(ConfigError, match="another run is labelling"),
+        LabelSet(tmp_path, provenance).locked(),
+    ):
         pass
 
 
@@ -129,12 +137,19 @@ def test_label_is_the_mean_of_well_formed_traces():
     q = torch.stack([torch.linspace(1, 2, k), torch.linspace(3, 1, k)]).softmax(-1)
 
     def judgement(sample, index, values):
-        return Judgement("x", sample, np.zeros(3 + sample, np.int32), np.zeros(3 + sample, np.float32), index, values, 0)
+        return Judgement(
+            "x", sample, np.zeros(3 + sample, np.int32), np.zeros(3 + sample, np.float32), index, values, 0
+        )
 
     def trace(m):
         return judgement(m, 2, q[m].log().numpy() - 0.7)  # full-vocabulary log-probs: mass outside the bins cancels
 
-    groups = [[trace(0), trace(1)], [trace(0), judgement(1, None, None)], [judgement(0, None, None)] * 2, [trace(1), trace(1)]]
+    groups = [
+        [trace(0), trace(1)],
+        [trace(0), judgement(1, None, None)],
+        [judgement(0, None, None)] * 2,
+        [trace(1), trace(1)],
+    ]
     log_q, valid, tokens = teacher_distributions(groups)
     assert valid.tolist() == [[2, 1, 0, 2]] and tokens.tolist() == [[7, 7, 6, 8]]
     torch.testing.assert_close(log_q[0, 0].exp(), q.mean(0))

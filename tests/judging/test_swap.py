@@ -46,5 +46,9 @@ def test_widest_pairs(world_items):
     keys = [(pair.winner.group, pair.dimension) for pair in chosen]
     assert len(set(keys)) == len(keys)
     for pair in chosen:
-        scores = [item.scores[pair.dimension] for item in world_items if item.group == pair.winner.group and pair.dimension in item.scores]
+        scores = [
+            item.scores[pair.dimension]
+            for item in world_items
+            if item.group == pair.winner.group and pair.dimension in item.scores
+        ]
         assert pair.winner_score - pair.loser_score == max(scores) - min(scores)

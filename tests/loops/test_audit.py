@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from zr_ray.loops.audit import beyond, draw, markdown, sample, score_items, worst_items
 from zr_ray.config.audit import AuditSection
 from zr_ray.data.images import load_image
+from zr_ray.loops.audit import beyond, draw, markdown, sample, score_items, worst_items
 from zr_ray.models.student import Student
 from zr_ray.rubric import DIMENSIONS, SCORE_BINS
 
@@ -60,7 +60,16 @@ def test_worst_items_by_hand(world_items):
 
 def test_limits():
     def entry(gap, bias):
-        return {"mu_gap": gap, "mu_gap_ci": None, "mu_bias": bias, "kl": 0.1, "plcc": None, "flips": None, "flips_ci": None, "items": 5}
+        return {
+            "mu_gap": gap,
+            "mu_gap_ci": None,
+            "mu_bias": bias,
+            "kl": 0.1,
+            "plcc": None,
+            "flips": None,
+            "flips_ci": None,
+            "items": 5,
+        }
 
     c = AuditSection(mu_gap_limit=0.4, bias_limit=0.3)
     good = {
@@ -68,17 +77,31 @@ def test_limits():
         "highest": {"pooled": entry(2.0, 0.2), "dimensions": {}},
     }
     assert beyond(good, c) == []
-    bad = good | {"highest": {"pooled": entry(0.1, 0.2), "dimensions": {"realism": entry(0.1, 0.31), "aesthetics": entry(0.9, -2.0)}}}
+    bad = good | {
+        "highest": {
+            "pooled": entry(0.1, 0.2),
+            "dimensions": {"realism": entry(0.1, 0.31), "aesthetics": entry(0.9, -2.0)},
+        }
+    }
     assert beyond(bad, c) == ["mean (mu student - mu teacher) of its favourites, realism: 0.31 points, limit 0.3"]
     assert "random items, all dimensions" in beyond({"random": {"pooled": entry(0.5, 0), "dimensions": {}}}, c)[0]
-    report = {"student": {"folder": "s"}, "teacher": {"folder": "t"}, "pool": 9, "samples": good, "worst": [], "problems": []}
+    report = {
+        "student": {"folder": "s"},
+        "teacher": {"folder": "t"},
+        "pool": 9,
+        "samples": good,
+        "worst": [],
+        "problems": [],
+    }
     assert "| pooled | 5 | 0.300 | 0.900 |" in markdown(report) and "within the limits" in markdown(report)
 
 
 def test_scores_are_the_students(judge_path, world_items):
     items = world_items[:3]
     got = score_items(str(judge_path), items, "float32", "cpu", 1)
-    pixels = torch.stack([torch.from_numpy(np.array(load_image(i.image))).permute(2, 0, 1) for i in items]).float() / 255
+    pixels = (
+        torch.stack([torch.from_numpy(np.array(load_image(i.image))).permute(2, 0, 1) for i in items]).float() / 255
+    )
     with torch.no_grad():
         expected = Student(judge_path)(pixels, [i.prompt for i in items]).log_q
     assert got.shape == (3, D, K)

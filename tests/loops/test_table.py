@@ -11,14 +11,14 @@ from zr_ray.config.loader import load_config
 from zr_ray.config.table import TableConfig
 from zr_ray.data.anchors import write_anchor_labels
 from zr_ray.data.load import load_split
-from zr_ray.world.build import write_world
 from zr_ray.errors import ConfigError
 from zr_ray.loops.distillation_journal import TEACHER_ROW
-from zr_ray.rubric import DIMENSIONS
-from zr_ray.run.folder import RunFolder
+from zr_ray.loops.table import RowRun, anchors_folder, row_runs
 from zr_ray.report.comparison_curves import curves, write_curves
 from zr_ray.report.comparison_page import near, table_of, write_table
-from zr_ray.loops.table import RowRun, anchors_folder, row_runs
+from zr_ray.rubric import DIMENSIONS
+from zr_ray.run.folder import RunFolder
+from zr_ray.world.build import write_world
 
 CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
 
@@ -35,7 +35,10 @@ def planned(config, root, teacher=Path("/teacher")):
 def test_the_students_table_is_planned_seed_after_seed(tmp_path):
     runs = planned(load("distill_table"), tmp_path)
     names = [run.name for run in runs]
-    assert names[:5] == [f"{name}-student-s0" for name in ("risd", "gdso", "sft", "opd")] + ["risd-student-s1"] and len(runs) == 12
+    assert (
+        names[:5] == [f"{name}-student-s0" for name in ("risd", "gdso", "sft", "opd")] + ["risd-student-s1"]
+        and len(runs) == 12
+    )
     assert all(("teacher.path=/teacher" in run.overrides) == (run.job in ("opd", "risd")) for run in runs)
     command = runs[0].command(Path("/jobs"))
     assert command[1] == "/jobs/risd.py" and "--resume" not in command and "run.seed=0" in command
@@ -48,12 +51,21 @@ def test_the_papers_table_gives_every_row_the_same_pairs(tmp_path):
     config = load("reproduce_tiny")
     runs = planned(config, tmp_path, None)
     training = [run for run in runs if run.job != "evaluate"]
-    assert len({(run.row, run.judge, run.seed) for run in training}) == len(training) == 2 * 3 * 6 + 3  # six rows, and gdso-5 for one judge
+    assert (
+        len({(run.row, run.judge, run.seed) for run in training}) == len(training) == 2 * 3 * 6 + 3
+    )  # six rows, and gdso-5 for one judge
     for run in training:
-        assert {f"{run.job}.steps=40", f"{run.job}.pairs_per_step=24", f"run.seed={run.seed}", "evaluation.before=false"} <= set(run.overrides)
+        assert {
+            f"{run.job}.steps=40",
+            f"{run.job}.pairs_per_step=24",
+            f"run.seed={run.seed}",
+            "evaluation.before=false",
+        } <= set(run.overrides)
         assert (f"data.path={anchors_folder(tmp_path)}" in run.overrides) == (run.row == "gdso-5")
     swaps = [run for run in runs if run.row == "swap"]
-    assert [run.overrides[3] for run in swaps] == [f"judge.path={tmp_path}/rows/gdso-{size}-s0/judge" for size in ("small", "base")]
+    assert [run.overrides[3] for run in swaps] == [
+        f"judge.path={tmp_path}/rows/gdso-{size}-s0/judge" for size in ("small", "base")
+    ]
     assert [run.name for run in runs if run.row == "zero-shot"] == ["zero-shot-small-s0", "zero-shot-base-s0"]
 
 
@@ -73,7 +85,9 @@ def test_unknown_names_are_refused(override, message):
 
 
 def test_a_rows_own_configuration_is_checked_before_anything_runs(tmp_path):
-    config = load_config(TableConfig, None, ["table.rows={x: {job: opd, config: opd_tiny.yaml, overrides: [opd.stepz=2]}}"])
+    config = load_config(
+        TableConfig, None, ["table.rows={x: {job: opd, config: opd_tiny.yaml, overrides: [opd.stepz=2]}}"]
+    )
     with pytest.raises(ConfigError, match="opd.stepz"):
         planned(config, tmp_path)
 
@@ -84,7 +98,7 @@ def made_items(world_items):
     items = []
     for item in world_items:
         ranks[item.group] = ranks.get(item.group, 0) + 1
-        items.append(replace(item, scores={d: 1.0 + 0.5 * ranks[item.group] for d in DIMENSIONS}))
+        items.append(replace(item, scores=dict.fromkeys(DIMENSIONS, 1.0 + 0.5 * ranks[item.group])))
     return items
 
 
@@ -107,7 +121,12 @@ def answers(world_items):
     """(items, right, wrong, half): mu whose HPA is 1, 0 and one half."""
     items = made_items(world_items)
     right = torch.tensor([[i.scores[d] for d in DIMENSIONS] for i in items])
-    return items, right, -right, torch.where(torch.arange(len(items))[:, None] < len(items) // 2, right, -right)  # groups are contiguous
+    return (
+        items,
+        right,
+        -right,
+        torch.where(torch.arange(len(items))[:, None] < len(items) // 2, right, -right),
+    )  # groups are contiguous
 
 
 def test_rows_pool_seeds_and_claims_are_paired(answers, tmp_path):
@@ -124,7 +143,9 @@ def test_rows_pool_seeds_and_claims_are_paired(answers, tmp_path):
     rows = {r["row"]: r for r in table["rows"]}
     assert list(rows) == ["teacher", "risd", "gdso", "sft"]  # what was not run is no row
     assert [round(rows[n]["pooled"]["hpa"], 3) for n in rows] == [1.0, 0.75, 0.5, 0.0]
-    assert rows["risd"]["hpa_per_seed"] == {0: 1.0, 1: 0.5} and rows["risd"]["seconds_per_score"] == pytest.approx(1 / 200)
+    assert rows["risd"]["hpa_per_seed"] == {0: 1.0, 1: 0.5} and rows["risd"]["seconds_per_score"] == pytest.approx(
+        1 / 200
+    )
     assert rows["teacher"]["tokens_per_score"] == 12.0 and rows["risd"]["minutes"] == 1.5
     claims = {(c["better"], c["worse"]): c for c in table["claims"]}
     assert claims["risd", "sft"]["verdict"] == "holds" and claims["risd", "sft"]["difference"] == pytest.approx(0.75)
@@ -141,7 +162,16 @@ def test_rows_pool_seeds_and_claims_are_paired(answers, tmp_path):
 def test_untrained_rows_stand_for_every_seed_and_judges_stay_apart(answers, tmp_path):
     items, right, wrong, half = answers
     overrides = ["table.rows={base: {job: evaluate, seeds: [0]}, gdso: {job: gdso}, swap: {job: evaluate, of: gdso}}"]
-    config = load_config(TableConfig, None, [*overrides, "table.judges={s: small, b: builtin}", "table.claims=[[gdso, base]]", "table.bootstrap_resamples=100"])
+    config = load_config(
+        TableConfig,
+        None,
+        [
+            *overrides,
+            "table.judges={s: small, b: builtin}",
+            "table.claims=[[gdso, base]]",
+            "table.bootstrap_resamples=100",
+        ],
+    )
     runs = [
         RowRun("base", "s", 0, "evaluate", tmp_path / "b", None, ()),
         RowRun("gdso", "s", 0, "gdso", tmp_path / "g0", None, ()),
@@ -153,12 +183,26 @@ def test_untrained_rows_stand_for_every_seed_and_judges_stay_apart(answers, tmp_
     write_run(tmp_path / "g0", [row("gdso", right, 9.0)], [0.6, None, 0.8])
     write_run(tmp_path / "g1", [row("gdso", right, 9.0)], [0.5, None, 0.9])
     write_run(tmp_path / "bb", [row("reasoning, greedy", wrong, 9.0)])
-    write_run(tmp_path / "w", [row("reasoning, greedy", right, 9.0)], swap={"pooled": {"follow": 0.25, "order_follows": 0.5, "pairs": 7}})
+    write_run(
+        tmp_path / "w",
+        [row("reasoning, greedy", right, 9.0)],
+        swap={"pooled": {"follow": 0.25, "order_follows": 0.5, "pairs": 7}},
+    )
     table = table_of(runs, items, config, {})
-    assert [(r["judge"], r["row"], round(r["pooled"]["hpa"], 3)) for r in table["rows"]] == [("s", "base", 0.5), ("s", "gdso", 1.0), ("b", "base", 0.0)]
+    assert [(r["judge"], r["row"], round(r["pooled"]["hpa"], 3)) for r in table["rows"]] == [
+        ("s", "base", 0.5),
+        ("s", "gdso", 1.0),
+        ("b", "base", 0.0),
+    ]
     claims = {c["judge"]: c for c in table["claims"]}
-    assert claims["s"]["per_seed"] == {0: 0.5, 1: 0.5} and claims["s"]["verdict"] == "holds" and claims["b"]["verdict"] == "cannot tell (not run)"
-    assert table["swaps"] == [{"judge": "s", "row": "gdso", "seed": 0, "follow": 0.25, "order_follows": 0.5, "pairs": 7}]
+    assert (
+        claims["s"]["per_seed"] == {0: 0.5, 1: 0.5}
+        and claims["s"]["verdict"] == "holds"
+        and claims["b"]["verdict"] == "cannot tell (not run)"
+    )
+    assert table["swaps"] == [
+        {"judge": "s", "row": "gdso", "seed": 0, "follow": 0.25, "order_follows": 0.5, "pairs": 7}
+    ]
     folder = RunFolder(tmp_path / "table")
     folder.path.mkdir()
     assert "| s | gdso | 0 | 0.250 | 50.0 | 7 |" in write_table(folder, table)
@@ -168,7 +212,9 @@ def test_untrained_rows_stand_for_every_seed_and_judges_stay_apart(answers, tmp_
     assert (folder.path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize(("ci", "verdict"), [([-0.019, 0.03], "holds"), ([-0.05, -0.03], "does not hold"), ([-0.05, 0.0], "cannot tell")])
+@pytest.mark.parametrize(
+    ("ci", "verdict"), [([-0.019, 0.03], "holds"), ([-0.05, -0.03], "does not hold"), ([-0.05, 0.0], "cannot tell")]
+)
 def test_near(ci, verdict):
     assert near({"ci": ci}, 0.02) == f"{verdict} (within 2 points)"
 
@@ -176,7 +222,9 @@ def test_near(ci, verdict):
 def test_anchor_labels_have_five_levels_and_leave_the_test_split_alone(tmp_path):
     write_world(tmp_path / "data", train_groups=6, test_groups=2, seed=3)
     changed = write_anchor_labels(tmp_path / "data", tmp_path / "five")
-    before, after = ({split: load_split(tmp_path / name, split) for split in ("train", "test")} for name in ("data", "five"))
+    before, after = (
+        {split: load_split(tmp_path / name, split) for split in ("train", "test")} for name in ("data", "five")
+    )
     assert [i.scores for i in before["test"]] == [i.scores for i in after["test"]]
     pairs = [(b.scores[d], a.scores[d]) for b, a in zip(before["train"], after["train"], strict=True) for d in b.scores]
     assert changed == sum(b != a for b, a in pairs) > 0 and all(a == int(b) for b, a in pairs)
@@ -208,7 +256,9 @@ def test_runs_start_in_order_and_a_failure_is_told(ray_cluster, answers, tmp_pat
     assert "no such luck" in (tmp_path / "logs" / "gdso-base-s1.log").read_text()
     stamp = (runs[0].folder / "result.json").stat().st_mtime_ns
     stopped = load_config(TableConfig, None, [rows, "table.seeds=[0, 1]", "table.stop_after_s=1"])
-    assert _run_missing(runs, stopped, folder, tmp_path / "data", jobs, 0.0) == []  # began in 1970: nothing is started any more
+    assert (
+        _run_missing(runs, stopped, folder, tmp_path / "data", jobs, 0.0) == []
+    )  # began in 1970: nothing is started any more
     assert (runs[0].folder / "result.json").stat().st_mtime_ns == stamp
 
 

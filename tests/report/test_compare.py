@@ -32,7 +32,9 @@ def test_seeds_are_pooled():
     value, draws = measure(mus, test, "plcc", "realism")
     assert value == pytest.approx(sum(metrics.plcc(mu[:, 1], test.human[:, 1]) for mu in mus) / 2)
     one = measure(mus[:1], test, "plcc", "realism")[1]
-    assert torch.allclose(2 * draws - one, measure(mus[1:], test, "plcc", "realism")[1])  # the same draws for both seeds
+    assert torch.allclose(
+        2 * draws - one, measure(mus[1:], test, "plcc", "realism")[1]
+    )  # the same draws for both seeds
 
 
 def test_one_seed_agrees_with_the_ordinary_row():
@@ -40,7 +42,9 @@ def test_one_seed_agrees_with_the_ordinary_row():
     mu = judge(test, 1.0, 0)
     found = agreement([mu], test)
     flat = metrics.hpa_by_group(mu[:, 0], test.human[:, 0], test.prompt)
-    assert found["dimensions"]["alignment"]["hpa_ci"] == pytest.approx(list(metrics.ratio_interval(*flat, resamples=300, seed=1)))
+    assert found["dimensions"]["alignment"]["hpa_ci"] == pytest.approx(
+        list(metrics.ratio_interval(*flat, resamples=300, seed=1))
+    )
     assert set(found["dimensions"]) == {"alignment", "realism", "aesthetics"}
     known = test.human.isfinite()
     assert found["pooled"]["plcc"] == pytest.approx(metrics.plcc(mu[known], test.human[known]))
@@ -68,9 +72,14 @@ def test_the_same_judge_cannot_be_told_apart_and_missing_rows_are_said():
 
 @pytest.mark.parametrize(
     ("ci", "seeds", "expected"),
-    [([0.01, 0.05], [0.02, 0.04], "holds"), ([0.01, 0.05], [-0.01, 0.07], "cannot tell"), ([-0.01, 0.05], [0.02, 0.02], "cannot tell"),
-     ([-0.05, -0.01], [-0.03, -0.02], "does not hold"), (None, [0.1], "cannot tell")],
-)  # fmt: skip
+    [
+        ([0.01, 0.05], [0.02, 0.04], "holds"),
+        ([0.01, 0.05], [-0.01, 0.07], "cannot tell"),
+        ([-0.01, 0.05], [0.02, 0.02], "cannot tell"),
+        ([-0.05, -0.01], [-0.03, -0.02], "does not hold"),
+        (None, [0.1], "cannot tell"),
+    ],
+)
 def test_verdicts(ci, seeds, expected):
     assert verdict(ci, seeds) == expected
 

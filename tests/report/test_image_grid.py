@@ -11,7 +11,12 @@ def test_images_stand_row_by_row_and_gaps_are_black():
     images[1, 0, 2] = 99  # upper right pixel of the second image
     grid = tiled(images, columns=2)
     assert grid.shape == (6, 6, 3)
-    assert grid[:, :, 0].tolist() == [[10] * 3 + [20, 20, 99], [10] * 3 + [20] * 3, *[[30] * 3 + [40] * 3] * 2, *[[50] * 3 + [0] * 3] * 2]
+    assert grid[:, :, 0].tolist() == [
+        [10] * 3 + [20, 20, 99],
+        [10] * 3 + [20] * 3,
+        *[[30] * 3 + [40] * 3] * 2,
+        *[[50] * 3 + [0] * 3] * 2,
+    ]
 
 
 def test_a_saved_picture_is_twice_as_large_and_not_smoothed(tmp_path):

@@ -14,8 +14,8 @@ from PIL import Image
 
 from zr_ray.config.sections import GdsoConfig
 from zr_ray.errors import CheckpointError
-from zr_ray.report.page import format_table, write_report
 from zr_ray.report.figures import distribution_bars, training_curves
+from zr_ray.report.page import format_table, write_report
 from zr_ray.rubric import DIMENSIONS, SCORE_BINS
 from zr_ray.run.folder import RunFolder
 
@@ -36,14 +36,18 @@ def agreement(hpa: float, plcc: float) -> dict:
 
 def row(method: str, hpa: float, slope: float, tokens: float) -> dict:
     mu = np.linspace(3 - 1.6 * slope, 3 + 1.6 * slope, 8)
-    curve = {"predicted": mu.tolist(), "human": (3 + (mu - 3) / max(slope, 0.3) * 0.9).clip(1, 5).tolist(), "count": [125] * 8}
+    curve = {
+        "predicted": mu.tolist(),
+        "human": (3 + (mu - 3) / max(slope, 0.3) * 0.9).clip(1, 5).tolist(),
+        "count": [125] * 8,
+    }
     return {
         "method": method,
         "pooled": agreement(hpa, slope),
         "dimensions": {d: agreement(hpa + 0.01 * n, slope) for n, d in enumerate(DIMENSIONS)},
         "tokens_per_score": tokens,
         "malformed_frac": 0.004,
-        "reliability": {d: curve for d in DIMENSIONS},
+        "reliability": dict.fromkeys(DIMENSIONS, curve),
     }
 
 
@@ -52,7 +56,11 @@ RESULT = {
     "run_id": "demo",
     "status": "SUCCEEDED",
     "wall_s": 431.0,
-    "rows": [row("zero-shot", 0.652, 0.25, 1.0), row("base, reasoning", 0.668, 0.3, 22.4), row("gdso", 0.814, 0.81, 22.1)],
+    "rows": [
+        row("zero-shot", 0.652, 0.25, 1.0),
+        row("base, reasoning", 0.668, 0.3, 22.4),
+        row("gdso", 0.814, 0.81, 22.1),
+    ],
     "noise_ceiling": {"pooled": agreement(0.922, 0.95), "dimensions": {d: agreement(0.922, 0.95) for d in DIMENSIONS}},
 }
 
@@ -263,12 +271,19 @@ def test_plain_table():
     assert cells["gdso"][:5] == ["81.4", "(+16.2)", "82.4", "(+16.2)", "83.4"], "by dimension: the last block"
     first = next(line for line in lines if line.startswith("gdso"))
     assert first.split() == ["gdso", "81.4", "[79.4,", "83.4]", "+16.2", "86.4", "0.810", "0.790", "22.1", "0.4", "%"]
-    assert next(line for line in lines if line.startswith("zero-shot")).split()[1:5] == ["65.2", "[63.2,", "67.2]", "70.2"]
+    assert next(line for line in lines if line.startswith("zero-shot")).split()[1:5] == [
+        "65.2",
+        "[63.2,",
+        "67.2]",
+        "70.2",
+    ]
     assert next(line for line in lines if line.startswith("noise ceiling")).split()[-2:] == ["-", "-"]
     assert max(map(len, lines)) <= 120, "fits a terminal"
 
 
-@pytest.mark.skipif(not (shutil.which("chromium") or shutil.which("google-chrome")), reason="no headless browser on PATH")
+@pytest.mark.skipif(
+    not (shutil.which("chromium") or shutil.which("google-chrome")), reason="no headless browser on PATH"
+)
 def test_a_browser_draws_it_without_a_complaint(run, tmp_path):
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     picture = tmp_path / "report.png"

@@ -30,7 +30,12 @@ def folder(judge_path, world_items, tmp_path_factory):
     run.write_json("teacher.json", {"folder": "/a/teacher", "sha256": "ab" * 32})
     log_q = torch.randn(8, 4, 9, generator=torch.Generator().manual_seed(0)).log_softmax(-1).double()
     agreement = {"hpa": 0.751, "hpa_ci": [0.7, 0.8], "margin_hpa": 0.8, "plcc": None, "srcc": 0.5, "nll": 1.9}
-    row = {"method": "risd", "pooled": agreement, "dimensions": {d: agreement for d in DIMENSIONS}, "tokens_per_score": 1.0}
+    row = {
+        "method": "risd",
+        "pooled": agreement,
+        "dimensions": dict.fromkeys(DIMENSIONS, agreement),
+        "tokens_per_score": 1.0,
+    }
     gap = compared(log_q, log_q.roll(1, 0), world_items[:8], 20, 0)
     run.write_json(
         "result.json",
@@ -66,7 +71,12 @@ def test_the_snippet_gives_the_students_distribution(engine, folder, case):
     environment = (
         os.environ
         | child_environment()
-        | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+        | {
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "VLLM_LOGGING_LEVEL": "ERROR",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        }
     )
     command = [sys.executable, str(folder / SNIPPET_FILE), engine, str(path), prompt, dimension]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, env=environment, cwd=path.parent)
@@ -78,8 +88,16 @@ def test_the_snippet_gives_the_students_distribution(engine, folder, case):
 
 def test_the_card_tells_what_must_be_told(folder):
     card = (folder / "README.md").read_text()
-    for part in ("ab" * 32, "75.1 [70.0, 80.0]", "8 training images", "1 sampled reasoning trace(s)",
-                 "Human scores of the training images are not used",
-                 "turned over", "jobs/audit.py", SNIPPET_FILE, "items_per_step: 48"):  # fmt: skip
+    for part in (
+        "ab" * 32,
+        "75.1 [70.0, 80.0]",
+        "8 training images",
+        "1 sampled reasoning trace(s)",
+        "Human scores of the training images are not used",
+        "turned over",
+        "jobs/audit.py",
+        SNIPPET_FILE,
+        "items_per_step: 48",
+    ):
         assert part in card, part
     assert (folder / SNIPPET_FILE).read_text() in card

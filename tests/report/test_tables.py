@@ -2,20 +2,49 @@
 
 import re
 
-from zr_ray.report.tables import evaluation_sections, interval_text, line_chart, markdown_table, markdown_tables, scaling_curve
+from zr_ray.report.tables import (
+    evaluation_sections,
+    interval_text,
+    line_chart,
+    markdown_table,
+    markdown_tables,
+    scaling_curve,
+)
 
 
 def agreement(hpa):
-    found = {"hpa": hpa, "margin_hpa": hpa, "plcc": 0.5, "srcc": 0.5, "krcc": 0.4, "plcc_logistic": 0.52, "tie_accuracy": 0.6}
+    found = {
+        "hpa": hpa,
+        "margin_hpa": hpa,
+        "plcc": 0.5,
+        "srcc": 0.5,
+        "krcc": 0.4,
+        "plcc_logistic": 0.52,
+        "tie_accuracy": 0.6,
+    }
     found |= {"nll": 1.9, "crps": 0.45, "win_ece": 0.05, "win_ece_votes": 0.03, "entropy": 1.8, "outside_mass": 0.01}
-    return found | {f"{key}_ci": [value - 0.02, value + 0.02] for key, value in list(found.items()) if key != "plcc_logistic"}
+    return found | {
+        f"{key}_ci": [value - 0.02, value + 0.02] for key, value in list(found.items()) if key != "plcc_logistic"
+    }
 
 
 def result():
-    names = {"direct": 1, "reasoning, greedy": 1, "reasoning, 1 sample": 1, "reasoning, mean of 2": 2, "reasoning, mean of 4": 4}
+    names = {
+        "direct": 1,
+        "reasoning, greedy": 1,
+        "reasoning, 1 sample": 1,
+        "reasoning, mean of 2": 2,
+        "reasoning, mean of 4": 4,
+    }
     dimensions = {"realism": agreement(0.8)}
     rows = [
-        {"method": name, "samples": n, "pooled": agreement(0.7 + 0.02 * n), "dimensions": dimensions, "tokens_per_score": n}
+        {
+            "method": name,
+            "samples": n,
+            "pooled": agreement(0.7 + 0.02 * n),
+            "dimensions": dimensions,
+            "tokens_per_score": n,
+        }
         for name, n in names.items()
     ]
     follow = {"follow": 0.62, "follow_ci": [0.5, 0.7], "order_follows": 0.7, "order_follows_ci": None, "pairs": 31}
@@ -47,5 +76,7 @@ def test_sections_of_the_page():
 
 
 def test_line_chart_names_its_curves():
-    svg = line_chart({"a&b": [(0, 1.0, 0.9, 1.1), (10, 2.0, 1.9, 2.1)], "c": [(0, 1.0, None, None)]}, "step", "HPA", "curves")
+    svg = line_chart(
+        {"a&b": [(0, 1.0, 0.9, 1.1), (10, 2.0, 1.9, 2.1)], "c": [(0, 1.0, None, None)]}, "step", "HPA", "curves"
+    )
     assert svg.startswith("<svg") and "a&amp;b" in svg and "var(--s1)" in svg

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from zr_ray.errors import CheckpointError
 from zr_ray.run import checkpoints
 from zr_ray.run.checkpoints import (
     MANIFEST,
@@ -21,7 +22,6 @@ from zr_ray.run.checkpoints import (
     verify_checkpoint,
     write_checkpoint,
 )
-from zr_ray.errors import CheckpointError
 
 
 def fill(step: int, size: int = 1000):
@@ -199,7 +199,9 @@ def test_killed_at_random_moments(tmp_path):
     done = 0
     for pause_s in (0.003, 0.021, 0.047, 0.082):
         writer = subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(tmp_path), str(Path(__file__).parent), str(done)], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", WRITER, str(tmp_path), str(Path(__file__).parent), str(done)],
+            stdout=subprocess.PIPE,
+            text=True,
         )
         assert writer.stdout.readline().strip() == str(done + 1)
         time.sleep(pause_s)
@@ -218,7 +220,13 @@ def test_gate_lets_deepspeed_files_pass_and_refuses_code(tmp_path):
     from deepspeed.runtime.fp16.loss_scaler import LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
 
-    state = {"module": {"w": torch.ones(3)}, "stage": ZeroStageEnum.gradients, "scaler": LossScaler(1), "step": 3, "name": "gdso"}
+    state = {
+        "module": {"w": torch.ones(3)},
+        "stage": ZeroStageEnum.gradients,
+        "scaler": LossScaler(1),
+        "step": 3,
+        "name": "gdso",
+    }
     (tmp_path / "tag").mkdir()
     torch.save(state, tmp_path / "tag" / "zero_pp_rank_0_optim_states.pt")
     assert gate_deepspeed_files(tmp_path) == 1
@@ -254,7 +262,12 @@ def test_manifest_is_durable_before_the_name_is_given(tmp_path, monkeypatch):
 
     def spy(name, call):
         def wrapped(first, *args):
-            order.append((name, paths.get(first) or os.readlink(f"/proc/self/fd/{first}") if isinstance(first, int) else str(first)))
+            order.append(
+                (
+                    name,
+                    paths.get(first) or os.readlink(f"/proc/self/fd/{first}") if isinstance(first, int) else str(first),
+                )
+            )
             return call(first, *args)
 
         return wrapped
@@ -266,4 +279,8 @@ def test_manifest_is_durable_before_the_name_is_given(tmp_path, monkeypatch):
     renamed = names.index(("rename", "tmp_step_000001"))
     synced = {name for call, name in names[:renamed]}
     assert synced == {"optim.bin", "state.json", MANIFEST, "rank_0", "tmp_step_000001"}
-    assert names[renamed - 1 :] == [("fsync", "tmp_step_000001"), ("rename", "tmp_step_000001"), ("fsync", tmp_path.name)]
+    assert names[renamed - 1 :] == [
+        ("fsync", "tmp_step_000001"),
+        ("rename", "tmp_step_000001"),
+        ("fsync", tmp_path.name),
+    ]

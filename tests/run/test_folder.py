@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from zr_ray.run import environment, folder as run_folder
 from zr_ray.config.sections import GdsoConfig, load_config
 from zr_ray.errors import CheckpointError, ConfigError
-from zr_ray.run.observe import Metrics, Progress, Timer, console_line, duration, gauge_name
+from zr_ray.run import environment
+from zr_ray.run import folder as run_folder
 from zr_ray.run.folder import METRICS_FILE, RunFolder, default_root, find_run
+from zr_ray.run.observe import Metrics, Progress, Timer, console_line, duration, gauge_name
 
 
 def config(*overrides: str) -> GdsoConfig:
@@ -39,12 +40,16 @@ def test_create_writes_what_was_asked_and_where_it_ran(run):
 def test_ids_are_made_from_job_and_time(tmp_path):
     ids = {RunFolder.create(tmp_path, None, config(), "risd").run_id for _ in range(3)}
     assert len(ids) == 3
-    assert all(time.strftime("risd-%Y%m%d-") == one[:14] and len(one) == len("risd-20260101-000000-abcd") for one in ids)
+    assert all(
+        time.strftime("risd-%Y%m%d-") == one[:14] and len(one) == len("risd-20260101-000000-abcd") for one in ids
+    )
     assert (tmp_path / "latest").resolve().name in ids
 
 
 def test_a_taken_name_is_refused(run):
-    with pytest.raises(ConfigError, match="first already exists; choose another run.name, or continue it with run.resume="):
+    with pytest.raises(
+        ConfigError, match="first already exists; choose another run.name, or continue it with run.resume="
+    ):
         RunFolder.create(run.path.parent, "first", config())
 
 
@@ -68,7 +73,11 @@ def test_default_root(monkeypatch, tmp_path):
 
 def test_git_state_of_a_checkout(tmp_path):
     def git(*command):
-        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tmp_path), *command], check=True, capture_output=True)
+        subprocess.run(
+            ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tmp_path), *command],
+            check=True,
+            capture_output=True,
+        )
 
     assert environment._git(None) == environment._git(tmp_path) == {"commit": "unknown", "dirty": "unknown"}
     git("init")
@@ -83,7 +92,9 @@ def test_git_state_of_a_checkout(tmp_path):
 
 def test_resume_under_the_same_configuration(run):
     RunFolder.create(run.path.parent, "second", config())
-    resumed = RunFolder.start(config("run.resume=first", f"run.root={run.path.parent}", "rollout.deadline_s=5", "run.seed=0"))
+    resumed = RunFolder.start(
+        config("run.resume=first", f"run.root={run.path.parent}", "rollout.deadline_s=5", "run.seed=0")
+    )
     assert resumed.path == run.path
     assert (run.path.parent / "latest").resolve() == run.path
     assert len(json.loads((run.path / "environment.json").read_text())["resumed"]) == 1
@@ -112,7 +123,10 @@ def test_metrics_lines_are_exact_and_strictly_ordered(run):
     value = 0.1 + 0.2
     run.append_metrics(0, {"loss/total": np.float32(0.1), "x": float("nan"), "y": -float("inf")})
     run.append_metrics(3, {"loss/total": value})
-    assert run.read_metrics() == [{"step": 0, "loss/total": float(np.float32(0.1)), "x": None, "y": None}, {"step": 3, "loss/total": value}]
+    assert run.read_metrics() == [
+        {"step": 0, "loss/total": float(np.float32(0.1)), "x": None, "y": None},
+        {"step": 3, "loss/total": value},
+    ]
     for step in (3, 1):
         with pytest.raises(ValueError, match="must come after step 3"):
             run.append_metrics(step, {})
@@ -150,12 +164,27 @@ def agreement(hpa=0.8):
 
 
 def result(**changes):
-    row = {"method": "zero-shot", "pooled": agreement(), "dimensions": {"realism": agreement()}, "tokens_per_score": 20.0}
-    return {"job": "gdso", "run_id": "first", "status": "SUCCEEDED", "wall_s": 3.0, "rows": [row], "noise_ceiling": None} | changes
+    row = {
+        "method": "zero-shot",
+        "pooled": agreement(),
+        "dimensions": {"realism": agreement()},
+        "tokens_per_score": 20.0,
+    }
+    return {
+        "job": "gdso",
+        "run_id": "first",
+        "status": "SUCCEEDED",
+        "wall_s": 3.0,
+        "rows": [row],
+        "noise_ceiling": None,
+    } | changes
 
 
 def test_result_is_checked_and_finite(run):
-    run.write_result(result(extra={"sync": float("nan")}) | {"rows": [result()["rows"][0] | {"pooled": agreement(np.float64("nan"))}]})
+    run.write_result(
+        result(extra={"sync": float("nan")})
+        | {"rows": [result()["rows"][0] | {"pooled": agreement(np.float64("nan"))}]}
+    )
     back = run.read_result()
     assert back["rows"][0]["pooled"]["hpa"] is None and back["extra"] == {"sync": None}
     for broken, named in [
@@ -200,9 +229,17 @@ def test_metrics_sink_writes_both_files_and_rewinds_both(run):
 
 
 def test_console_line():
-    line = console_line(7, 60, {"reward/total": 0.51234, "sync/max_abs_diff": 4.2e-7, "rollout/malformed_frac": 0.015, "other": 1}, 200)
+    line = console_line(
+        7, 60, {"reward/total": 0.51234, "sync/max_abs_diff": 4.2e-7, "rollout/malformed_frac": 0.015, "other": 1}, 200
+    )
     assert line == "step  7/60  reward 0.5123  malformed 1.5%  sync 4.2e-07  ETA 3 min 20 s"
-    assert [duration(s) for s in (-1, 59.4, 59.6, 3599, 7800)] == ["0 s", "59 s", "1 min 00 s", "59 min 59 s", "2 h 10 min"]
+    assert [duration(s) for s in (-1, 59.4, 59.6, 3599, 7800)] == [
+        "0 s",
+        "59 s",
+        "1 min 00 s",
+        "59 min 59 s",
+        "2 h 10 min",
+    ]
     assert gauge_name("time/generate_s") == "zr_time_generate_s"
 
 

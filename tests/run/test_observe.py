@@ -7,8 +7,8 @@ import pytest
 
 from zr_ray.config.sections import GdsoConfig
 from zr_ray.errors import DeadlineError
-from zr_ray.run.observe import Metrics, wait_for
 from zr_ray.run.folder import RunFolder
+from zr_ray.run.observe import Metrics, wait_for
 
 
 @pytest.fixture

@@ -10,10 +10,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")  # read where Ray starts; Serve's 5 s are short on a busy machine
+os.environ.setdefault(
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60"
+)  # read where Ray starts; Serve's 5 s are short on a busy machine
 os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S", "60")
-os.environ.setdefault("RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT", "1")  # a replica that cannot start is not started three times
-os.environ.setdefault("RAY_metrics_report_interval_ms", "4000")  # 10 s otherwise; each report costs the agents processor time
+os.environ.setdefault(
+    "RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT", "1"
+)  # a replica that cannot start is not started three times
+os.environ.setdefault(
+    "RAY_metrics_report_interval_ms", "4000"
+)  # 10 s otherwise; each report costs the agents processor time
 
 TOKEN = "a-token-for-tests"
 APP = "test-reward"
@@ -29,7 +35,13 @@ def small_service(judge: str = "builtin", **sections):
         "judge": {"path": judge},
         "replica": SMALL,
         "http": {"token_sha256": hashlib.sha256(TOKEN.encode()).hexdigest(), "max_in_flight": 8},
-        "limits": {"items": 16, "pixels": 65536, "request_pixels": 150_000, "prompt_chars": 300, "body_bytes": 3_000_000},
+        "limits": {
+            "items": 16,
+            "pixels": 65536,
+            "request_pixels": 150_000,
+            "prompt_chars": 300,
+            "body_bytes": 3_000_000,
+        },
     }
     return ServeConfig.model_validate({name: section | sections.get(name, {}) for name, section in tree.items()})
 

@@ -29,7 +29,12 @@ def png(size=(64, 64), kind="PNG"):
 def bomb(side):
     chunk = lambda kind, data: len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
     header = side.to_bytes(4, "big") * 2 + bytes([8, 2, 0, 0, 0])
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 5_000_000)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 5_000_000))
+        + chunk(b"IEND", b"")
+    )
 
 
 def archive():
@@ -44,7 +49,9 @@ def tensors(array, prompts=("a small red circle",), **more):
 
 
 def items(*pairs, **more):
-    return json.dumps({"items": [{"image": base64.b64encode(i).decode(), "prompt": p} for i, p in pairs], **more}).encode()
+    return json.dumps(
+        {"items": [{"image": base64.b64encode(i).decode(), "prompt": p} for i, p in pairs], **more}
+    ).encode()
 
 
 GOOD = RNG.random((1, 3, 64, 64)).astype(np.float32)
@@ -84,25 +91,49 @@ ABUSE = {
     "lone surrogate": (J, items((png(), "\ud800")), "", {}, 422, "bad_prompt"),
     "number as prompt": (J, items((png(), 7)), "", {}, 422, "bad_prompt"),
     "unknown dimension": (J, items((png(), "a"), dimensions=["beauty"]), "", {}, 422, "bad_request"),
-    "nan weight": (S, wire.pack({"images": GOOD, "weights": np.full(4, np.nan)}, request={"prompts": ["a"]}), "", {}, 422, "bad_request"),
+    "nan weight": (
+        S,
+        wire.pack({"images": GOOD, "weights": np.full(4, np.nan)}, request={"prompts": ["a"]}),
+        "",
+        {},
+        422,
+        "bad_request",
+    ),
     "negative risk": (S, tensors(GOOD, risk=-1.0), "", {}, 422, "bad_request"),
     "17 items": (J, items(*[(b"", "a")] * 17), "", {}, 422, "bad_request"),
-    "a URL to fetch": (J, json.dumps({"items": [{"image": "http://127.0.0.1:1/x.png", "prompt": "a"}]}).encode(), "", {}, 422, "undecodable"),
+    "a URL to fetch": (
+        J,
+        json.dumps({"items": [{"image": "http://127.0.0.1:1/x.png", "prompt": "a"}]}).encode(),
+        "",
+        {},
+        422,
+        "undecodable",
+    ),
     "unknown judge": (PNG, png(), "?prompt=a&judge=oracle", {}, 404, "unknown_judge"),
     "missing token": (PNG, png(), "?prompt=a", {"Authorization": ""}, 401, "no_token"),
     "wrong token": (PNG, png(), "?prompt=a", {"Authorization": "Bearer wrong"}, 403, "wrong_token"),
     "basic authentication": (PNG, png(), "?prompt=a", {"Authorization": f"Basic {TOKEN}"}, 401, "no_token"),
     "lying length": (PNG, png(), "?prompt=a", {"Content-Length": "99999999999"}, 413, "body_too_large"),
-}  # fmt: skip
+}
 
 
 def send(url, content_type, body, query, headers):
     """Status and tree of one POST, through a bare socket so that false headers stay false."""
     host, _, rest = url.removeprefix("http://").partition("/")
     name, port = host.split(":")
-    lines = {"Host": host, "Content-Type": content_type, "Content-Length": str(len(body)), "Authorization": f"Bearer {TOKEN}", "Connection": "close"}
+    lines = {
+        "Host": host,
+        "Content-Type": content_type,
+        "Content-Length": str(len(body)),
+        "Authorization": f"Bearer {TOKEN}",
+        "Connection": "close",
+    }
     lines = {k: v for k, v in (lines | headers).items() if v}
-    head = f"POST /{rest}/v1/score_and_grad{query} HTTP/1.1\r\n" + "".join(f"{k}: {v}\r\n" for k, v in lines.items()) + "\r\n"
+    head = (
+        f"POST /{rest}/v1/score_and_grad{query} HTTP/1.1\r\n"
+        + "".join(f"{k}: {v}\r\n" for k, v in lines.items())
+        + "\r\n"
+    )
     with socket.create_connection((name, int(port)), timeout=60) as connection:
         answer = b""
         try:
@@ -161,7 +192,10 @@ def test_chunked_body_is_cut_off(reward_url):
 
     try:
         got = requests.post(
-            f"{reward_url}/v1/score?prompt=a", data=chunks(), headers={"Authorization": f"Bearer {TOKEN}", "Content-Type": PNG}, timeout=60
+            f"{reward_url}/v1/score?prompt=a",
+            data=chunks(),
+            headers={"Authorization": f"Bearer {TOKEN}", "Content-Type": PNG},
+            timeout=60,
         )
         assert got.status_code == 413
     except requests.ConnectionError:

@@ -95,7 +95,10 @@ def test_a_cache_computes_what_is_new_once():
     cache = AnswerCache(2)
     assert asyncio.run(cache.answer([a, b, a], compute)) == ["a None 7", "a None 0", "a None 7"]
     assert computed == [a, b]
-    assert asyncio.run(cache.answer([RewardItem(grey.copy(), "a", ("realism",)), graded], compute)) == ["a None 7", "a (1.0,) 7"]
+    assert asyncio.run(cache.answer([RewardItem(grey.copy(), "a", ("realism",)), graded], compute)) == [
+        "a None 7",
+        "a (1.0,) 7",
+    ]
     assert computed == [a, b, graded]  # a is remembered, b was the oldest of three
     asyncio.run(cache.answer([b], compute))
     assert computed == [a, b, graded, b]

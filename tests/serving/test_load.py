@@ -9,10 +9,10 @@ import pytest
 import requests
 import torch
 
-from zr_ray.serving.client import RewardClient
 from zr_ray.records import RewardRequest
 from zr_ray.rubric import DIMENSIONS
 from zr_ray.serving import wire
+from zr_ray.serving.client import RewardClient
 
 PROMPTS = ["a small red circle"] * 16
 
@@ -23,14 +23,22 @@ def images():
 
 
 def test_what_does_not_fit_is_refused_with_a_time_to_retry(reward_url, images):
-    body = wire.request_safetensors(RewardRequest(images.numpy(), PROMPTS, DIMENSIONS, torch.ones(4).numpy(), 0.0, "load"))
-    headers = {"Authorization": "Bearer a-token-for-tests", "Content-Type": wire.SAFETENSORS, "Accept": wire.SAFETENSORS}
+    body = wire.request_safetensors(
+        RewardRequest(images.numpy(), PROMPTS, DIMENSIONS, torch.ones(4).numpy(), 0.0, "load")
+    )
+    headers = {
+        "Authorization": "Bearer a-token-for-tests",
+        "Content-Type": wire.SAFETENSORS,
+        "Accept": wire.SAFETENSORS,
+    }
     ask = lambda _: requests.post(f"{reward_url}/v1/score_and_grad", data=body, headers=headers, timeout=120)
     with ThreadPoolExecutor(16) as pool:
         replies = list(pool.map(ask, range(16)))
     # 8 requests of 16 items are let in; the judge computes 32 items and lets 64 wait, the rest is refused after some attempts
     assert set(Counter(r.status_code for r in replies)) == {200, 429, 503}
-    assert all(r.headers["Retry-After"] == "1" and r.json()["error"]["message"] for r in replies if r.status_code != 200)
+    assert all(
+        r.headers["Retry-After"] == "1" and r.json()["error"]["message"] for r in replies if r.status_code != 200
+    )
     scores = [wire.read_reply(r.content).mu for r in replies if r.status_code == 200]
     torch.testing.assert_close(scores[0], scores[-1], atol=1e-5, rtol=0)
 
@@ -65,11 +73,13 @@ def _wrong(text: str, totals: dict) -> str:
     phases = set(re.findall(r'^ray_zr_reward_phase_s_count\{.*phase="(\w+)"', text, re.M))
     refused = set(re.findall(r'^ray_zr_reward_refused_total\{.*reason="(\w+)"', text, re.M))
     drifts = set(re.findall(r'^ray_zr_reward_(?:score|entropy)_drift\{.*dimension="(\w+)"', text, re.M))
-    return "".join((
-        f"a replica scored {totals['ok']}, the endpoint has {scored}; " if totals["ok"] not in scored else "",
-        f"phases {phases}; " if phases != {"queue", "batch", "preprocess", "forward", "backward"} else "",
-        f"refused {refused}; " if not {"bad_pixels", "too_many", "overloaded"} <= refused else "",
-        f"drifts {drifts}; " if drifts != set(DIMENSIONS) else "",
-        "no batch sizes; " if "ray_zr_reward_batch_items_bucket" not in text else "",
-        "no replicas; " if "ray_zr_reward_replicas" not in text else "",
-    ))  # fmt: skip
+    return "".join(
+        (
+            f"a replica scored {totals['ok']}, the endpoint has {scored}; " if totals["ok"] not in scored else "",
+            f"phases {phases}; " if phases != {"queue", "batch", "preprocess", "forward", "backward"} else "",
+            f"refused {refused}; " if not {"bad_pixels", "too_many", "overloaded"} <= refused else "",
+            f"drifts {drifts}; " if drifts != set(DIMENSIONS) else "",
+            "no batch sizes; " if "ray_zr_reward_batch_items_bucket" not in text else "",
+            "no replicas; " if "ray_zr_reward_replicas" not in text else "",
+        )
+    )

@@ -37,7 +37,10 @@ def test_handle_http_and_process_agree(reward_clients, student, images):
 
 def test_uint8_and_mixed_sizes(reward_clients, student):
     generator = torch.Generator().manual_seed(1)
-    mixed = [torch.randint(0, 256, (3, *size), generator=generator, dtype=torch.uint8) for size in ((64, 64), (100, 80), (64, 64))]
+    mixed = [
+        torch.randint(0, 256, (3, *size), generator=generator, dtype=torch.uint8)
+        for size in ((64, 64), (100, 80), (64, 64))
+    ]
     for client in reward_clients.values():
         got = client.score(mixed, PROMPTS, ["realism"])
         for i, image in enumerate(mixed):
@@ -71,7 +74,10 @@ def test_served_gradient_equals_float64_differences(reward_clients, judge_path, 
     for direction in directions:
         with torch.no_grad():
             plus, minus = (
-                aggregate_reward(exact(images[:1].double() + s * direction, PROMPTS[:1]).log_q, exact.bins, weights, 0.5) for s in (step, -step)
+                aggregate_reward(
+                    exact(images[:1].double() + s * direction, PROMPTS[:1]).log_q, exact.bins, weights, 0.5
+                )
+                for s in (step, -step)
             )
         slope = float((plus - minus) / (2 * step))
         assert float((x.grad.double() * direction).sum()) == pytest.approx(slope, rel=2e-4, abs=2e-5)
@@ -82,7 +88,9 @@ def test_neighbours_change_nothing(reward_clients, images):
     alone = [client.score_and_grad(images[i : i + 1], PROMPTS[i : i + 1]) for i in range(3)]
 
     async def crowd():
-        return await asyncio.gather(*[client.score_and_grad_async(images.roll(k, 0), PROMPTS[-k:] + PROMPTS[:-k]) for k in (0, 1, 2) * 3])
+        return await asyncio.gather(
+            *[client.score_and_grad_async(images.roll(k, 0), PROMPTS[-k:] + PROMPTS[:-k]) for k in (0, 1, 2) * 3]
+        )
 
     for k, together in zip((0, 1, 2) * 3, asyncio.run(crowd()), strict=True):
         for i in range(3):
@@ -113,7 +121,9 @@ def test_order_and_splitting(reward_url, reward_clients, images):
     from zr_ray.serving.client import RewardClient
 
     many, prompts = images.repeat(4, 1, 1, 1), PROMPTS * 4
-    with RewardClient(reward_url, token="a-token-for-tests", items_per_request=5, dimensions=DIMENSIONS[::-1]) as client:
+    with RewardClient(
+        reward_url, token="a-token-for-tests", items_per_request=5, dimensions=DIMENSIONS[::-1]
+    ) as client:
         split = client.score(many, prompts)
         assert client.counters["requests"] == client.counters["answered"] == 3
     whole = reward_clients["handle"].score(many, prompts)

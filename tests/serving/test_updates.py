@@ -24,7 +24,11 @@ def test_an_update_never_mixes_judges(reward_clients, service_config, judge_path
     folder = tmp_path / "judge"
     shutil.copytree(judge_path, folder)
     weights = load_file(folder / "model.safetensors")
-    save_file({k: v + 0.01 * torch.randn(v.shape, generator=torch.Generator().manual_seed(0)) for k, v in weights.items()}, folder / "model.safetensors", {"format": "pt"})
+    save_file(
+        {k: v + 0.01 * torch.randn(v.shape, generator=torch.Generator().manual_seed(0)) for k, v in weights.items()},
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
     client = reward_clients["handle"]
     old = client.score(images, PROMPTS)
     seen, done = [], threading.Event()
@@ -51,13 +55,15 @@ def test_an_update_never_mixes_judges(reward_clients, service_config, judge_path
 
 def test_a_judge_without_weights_is_never_ready(serve_url, service_config, judge_path, tmp_path):
     from zr_ray.errors import JudgeError
-    from zr_ray.serving.launch import wait_until_running
     from zr_ray.serving.application import application
+    from zr_ray.serving.launch import wait_until_running
 
     folder = tmp_path / "judge"
     shutil.copytree(judge_path, folder)
     weights = load_file(folder / "model.safetensors")
-    save_file({k: torch.full_like(v, torch.nan) for k, v in weights.items()}, folder / "model.safetensors", {"format": "pt"})
+    save_file(
+        {k: torch.full_like(v, torch.nan) for k, v in weights.items()}, folder / "model.safetensors", {"format": "pt"}
+    )
     from ray import serve
 
     broken = application(service_config(str(folder), http={"enabled": False}))
@@ -77,7 +83,9 @@ def test_a_run_leaves_nothing_behind(serve_url, service_config, images):
     from zr_ray.serving.client import RewardClient
     from zr_ray.serving.launch import launch_service
 
-    config = service_config(http={"enabled": False}).model_copy(update={"run": type(service_config().run)(name="short-run")})
+    config = service_config(http={"enabled": False}).model_copy(
+        update={"run": type(service_config().run)(name="short-run")}
+    )
     mu = []
 
     class AfterOneUse(threading.Event):

@@ -30,27 +30,47 @@ def read(content_type, body, gradient=False, **query):
 
 
 def body_of(*items, **more):
-    return json.dumps({"items": [{"image": base64.b64encode(i).decode(), "prompt": p} for i, p in items], **more}).encode()
+    return json.dumps(
+        {"items": [{"image": base64.b64encode(i).decode(), "prompt": p} for i, p in items], **more}
+    ).encode()
 
 
 def test_json_decodes_each_image_on_its_own():
     files = [encoded()[:-200], encoded(), encoded(kind="WEBP", lossless=True), encoded(kind="BMP")]
     request = read(wire.JSON, body_of(*zip(files, "abcd", strict=True)))
     np.testing.assert_array_equal(request.images[1], ARRAY.transpose(2, 0, 1))
-    assert [getattr(i, "status", "ok") for i in request.images] == ["undecodable", "ok", "too_large", "undecodable"]  # the 3rd: budget
+    assert [getattr(i, "status", "ok") for i in request.images] == [
+        "undecodable",
+        "ok",
+        "too_large",
+        "undecodable",
+    ]  # the 3rd: budget
     assert request.prompts == tuple("abcd") and request.dimensions == DIMENSIONS and request.weights is None
 
 
 def test_a_bomb_is_refused_by_its_header():
     chunk = lambda kind, data: len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
     header = (30_000).to_bytes(4, "big") * 2 + bytes([8, 2, 0, 0, 0])
-    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1_000_000)) + chunk(b"IEND", b"")
+    bomb = (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 1_000_000))
+        + chunk(b"IEND", b"")
+    )
     (fault,) = read("image/png", bomb, prompt="x").images
     assert fault.status == "too_large" and "bomb" in fault.reason
 
 
 def test_raw_image_with_a_query():
-    request = read("image/jpeg", encoded(kind="JPEG"), gradient=True, prompt="a b", dimensions="realism,alignment", weights="1,-2", risk="0.5")
+    request = read(
+        "image/jpeg",
+        encoded(kind="JPEG"),
+        gradient=True,
+        prompt="a b",
+        dimensions="realism,alignment",
+        weights="1,-2",
+        risk="0.5",
+    )
     assert request.dimensions == ("realism", "alignment") and request.risk == 0.5 and request.prompts == ("a b",)
     np.testing.assert_array_equal(request.weights, [1, -2])
     assert read("image/png", encoded(), gradient=True, prompt="x").weights.tolist() == [0.25] * 4
@@ -60,7 +80,11 @@ def test_dimensions_of_items():
     tree = json.loads(body_of((encoded(), "a"), (encoded(), "b")))
     tree["items"][0]["dimensions"], tree["items"][1]["dimensions"] = ["realism"], ["beauty"]
     request = read(wire.JSON, json.dumps(tree).encode())
-    assert request.dimensions == ("realism",) and request.prompts[1].status == "unknown_dimension" and request.prompts[0] == "a"
+    assert (
+        request.dimensions == ("realism",)
+        and request.prompts[1].status == "unknown_dimension"
+        and request.prompts[0] == "a"
+    )
     del tree["items"][1]["dimensions"]
     assert read(wire.JSON, json.dumps(tree).encode()).dimensions == DIMENSIONS
     with pytest.raises(wire.WireError, match="different names"):
@@ -108,11 +132,20 @@ def test_broken_bodies_are_refused(name):
 def test_reply_there_and_back():
     nan = np.nan
     reply = RewardReply(
-        "id", JudgeIdentity("student", "a" * 64, "b" * 64, "c" * 16), ("realism",), ("ok", "bad_pixels"), ("", "nan"),
-        q=np.array([[[1 / 9] * 9], [[nan] * 9]], np.float32), mu=np.array([[3.0], [nan]], np.float32), sigma=np.array([[1.3], [nan]], np.float32),
-        entropy=np.array([[2.1], [nan]], np.float32), outside=np.array([[0.1], [nan]], np.float32), reward=np.array([1.5, nan]),
-        gradients=(np.full((3, 2, 2), 0.75, np.float32), None), scale=np.array([2.0**-14, nan]),
-    )  # fmt: skip
+        "id",
+        JudgeIdentity("student", "a" * 64, "b" * 64, "c" * 16),
+        ("realism",),
+        ("ok", "bad_pixels"),
+        ("", "nan"),
+        q=np.array([[[1 / 9] * 9], [[nan] * 9]], np.float32),
+        mu=np.array([[3.0], [nan]], np.float32),
+        sigma=np.array([[1.3], [nan]], np.float32),
+        entropy=np.array([[2.1], [nan]], np.float32),
+        outside=np.array([[0.1], [nan]], np.float32),
+        reward=np.array([1.5, nan]),
+        gradients=(np.full((3, 2, 2), 0.75, np.float32), None),
+        scale=np.array([2.0**-14, nan]),
+    )
     again = wire.read_reply(wire.reply_safetensors(reply))
     for name, value in reply.__dict__.items():
         if name == "gradients":

@@ -7,11 +7,19 @@ import sys
 
 from zr_ray.startup.torchvision_shim import child_environment
 
-IMPORTS = "import torchvision, torchaudio, torchcodec; from torchvision.transforms.v2 import functional; print('imported')"
+IMPORTS = (
+    "import torchvision, torchaudio, torchcodec; from torchvision.transforms.v2 import functional; print('imported')"
+)
 
 
 def test_child_process_imports_all_three():
-    done = subprocess.run([sys.executable, "-c", IMPORTS], env=os.environ | child_environment(), capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTS],
+        env=os.environ | child_environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.stdout.strip().endswith("imported"), done.stderr[-2000:]
 
 

@@ -17,12 +17,21 @@ def units(judge_path, world_items):
 
     text = JudgeText(judge_path)
     rng = np.random.default_rng(1)
-    words = [t for t in range(text.vocab_size) if t not in text.forbidden_ids and t not in text.label_ids and t != text.end_id]
+    words = [
+        t
+        for t in range(text.vocab_size)
+        if t not in text.forbidden_ids and t not in text.label_ids and t != text.end_id
+    ]
 
     def row(item, length):
         body = rng.choice(words, size=length)
         completion = np.array([*body, *text.marker_ids, text.label_ids[length % 9], text.end_id], np.int32)
-        return Row(text.question(item.prompt, "realism"), load_image(item.image), (completion, completion[::-1].copy()), (length + 1, None))
+        return Row(
+            text.question(item.prompt, "realism"),
+            load_image(item.image),
+            (completion, completion[::-1].copy()),
+            (length + 1, None),
+        )
 
     return [[row(world_items[2 * i], 3 + i), row(world_items[2 * i + 1], 9 - i)] for i in range(4)]
 
@@ -139,7 +148,11 @@ def test_batches_are_the_cheapest_of_all_cuts():
     """Against every possible cut of a few units."""
     rng = np.random.default_rng(0)
     for _ in range(50):
-        lengths, rows, limit = sorted(rng.integers(1, 40, 7).tolist(), reverse=True), rng.integers(1, 4, 7).tolist(), int(rng.integers(40, 300))
+        lengths, rows, limit = (
+            sorted(rng.integers(1, 40, 7).tolist(), reverse=True),
+            rng.integers(1, 4, 7).tolist(),
+            int(rng.integers(40, 300)),
+        )
 
         def cost(ends, lengths=lengths, rows=rows, limit=limit):
             total = 0.0

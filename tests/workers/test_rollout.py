@@ -6,8 +6,8 @@ import torch
 
 from zr_ray.config.sections import WeightsSection
 from zr_ray.errors import WeightSyncError
-from zr_ray.loops.push import WeightPush
 from zr_ray.judging.ask import generate, question, score, workers_of_rank
+from zr_ray.loops.push import WeightPush
 from zr_ray.models.judge import load_packed_judge
 from zr_ray.models.packing import Row
 from zr_ray.rubric import DIMENSIONS
@@ -27,7 +27,8 @@ def requests(judge, world_items):
 def forward(judge, requests, groups):
     module, _, packer = judge
     rows = [
-        Row(r.token_ids, r.image, tuple(j.token_ids for j in g), tuple(j.score_index for j in g)) for r, g in zip(requests, groups, strict=True)
+        Row(r.token_ids, r.image, tuple(j.token_ids for j in g), tuple(j.score_index for j in g))
+        for r, g in zip(requests, groups, strict=True)
     ]
     with torch.no_grad():
         return module(packer.pack(rows))

@@ -8,11 +8,11 @@ import pytest
 from zr_ray.data.aggregate import aggregate_scores
 from zr_ray.data.annotations import load_image, read_annotations
 from zr_ray.data.pairs import preference_pairs
+from zr_ray.errors import DataError
+from zr_ray.rubric import DIMENSIONS, SCORE_BINS
 from zr_ray.world.annotators import BIAS_SD, NOISE_SD, AnnotatorPool, compare_in_bins, control, round_half
 from zr_ray.world.build import write_world
 from zr_ray.world.sampling import sample_group
-from zr_ray.errors import DataError
-from zr_ray.rubric import DIMENSIONS, SCORE_BINS
 
 
 def test_round_half_by_hand():
@@ -55,7 +55,9 @@ def test_raters_have_the_fitted_spread():
 def test_five_raters_are_the_same_within_a_group():
     """With the noise taken out, all items of a group carry the same five biases."""
     pool = AnnotatorPool(1)
-    silent = type("Silent", (), {"standard_normal": lambda self: 0.0, "permutation": lambda self, n: np.arange(n)[::-1]})()
+    silent = type(
+        "Silent", (), {"standard_normal": lambda self: 0.0, "permutation": lambda self, n: np.arange(n)[::-1]}
+    )()
     pool.biases = {d: [0.5 * (r % 3) for r in range(24)] for d in DIMENSIONS}
     truths = [dict.fromkeys(DIMENSIONS, 2.0), dict.fromkeys(DIMENSIONS, 3.0)]
     first, second = pool.test_scores(silent, truths)
@@ -72,7 +74,10 @@ def test_noise_ceiling_stays_where_it_was_measured():
             values = [t[dimension] for t in truths]
             truth, human = truth + values, human + scores
             right += [
-                (values[i] - values[j]) * (scores[i] - scores[j]) > 0 for i in range(4) for j in range(i) if scores[i] != scores[j]
+                (values[i] - values[j]) * (scores[i] - scores[j]) > 0
+                for i in range(4)
+                for j in range(i)
+                if scores[i] != scores[j]
             ]
     assert np.mean(right) == pytest.approx(0.932, abs=0.015)
     assert np.corrcoef(truth, human)[0, 1] == pytest.approx(0.96, abs=0.01)
@@ -87,7 +92,11 @@ def world(tmp_path_factory):
 
 def test_world_reads_back_with_the_right_labels(world):
     items = list(read_annotations(world, decode_images=True))
-    assert len(items) == 84 and {i.origin for i in items} == {"rendered"} and json.loads((world / "world.json").read_text())["simulated"]
+    assert (
+        len(items) == 84
+        and {i.origin for i in items} == {"rendered"}
+        and json.loads((world / "world.json").read_text())["simulated"]
+    )
     for item in items:
         assert load_image(item.image).shape == (64, 64, 3) and set(item.truth) == set(DIMENSIONS)
         if item.split == "train":

@@ -2,15 +2,18 @@
 
 import numpy as np
 
+from zr_ray.rubric import DIMENSIONS
 from zr_ray.world.probes import PROBES, probe_images, with_grid
 from zr_ray.world.verifier.reading import read_scene
 from zr_ray.world.verifier.scores import verify
-from zr_ray.rubric import DIMENSIONS
 
 
 def test_the_verifier_tells_good_scenes_from_every_other_probe():
     prompts, pictures = probe_images(12, seed=1)
-    mean = {name: np.mean([list(verify(i, p).values()) for i, p in zip(pictures[name], prompts, strict=True)], 0) for name in PROBES}
+    mean = {
+        name: np.mean([list(verify(i, p).values()) for i, p in zip(pictures[name], prompts, strict=True)], 0)
+        for name in PROBES
+    }
     assert (mean["good scene"] >= 4.8).all()
     for name in ("noise", "flat colour", "checkerboard"):
         assert (mean[name] == 1).all(), name

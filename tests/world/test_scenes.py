@@ -6,12 +6,20 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from zr_ray.world import perception_targets, reasoning_chains, render, sample_candidates, sample_group, true_scores, vocabulary
+from zr_ray.rubric import DIMENSIONS
+from zr_ray.world import (
+    perception_targets,
+    reasoning_chains,
+    render,
+    sample_candidates,
+    sample_group,
+    true_scores,
+    vocabulary,
+)
 from zr_ray.world.perception import CELL_CLASSES, IMAGE_CLASSES
 from zr_ray.world.reasoning import FLOAT_WORDS, level_word
 from zr_ray.world.scene import FLOAT_GAP, LEVELS, OVERLAP_PIXELS, Asked, Layout, Request, place
 from zr_ray.world.truth import PENALTY
-from zr_ray.rubric import DIMENSIONS
 
 CIRCLE, SQUARE = Asked("small", "red", "circle"), Asked("big", "blue", "square")
 REQUEST = Request(CIRCLE, SQUARE, "left")
@@ -70,7 +78,9 @@ def test_each_defect_costs_its_dimension_only_and_is_seen(name):
 def test_penalties_add_up_and_stop_at_one():
     worst = scene(Asked("big", "green", "circle"), Asked("small", "blue", "triangle"), STRAY, "on")
     assert true_scores(REQUEST, worst)["alignment"] == 1.0  # 5 - .75 - 1.25 - .75 - 1.25 - 1.5 - 1 < 1
-    broken = scene(floating=2, shadow_wrong=True, overlap=True, levels={"noise": 1.0, "blur": 0.5, "dimming": 1.0, "clash": 0.5})
+    broken = scene(
+        floating=2, shadow_wrong=True, overlap=True, levels={"noise": 1.0, "blur": 0.5, "dimming": 1.0, "clash": 0.5}
+    )
     truth = true_scores(REQUEST, broken)
     assert truth["plausibility"] == 1.0  # 5 - 1.75 - 1.25 - 1.5 = .5
     assert truth["realism"] == pytest.approx(5 - 1.75 - 0.875)
@@ -96,7 +106,15 @@ def test_chains_by_hand():
     missing = reasoning_chains(REQUEST, scene(None, SQUARE, light="right"))
     assert missing["alignment"] == "a missing b big ok blue ok square ok relation none extra no"
     assert missing["plausibility"] == "light right shadow left ok float none overlap no"
-    assert [level_word(level) for level in (0, 0.2, 0.44, 0.45, 0.71, 0.72, 1)] == ["none", "low", "low", "mid", "mid", "high", "high"]
+    assert [level_word(level) for level in (0, 0.2, 0.44, 0.45, 0.71, 0.72, 1)] == [
+        "none",
+        "low",
+        "low",
+        "mid",
+        "mid",
+        "high",
+        "high",
+    ]
 
 
 def test_the_chain_alone_gives_the_discrete_scores():
@@ -107,12 +125,16 @@ def test_the_chain_alone_gives_the_discrete_scores():
         for part in "a", "b":
             if part in words and words[words.index(part) + 1] != "missing":
                 verdicts = words[words.index(part) + 2 : words.index(part) + 7 : 2]
-                penalty += sum(PENALTY[n] for n, v in zip(("size", "colour", "shape"), verdicts, strict=True) if v == "bad")
+                penalty += sum(
+                    PENALTY[n] for n, v in zip(("size", "colour", "shape"), verdicts, strict=True) if v == "bad"
+                )
         penalty += PENALTY["relation"] * ("relation" in words and words[words.index("relation") + 2] == "bad")
         assert candidate.truth["alignment"] == max(1.0, 5 - penalty), candidate
         words = candidate.reasoning["plausibility"].split()
         assert (words[1] == words[3]) == (words[4] == "bad")
-        penalty = PENALTY["floating"][FLOAT_WORDS.index(words[6])] + 1.25 * (words[4] == "bad") + 1.5 * (words[8] == "yes")
+        penalty = (
+            PENALTY["floating"][FLOAT_WORDS.index(words[6])] + 1.25 * (words[4] == "bad") + 1.5 * (words[8] == "yes")
+        )
         assert candidate.truth["plausibility"] == max(1.0, 5 - penalty), candidate
 
 
@@ -154,7 +176,10 @@ def test_asked_for_objects_stay_recognisable():
         request, drawn = candidate.request, candidate.scene
         if request.second is None:
             continue
-        for asked, other, seen in ((request.first, request.second, drawn.first), (request.second, request.first, drawn.second)):
+        for asked, other, seen in (
+            (request.first, request.second, drawn.first),
+            (request.second, request.first, drawn.second),
+        ):
             if seen is not None:
                 assert seen.shape == asked.shape or seen.colour == asked.colour
                 assert seen.shape != other.shape and seen.colour != other.colour
@@ -186,7 +211,11 @@ def test_perception_targets_by_hand():
     assert targets["light"] == 0 and targets["objects"] == 2
     assert targets["levels"].tolist() == [0, 0.5, 0, 0, 0, 0, 0]
     stack = perception_targets(scene(relation="on", overlap=True, light="right"))
-    assert stack["shadow"][stack["presence"] == 1].tolist() == [1, 2] and stack["overlap"].max() == 2 and stack["light"] == 1
+    assert (
+        stack["shadow"][stack["presence"] == 1].tolist() == [1, 2]
+        and stack["overlap"].max() == 2
+        and stack["light"] == 1
+    )
 
 
 def test_every_object_has_a_cell_of_its_own_and_classes_fit():

@@ -5,15 +5,22 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from zr_ray.world.render import render
-from zr_ray.world.scene import LEVELS, Asked, Layout, place
-from zr_ray.world.verifier.reading import SceneReading, SeenObject, read_scene
-from zr_ray.world.verifier.accuracy import OBJECT_ATTRIBUTES, SCENE_ATTRIBUTES, accuracy_table
-from zr_ray.world.verifier.degradation import block_means, deblock, fit_blur_and_blocks, soften
-from zr_ray.world.verifier.scores import alignment_score, objects_match, parse_prompt, plausibility_score, quality_scores, verify
-from zr_ray.world.verifier.templates import BLURS
 from zr_ray.errors import DataError
 from zr_ray.rubric import DIMENSIONS
+from zr_ray.world.render import render
+from zr_ray.world.scene import LEVELS, Asked, Layout, place
+from zr_ray.world.verifier.accuracy import OBJECT_ATTRIBUTES, SCENE_ATTRIBUTES, accuracy_table
+from zr_ray.world.verifier.degradation import block_means, deblock, fit_blur_and_blocks, soften
+from zr_ray.world.verifier.reading import SceneReading, SeenObject, read_scene
+from zr_ray.world.verifier.scores import (
+    alignment_score,
+    objects_match,
+    parse_prompt,
+    plausibility_score,
+    quality_scores,
+    verify,
+)
+from zr_ray.world.verifier.templates import BLURS
 
 CIRCLE, SQUARE = Asked("small", "red", "circle"), Asked("big", "blue", "square")
 PROMPT = "small red circle left of big blue square"
@@ -73,14 +80,18 @@ def test_one_fault_costs_what_the_rubric_says(fault):
 @pytest.mark.parametrize("ground", [41, 42])
 @pytest.mark.parametrize("floating", [0, 1, 2])
 def test_floating_is_read_from_the_ground_line(light, ground, floating):
-    reading = read_scene(picture(second=None, relation="", light=light, floating=floating, layout=Layout(ground=ground)))
+    reading = read_scene(
+        picture(second=None, relation="", light=light, floating=floating, layout=Layout(ground=ground))
+    )
     assert (reading.ground, reading.light, [o.floating for o in reading.objects]) == (ground, light, [floating])
 
 
 @pytest.mark.parametrize("name", LEVELS)
 def test_levels_are_measured_in_order_and_alone(name):
     drawn, wanted = range(6), np.array((0.0, 0.3, 0.6, 0.9))
-    read = [[read_scene(picture(seed=seed, levels={name: level})).levels for level in wanted.tolist()] for seed in drawn]
+    read = [
+        [read_scene(picture(seed=seed, levels={name: level})).levels for level in wanted.tolist()] for seed in drawn
+    ]
     values = np.array([[levels[name] for levels in row] for row in read])  # [scenes, levels]
     assert (values[:, 0] == 0).all() and (np.diff(values) >= 0).all()
     assert np.abs(values.mean(0) - wanted).max() < 0.12, values.mean(0)
@@ -128,7 +139,11 @@ def test_pictures_that_are_no_scene_hold_nothing(name):
 
 
 def test_blobs_are_no_objects():
-    prompts = [f"{size} {colour} circle" for size in ("small", "big") for colour in ("red", "green", "blue", "yellow", "purple", "white")]
+    prompts = [
+        f"{size} {colour} circle"
+        for size in ("small", "big")
+        for colour in ("red", "green", "blue", "yellow", "purple", "white")
+    ]
     for backdrop in (False, True):
         readings = [read_scene(_blobs(seed, backdrop)) for seed in range(30)]
         assert sum(bool(reading.objects) for reading in readings) <= 4
@@ -189,14 +204,27 @@ def test_blur_and_blocks_are_recovered_and_blocks_undone():
 
 
 def test_prompts_are_parsed_back_and_foreign_ones_refused():
-    for prompt in (PROMPT, "big white cross", "small green triangle under big purple circle", "big red cross on small blue circle"):
+    for prompt in (
+        PROMPT,
+        "big white cross",
+        "small green triangle under big purple circle",
+        "big red cross on small blue circle",
+    ):
         assert parse_prompt(prompt).prompt == prompt
-    for prompt in ("", "a red circle", "small red circle beside big blue square", "small red circle left of", PROMPT + " please"):
+    for prompt in (
+        "",
+        "a red circle",
+        "small red circle beside big blue square",
+        "small red circle left of",
+        PROMPT + " please",
+    ):
         with pytest.raises(DataError, match="SIZE COLOUR SHAPE"):
             parse_prompt(prompt)
 
 
-@pytest.mark.parametrize("image", [np.zeros((32, 32, 3), np.uint8), np.zeros((64, 64, 3), np.float32), np.zeros((64, 64), np.uint8)])
+@pytest.mark.parametrize(
+    "image", [np.zeros((32, 32, 3), np.uint8), np.zeros((64, 64, 3), np.float32), np.zeros((64, 64), np.uint8)]
+)
 def test_other_pictures_are_refused(image):
     with pytest.raises(ValueError, match="uint8"):
         read_scene(image)

@@ -48,9 +48,14 @@ class RealRotaryAttention:
             cos, sin = freqs_cis[:, :, None].unbind(-1)
             return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2).type_as(x)
 
-        query, key = rotate(attn.norm_q(split(attn.to_q(hidden_states)))), rotate(attn.norm_k(split(attn.to_k(hidden_states))))
+        query, key = (
+            rotate(attn.norm_q(split(attn.to_q(hidden_states)))),
+            rotate(attn.norm_k(split(attn.to_k(hidden_states)))),
+        )
         value = split(attn.to_v(hidden_states))
-        out = F.scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=attention_mask)
+        out = F.scaled_dot_product_attention(
+            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=attention_mask
+        )
         return attn.to_out[0](out.transpose(1, 2).flatten(2, 3))
 
 
@@ -65,7 +70,9 @@ class PackedTransformer(nn.Module):
     def __init__(self, transformer, max_tokens: int, tap: int, compiled: bool) -> None:
         super().__init__()
         if transformer.config.axes_dims[0] != 0:
-            raise ValueError(f"packed captions need axes_dims[0] = 0, got {transformer.config.axes_dims}; build the transformer without it")
+            raise ValueError(
+                f"packed captions need axes_dims[0] = 0, got {transformer.config.axes_dims}; build the transformer without it"
+            )
         self.transformer, self.max_tokens, self.tap = transformer, max_tokens, tap
         blocks = [*transformer.noise_refiner, *transformer.context_refiner, *transformer.layers]
         for block in blocks:
@@ -94,9 +101,15 @@ class PackedTransformer(nn.Module):
         for block in model.context_refiner:
             text = block(text, bias[:, None, None], caption_rotary)
 
-        grid = torch.stack(torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij"), dim=-1).flatten(0, 1)
+        grid = torch.stack(torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij"), dim=-1).flatten(
+            0, 1
+        )
         image_rotary = self._rotary(grid.to(device))
-        patches = latents.view(batch, channels, rows, 2, columns, 2).permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * columns, -1)
+        patches = (
+            latents.view(batch, channels, rows, 2, columns, 2)
+            .permute(0, 2, 4, 3, 5, 1)
+            .reshape(batch, rows * columns, -1)
+        )
         image = model.all_x_embedder["2-1"](patches)
         for block in model.noise_refiner:
             image = block(image, None, image_rotary, modulation)
@@ -115,7 +128,10 @@ class PackedTransformer(nn.Module):
 
 def tokenize(tokenizer, prompts: list[str], max_tokens: int) -> tuple[Tensor, Tensor]:
     """(ids [B, max_tokens], lengths [B]) exactly as the pipeline tokenizes. Raises: ValueError on a prompt that would be cut."""
-    texts = [tokenizer.apply_chat_template([{"role": "user", "content": p}], tokenize=False, add_generation_prompt=True) for p in prompts]
+    texts = [
+        tokenizer.apply_chat_template([{"role": "user", "content": p}], tokenize=False, add_generation_prompt=True)
+        for p in prompts
+    ]
     batch = tokenizer(texts, padding="max_length", max_length=max_tokens, truncation=False, return_tensors="pt")
     if batch.input_ids.shape[1] > max_tokens:
         raise ValueError(f"prompts need up to {batch.input_ids.shape[1]} tokens, max_tokens is {max_tokens}; raise it")
@@ -133,7 +149,11 @@ class ObjectMapHead(nn.Module):
         """Mean cross-entropy of colour, shape and size, nats. tokens: [B, (H/2)(W/2), width]; maps: [B, 3, H, W]."""
         batch, _, height, width = maps.shape
         logits = self.linear(F.layer_norm(tokens, tokens.shape[-1:]))
-        logits = logits.view(batch, height // 2, width // 2, 2, 2, -1).permute(0, 5, 1, 3, 2, 4).reshape(batch, -1, height, width)
+        logits = (
+            logits.view(batch, height // 2, width // 2, 2, 2, -1)
+            .permute(0, 5, 1, 3, 2, 4)
+            .reshape(batch, -1, height, width)
+        )
         parts = logits.split(tuple(MAP_CLASSES.values()), dim=1)
         return torch.stack([F.cross_entropy(part, maps[:, index]) for index, part in enumerate(parts)]).mean()
 

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zr_ray.errors import CheckpointError
 from zr_ray.builtin.flow_training import ObjectMapHead, PackedTransformer, noised, sample_sigmas, tokenize, update_ema
-from zr_ray.config.pretrain_generator import OptimiserSection, PretrainGeneratorConfig
 from zr_ray.builtin.generator_scenes import Defects, SceneBatch, sample_batch
 from zr_ray.builtin.muon import Muon
 from zr_ray.builtin.patch_codec import fit_codec
 from zr_ray.builtin.tiny_generator import GeneratorSizes, build_tiny_generator
+from zr_ray.config.pretrain_generator import OptimiserSection, PretrainGeneratorConfig
+from zr_ray.errors import CheckpointError
 
 MAX_TOKENS = 9
 """Longest prompt of the world with its end token: two objects of three words, "left of"."""
@@ -43,9 +43,15 @@ class GeneratorPretraining:
         """Fits the codec and builds the untrained models. `device`: where the models are trained."""
         self.config, self.device, self.step_count, self.trained_s = config, torch.device(device), 0, 0.0
         self.defects = Defects(**config.defects.model_dump())
-        scenes = sample_batch(np.random.default_rng((config.seed, HELD_OUT_SEED + 1)), config.codec.scenes, self.defects)
+        scenes = sample_batch(
+            np.random.default_rng((config.seed, HELD_OUT_SEED + 1)), config.codec.scenes, self.defects
+        )
         codec = fit_codec(
-            scenes.pixels, config.codec.channels, steps=config.codec.steps, whitening=config.codec.whitening, seed=config.seed
+            scenes.pixels,
+            config.codec.channels,
+            steps=config.codec.steps,
+            whitening=config.codec.whitening,
+            seed=config.seed,
         )
         sizes = GeneratorSizes(**config.model.model_dump(), latent_channels=config.codec.channels)
         self.pipeline = build_tiny_generator(codec, sizes, config.seed).to(self.device)
@@ -58,7 +64,9 @@ class GeneratorPretraining:
 
     def _build_optimisers(self) -> list[torch.optim.Optimizer]:
         named = list(self.pipeline.transformer.named_parameters())
-        matrices = [value for name, value in named if value.ndim == 2 and (".attention.to_" in name or ".feed_forward." in name)]
+        matrices = [
+            value for name, value in named if value.ndim == 2 and (".attention.to_" in name or ".feed_forward." in name)
+        ]
         chosen = {id(value) for value in matrices}
         others = [value for value in self._trained() if id(value) not in chosen]
         options = self.config.optimiser
@@ -75,12 +83,16 @@ class GeneratorPretraining:
     def _encode(self, batch: SceneBatch) -> Tensor:
         return self.pipeline.vae.encode(batch.pixels.to(self.device)).latent
 
-    def _forward(self, latents: Tensor, noise: Tensor, sigmas: Tensor, prompts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
+    def _forward(
+        self, latents: Tensor, noise: Tensor, sigmas: Tensor, prompts: list[str]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """(output, target, tapped image tokens); bfloat16 autocast on a GPU only, this repository's CPUs emulate it."""
         ids, lengths = tokenize(self.pipeline.tokenizer, prompts, MAX_TOKENS)
         x, target = noised(latents, noise, sigmas)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            captions = self.pipeline.text_encoder(input_ids=ids.to(self.device), output_hidden_states=True).hidden_states[-2]
+            captions = self.pipeline.text_encoder(
+                input_ids=ids.to(self.device), output_hidden_states=True
+            ).hidden_states[-2]
             out, tokens = self.packed(x, 1 - sigmas, captions, lengths.to(self.device))
         return out.float(), target, tokens.float()
 
@@ -93,7 +105,9 @@ class GeneratorPretraining:
         kept = torch.rand(count, generator=noise_source) >= config.flow.caption_dropout
         prompts = [prompt if keep else "" for prompt, keep in zip(batch.prompts, kept.tolist(), strict=True)]
         flow = config.flow
-        sigmas = sample_sigmas(count, mean=flow.level_mean, spread=flow.level_spread, shift=config.model.shift, generator=noise_source)
+        sigmas = sample_sigmas(
+            count, mean=flow.level_mean, spread=flow.level_spread, shift=config.model.shift, generator=noise_source
+        )
         latents = self._encode(batch)
         noise = torch.randn(latents.shape, generator=noise_source).to(self.device)
         out, target, tokens = self._forward(latents, noise, sigmas.to(self.device), prompts)
@@ -112,9 +126,11 @@ class GeneratorPretraining:
         for name in ("transformer", "text_encoder"):
             update_ema(getattr(self.averaged, name), getattr(self.pipeline, name), decay)
         return {
-            "loss/velocity": velocity_loss.item(), "loss/object_map": map_loss.item(), "train/gradient_norm": norm.item(),
+            "loss/velocity": velocity_loss.item(),
+            "loss/object_map": map_loss.item(),
+            "train/gradient_norm": norm.item(),
             "train/rate_factor": factor,
-        }  # fmt: skip
+        }
 
     @torch.no_grad()
     def held_out(self) -> dict[str, float]:
@@ -133,11 +149,16 @@ class GeneratorPretraining:
     def save(self, path: Path) -> None:
         """Write the whole state atomically: a kill at any moment leaves the old or the new checkpoint."""
         state = {
-            "config": self.config.model_dump(mode="json"), "step": self.step_count, "trained_s": self.trained_s,
-            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers], "map_head": self.map_head.state_dict(),
-        }  # fmt: skip
+            "config": self.config.model_dump(mode="json"),
+            "step": self.step_count,
+            "trained_s": self.trained_s,
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
+            "map_head": self.map_head.state_dict(),
+        }
         for name, pipeline in (("online", self.pipeline), ("averaged", self.averaged)):
-            state[name] = {part: getattr(pipeline, part).state_dict() for part in ("transformer", "text_encoder", "vae")}
+            state[name] = {
+                part: getattr(pipeline, part).state_dict() for part in ("transformer", "text_encoder", "vae")
+            }
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(path.name + ".partial")
         with open(temporary, "wb") as file:
@@ -153,9 +174,13 @@ class GeneratorPretraining:
         except Exception as error:
             raise CheckpointError(f"cannot read {path}: {error}; delete it to start anew") from error
         ours = self.config.model_dump(mode="json")
-        differing = [key for key in ours if key not in ("cadence", "compiled") and ours[key] != state["config"].get(key)]
+        differing = [
+            key for key in ours if key not in ("cadence", "compiled") and ours[key] != state["config"].get(key)
+        ]
         if differing:
-            raise CheckpointError(f"{path} was written under another configuration of {', '.join(differing)}; put it back, or use a new --output")
+            raise CheckpointError(
+                f"{path} was written under another configuration of {', '.join(differing)}; put it back, or use a new --output"
+            )
         for name, pipeline in (("online", self.pipeline), ("averaged", self.averaged)):
             for part, weights in state[name].items():
                 getattr(pipeline, part).load_state_dict(weights)
@@ -166,6 +191,7 @@ class GeneratorPretraining:
 
     def sizes(self) -> dict[str, int]:
         """Parameters of each shipped part."""
-        return {part: sum(p.numel() for p in getattr(self.averaged, part).parameters()) for part in ("transformer", "text_encoder", "vae")}
-
-
+        return {
+            part: sum(p.numel() for p in getattr(self.averaged, part).parameters())
+            for part in ("transformer", "text_encoder", "vae")
+        }

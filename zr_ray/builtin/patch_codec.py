@@ -104,10 +104,16 @@ def build_autoencoder(codec: dict[str, Tensor]):
     low, wide = 3 * 4 + 1, 4 * (3 * 4 + 1)  # with the carrier channel
     model = AutoencoderDC(
         latent_channels=channels,
-        encoder_block_out_channels=(12, 12, PATCH_NUMBERS), encoder_layers_per_block=(0, 1, 0), encoder_qkv_multiscales=((), (), ()),
-        decoder_block_out_channels=(low, low, wide), decoder_layers_per_block=(0, 1, 0), decoder_qkv_multiscales=((), (), ()),
-        encoder_out_shortcut=False, decoder_in_shortcut=False, scaling_factor=1.0,
-    )  # fmt: skip
+        encoder_block_out_channels=(12, 12, PATCH_NUMBERS),
+        encoder_layers_per_block=(0, 1, 0),
+        encoder_qkv_multiscales=((), (), ()),
+        decoder_block_out_channels=(low, low, wide),
+        decoder_layers_per_block=(0, 1, 0),
+        decoder_qkv_multiscales=((), (), ()),
+        encoder_out_shortcut=False,
+        decoder_in_shortcut=False,
+        scaling_factor=1.0,
+    )
     # ZImagePipeline reads these two, AutoencoderDC's own config has neither: two halvings, latents without an offset
     model.register_to_config(block_out_channels=(low, low, wide), shift_factor=0.0)
     with torch.no_grad():

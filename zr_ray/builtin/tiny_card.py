@@ -38,14 +38,29 @@ Made by `jobs/builtin/pretrain_judge.py` with this configuration in {minutes:.0f
 """
 
 
-def model_card(config: str, figures: dict[str, float], groups: int, parameters: int, minutes: float, threads: int) -> str:
+def model_card(
+    config: str, figures: dict[str, float], groups: int, parameters: int, minutes: float, threads: int
+) -> str:
     """Markdown from `evaluate_tiny_judge`'s figures over `groups` prompts of four images. config: resolved YAML.
 
     minutes: training time of the last process (all of it unless resumed)."""
     rows = []
     for d in DIMENSIONS:
-        cells = [figures[f"{key}_{d}"] for key in ("direct/hpa", "reasoning/hpa", "reasoning/exact", "reasoning/formed", "reasoning/entropy")]
-        rows.append(f"| {d} | " + " | ".join(f"{x:.3f}" for x in cells) + f" | {figures[f'reasoning/tokens_{d}']:.1f} |")
+        cells = [
+            figures[f"{key}_{d}"]
+            for key in ("direct/hpa", "reasoning/hpa", "reasoning/exact", "reasoning/formed", "reasoning/entropy")
+        ]
+        rows.append(
+            f"| {d} | " + " | ".join(f"{x:.3f}" for x in cells) + f" | {figures[f'reasoning/tokens_{d}']:.1f} |"
+        )
     rows.append(f"| pooled | {figures['direct/hpa']:.3f} | {figures['reasoning/hpa']:.3f} | | | | |")
     error = 100 * (0.24 / (groups * 6)) ** 0.5 * 1.3  # six pairs a prompt; 1.3 for their dependence
-    return _CARD.format(millions=parameters / 1e6, images=groups * 4, rows="\n".join(rows), error=error, config=config, minutes=minutes, threads=threads)
+    return _CARD.format(
+        millions=parameters / 1e6,
+        images=groups * 4,
+        rows="\n".join(rows),
+        error=error,
+        config=config,
+        minutes=minutes,
+        threads=threads,
+    )

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from zr_ray.builtin.tiny_language import BranchWriter
+from zr_ray.builtin.tiny_perception import as_encoder_output, patch_pixels, tower_features
 from zr_ray.data.aggregate import aggregate_scores
+from zr_ray.functional.metrics import human_pair_accuracy
+from zr_ray.rubric import DIMENSIONS, SCORE_BINS, label_token_ids
 from zr_ray.world.annotators import AnnotatorPool
 from zr_ray.world.render import render
 from zr_ray.world.sampling import Candidate, sample_group
-from zr_ray.functional.metrics import human_pair_accuracy
-from zr_ray.builtin.tiny_language import BranchWriter
-from zr_ray.builtin.tiny_perception import as_encoder_output, patch_pixels, tower_features
-from zr_ray.rubric import DIMENSIONS, SCORE_BINS, label_token_ids
 
 
 def held_out_groups(seed: int, groups: int) -> tuple[list[list[Candidate]], list[list[dict[str, float]]]]:
@@ -30,7 +30,9 @@ def held_out_groups(seed: int, groups: int) -> tuple[list[list[Candidate]], list
 
 
 @torch.no_grad()
-def evaluate_tiny_judge(model, tokenizer, writer: BranchWriter, seed: int, groups: int, max_tokens: int = 28) -> dict[str, float]:
+def evaluate_tiny_judge(
+    model, tokenizer, writer: BranchWriter, seed: int, groups: int, max_tokens: int = 28
+) -> dict[str, float]:
     """Per dimension and pooled: HPA with and without reasoning, exact-chain rate, well-formed rate, entropy of the score (nats).
 
     Greedy reasoning; the score is the expectation over the nine labels. Answers that do not end `score <label> <end>` are malformed;
@@ -38,7 +40,10 @@ def evaluate_tiny_judge(model, tokenizer, writer: BranchWriter, seed: int, group
     """
     scenes, human = held_out_groups(seed, groups)
     flat = [c for group in scenes for c in group]
-    features = [tower_features(model.model.visual, patch_pixels(np.stack([render(c.scene) for c in chunk]))) for chunk in _chunks(flat, 128)]
+    features = [
+        tower_features(model.model.visual, patch_pixels(np.stack([render(c.scene) for c in chunk])))
+        for chunk in _chunks(flat, 128)
+    ]
     merged, tap = (torch.cat(part) for part in zip(*features, strict=True))
     group = torch.arange(groups).repeat_interleave(len(scenes[0]))
     result: dict[str, float] = {}
@@ -65,12 +70,18 @@ def _answers(model, tokenizer, writer, candidates, dimension, merged, tap, direc
     label_ids = torch.tensor(label_token_ids(tokenizer, writer.scoring.labels))
     image = tokenizer.convert_tokens_to_ids("<|image_pad|>")
     by_length: dict[int, list[int]] = defaultdict(list)
-    questions = [[*writer.prefix, *writer.question(c.prompt, dimension), *(marker if direct else [])] for c in candidates]
+    questions = [
+        [*writer.prefix, *writer.question(c.prompt, dimension), *(marker if direct else [])] for c in candidates
+    ]
     for i, question in enumerate(questions):
         by_length[len(question)].append(i)
-    found: dict[str, Tensor] = {name: torch.zeros(len(candidates)) for name in ("score", "entropy", "formed", "exact", "tokens")}
+    found: dict[str, Tensor] = {
+        name: torch.zeros(len(candidates)) for name in ("score", "entropy", "formed", "exact", "tokens")
+    }
     for members in (chunk for same in by_length.values() for chunk in _chunks(same, 256)):
-        ids = torch.tensor([[t for token in questions[i] for t in ([image] * 16 if token == image else [token])] for i in members])
+        ids = torch.tensor(
+            [[t for token in questions[i] for t in ([image] * 16 if token == image else [token])] for i in members]
+        )
         if direct:
             logits = _generate(model, ids, merged[members], tap[members], image, 1)[1][0]
             probabilities = logits.softmax(-1)
@@ -99,14 +110,21 @@ def _generate(model, ids: Tensor, merged: Tensor, tap: Tensor, image: int, steps
     types = (ids == image).int()
     grid = torch.tensor([[1, 8, 8]]).expand(len(ids), -1)
     positions, _ = model.model.get_rope_index(ids, mm_token_type_ids=types, image_grid_thw=grid)
-    output = model.model(input_ids=ids, position_ids=positions, mm_encoder_outputs=as_encoder_output(merged, tap), use_cache=True)
+    output = model.model(
+        input_ids=ids, position_ids=positions, mm_encoder_outputs=as_encoder_output(merged, tap), use_cache=True
+    )
     tokens, logits = [], []
     for step in range(steps):
         logits.append(model.lm_head(output.last_hidden_state[:, -1]))
         tokens.append(logits[-1].argmax(-1))
         if step + 1 < steps:
             positions = positions[:, :, -1:].amax(0, keepdim=True).expand(3, -1, -1) + 1
-            output = model.model(input_ids=tokens[-1][:, None], position_ids=positions, past_key_values=output.past_key_values, use_cache=True)
+            output = model.model(
+                input_ids=tokens[-1][:, None],
+                position_ids=positions,
+                past_key_values=output.past_key_values,
+                use_cache=True,
+            )
     return torch.stack(tokens, 1), logits
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from zr_ray.world.scene import COLOURS, PHRASES, SHAPES, SIZES
-from zr_ray.errors import CheckpointError
 from zr_ray.builtin.patch_codec import build_autoencoder
+from zr_ray.errors import CheckpointError
+from zr_ray.world.scene import COLOURS, PHRASES, SHAPES, SIZES
 
 IMAGE_SIDE = 64
 """Pixels."""
@@ -69,9 +69,15 @@ def build_tokenizer():
     core = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token=UNKNOWN))
     core.pre_tokenizer = WhitespaceSplit()
     return PreTrainedTokenizerFast(
-        tokenizer_object=core, unk_token=UNKNOWN, pad_token=PAD, eos_token=END, chat_template=CHAT_TEMPLATE,
-        model_max_length=MAX_PROMPT_TOKENS, clean_up_tokenization_spaces=False, padding_side="right",
-    )  # fmt: skip
+        tokenizer_object=core,
+        unk_token=UNKNOWN,
+        pad_token=PAD,
+        eos_token=END,
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=MAX_PROMPT_TOKENS,
+        clean_up_tokenization_spaces=False,
+        padding_side="right",
+    )
 
 
 def _build_text_encoder(tokenizer, width: int, layers: int):
@@ -79,11 +85,20 @@ def _build_text_encoder(tokenizer, width: int, layers: int):
 
     return Qwen3Model(
         Qwen3Config(
-            vocab_size=len(tokenizer), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers,
-            num_attention_heads=width // 32, num_key_value_heads=width // 32, head_dim=32, max_position_embeddings=64,
-            pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=None, dtype="float32",
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=2 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=width // 32,
+            num_key_value_heads=width // 32,
+            head_dim=32,
+            max_position_embeddings=64,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=None,
+            dtype="float32",
             initializer_range=0.1,
-        )  # fmt: skip
+        )
     )
 
 
@@ -91,22 +106,34 @@ def _build_transformer(sizes: GeneratorSizes):
     from diffusers import ZImageTransformer2DModel
 
     head = sizes.width // sizes.heads
-    row = head // 4 * 2  # rotary numbers for the row, even; the column gets the rest, the caption none: see PackedTransformer
+    row = (
+        head // 4 * 2
+    )  # rotary numbers for the row, even; the column gets the rest, the caption none: see PackedTransformer
     model = ZImageTransformer2DModel(
-        in_channels=sizes.latent_channels, dim=sizes.width, n_layers=sizes.layers, n_refiner_layers=sizes.refiner_layers,
-        n_heads=sizes.heads, n_kv_heads=sizes.heads, cap_feat_dim=sizes.text_width,
-        axes_dims=[0, row, head - row], axes_lens=[128, 16, 16],
-    )  # fmt: skip
+        in_channels=sizes.latent_channels,
+        dim=sizes.width,
+        n_layers=sizes.layers,
+        n_refiner_layers=sizes.refiner_layers,
+        n_heads=sizes.heads,
+        n_kv_heads=sizes.heads,
+        cap_feat_dim=sizes.text_width,
+        axes_dims=[0, row, head - row],
+        axes_lens=[128, 16, 16],
+    )
     with torch.no_grad():
         for name, value in model.named_parameters():
-            if "adaLN_modulation" in name:  # else blocks start as noise in time: its features turn up to 1000 radians from sigma 0 to 1
+            if (
+                "adaLN_modulation" in name
+            ):  # else blocks start as noise in time: its features turn up to 1000 radians from sigma 0 to 1
                 value.zero_()
             elif value.ndim == 2 and "pad_token" not in name:
                 torch.nn.init.xavier_uniform_(value)
             elif name.endswith("bias"):
                 value.zero_()
         for block in [*model.layers, *model.noise_refiner]:
-            bias = block.adaLN_modulation[0].bias.view(4, sizes.width)  # scale and gate of attention, scale and gate of feed-forward
+            bias = block.adaLN_modulation[0].bias.view(
+                4, sizes.width
+            )  # scale and gate of attention, scale and gate of feed-forward
             bias[1::2] = math.atanh(OPEN_GATE)
         for final in model.all_final_layer.values():  # a model that starts by predicting 0 has nothing to unlearn
             final.linear.weight.zero_()
@@ -121,7 +148,9 @@ def build_tiny_generator(codec: dict[str, Tensor], sizes: GeneratorSizes, seed: 
         torch.manual_seed(seed)
         tokenizer = build_tokenizer()
         pipeline = ZImagePipeline(
-            scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=sizes.shift, use_dynamic_shifting=False),
+            scheduler=FlowMatchEulerDiscreteScheduler(
+                num_train_timesteps=1000, shift=sizes.shift, use_dynamic_shifting=False
+            ),
             vae=build_autoencoder(codec),
             text_encoder=_build_text_encoder(tokenizer, sizes.text_width, sizes.text_layers),
             tokenizer=tokenizer,
@@ -136,14 +165,18 @@ def load_generator(folder: Path = ASSET):
     from diffusers import ZImagePipeline
 
     if not (Path(folder) / "model_index.json").is_file():
-        raise CheckpointError(f"wanted a ZImagePipeline folder, got {folder} without model_index.json; name one that save_pretrained wrote")
+        raise CheckpointError(
+            f"wanted a ZImagePipeline folder, got {folder} without model_index.json; name one that save_pretrained wrote"
+        )
     pipeline = ZImagePipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
 @torch.no_grad()
-def generate(pipeline, prompts: list[str], *, seed: int, steps: int, guidance_scale: float, batch: int = SAMPLING_BATCH) -> Tensor:
+def generate(
+    pipeline, prompts: list[str], *, seed: int, steps: int, guidance_scale: float, batch: int = SAMPLING_BATCH
+) -> Tensor:
     """Images by the pipeline itself, one noise per prompt, independent of the batch size.
 
     Args: guidance_scale: w of pos + w (pos - neg); 0 is sampling without guidance.   Returns: [N, 64, 64, 3] uint8."""
@@ -152,8 +185,14 @@ def generate(pipeline, prompts: list[str], *, seed: int, steps: int, guidance_sc
     for start in range(0, len(prompts), batch):
         part = slice(start, start + batch)
         made = pipeline(
-            list(prompts[part]), height=IMAGE_SIDE, width=IMAGE_SIDE, num_inference_steps=steps, guidance_scale=guidance_scale,
-            generator=noise[part], max_sequence_length=MAX_PROMPT_TOKENS, output_type="pt",
-        ).images  # fmt: skip
+            list(prompts[part]),
+            height=IMAGE_SIDE,
+            width=IMAGE_SIDE,
+            num_inference_steps=steps,
+            guidance_scale=guidance_scale,
+            generator=noise[part],
+            max_sequence_length=MAX_PROMPT_TOKENS,
+            output_type="pt",
+        ).images
         images.append((made * 255).round().to(torch.uint8).movedim(1, -1).cpu())
     return torch.cat(images)

@@ -65,7 +65,9 @@ CHAT_TEMPLATE = (
 
 def tiny_scoring_format() -> ScoringFormat:
     """The tiny judge's format: the dimension's name and the prompt as question, `<chain> score <label>` as answer."""
-    return ScoringFormat(marker=MARKER, system="", questions={d: f"{d} {{prompt}}" for d in DIMENSIONS}, direct_prefix="")
+    return ScoringFormat(
+        marker=MARKER, system="", questions={d: f"{d} {{prompt}}" for d in DIMENSIONS}, direct_prefix=""
+    )
 
 
 def build_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
@@ -75,7 +77,9 @@ def build_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
     """
     bad = [word for word in vocabulary if word.split() != [word]]
     if bad or not vocabulary:
-        raise JudgeError(f"vocabulary needs words without white space, got {bad[:5] if bad else 'none'}; split them first")
+        raise JudgeError(
+            f"vocabulary needs words without white space, got {bad[:5] if bad else 'none'}; split them first"
+        )
     scoring = tiny_scoring_format()
     words = dict.fromkeys([*SPECIAL_TOKENS, UNKNOWN, *scoring.labels, MARKER, *DIMENSIONS, *vocabulary])
     core = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token=UNKNOWN))
@@ -96,13 +100,19 @@ def build_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
 def build_processor(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLProcessor:
     """Image processor of 8-pixel patches, values to [-1, 1]; area fixed to 64x64 pixels, sides to multiples of 16."""
     area = IMAGE_SIDE * IMAGE_SIDE
-    vision = dict(patch_size=PATCH_SIZE, merge_size=MERGE_SIZE, temporal_patch_size=2, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    vision = dict(
+        patch_size=PATCH_SIZE, merge_size=MERGE_SIZE, temporal_patch_size=2, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    )
     return Qwen3VLProcessor(
         image_processor=Qwen2VLImageProcessor(size={"shortest_edge": area, "longest_edge": area}, **vision),
         tokenizer=tokenizer,
         # two frames at most: vLLM sizes its profiling run by this
         video_processor=Qwen3VLVideoProcessor(
-            size={"shortest_edge": area, "longest_edge": 2 * area}, min_frames=2, max_frames=2, cap_pixels_per_frame=False, **vision
+            size={"shortest_edge": area, "longest_edge": 2 * area},
+            min_frames=2,
+            max_frames=2,
+            cap_pixels_per_frame=False,
+            **vision,
         ),
         chat_template=CHAT_TEMPLATE,
     )
@@ -133,7 +143,12 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast, size: TinySize = TinySize())
         num_key_value_heads=size.kv_heads,
         head_dim=32,
         max_position_embeddings=512,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [6, 5, 5], "mrope_interleaved": True},
+        rope_parameters={
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "mrope_section": [6, 5, 5],
+            "mrope_interleaved": True,
+        },
         initializer_range=0.02,
         bos_token_id=None,
         eos_token_id=token_id("<|im_end|>"),
@@ -185,4 +200,6 @@ def build_tiny_judge(folder: Path, vocabulary: Sequence[str], seed: int, size: T
     tiny_scoring_format().save(folder)
     config = json.loads((folder / "config.json").read_text())
     if config["text_config"]["vocab_size"] != len(tokenizer):
-        raise JudgeError(f"the saved config has vocab_size {config['text_config']['vocab_size']}, the tokenizer {len(tokenizer)} tokens")
+        raise JudgeError(
+            f"the saved config has vocab_size {config['text_config']['vocab_size']}, the tokenizer {len(tokenizer)} tokens"
+        )

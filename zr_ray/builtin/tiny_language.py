@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zr_ray.world.annotators import round_half
-from zr_ray.world.sampling import Candidate
 from zr_ray.builtin.tiny_perception import as_encoder_output
 from zr_ray.rubric import DIMENSIONS, SCORE_BINS, ScoringFormat
+from zr_ray.world.annotators import round_half
+from zr_ray.world.sampling import Candidate
 
 IGNORE = -100
 """Target of a position that predicts nothing."""
@@ -69,7 +69,9 @@ class BranchWriter:
 
     def _split(self, prompt: str, dimension: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
         if (prompt, dimension) not in self._questions:
-            text = self.tokenizer.apply_chat_template(self.scoring.messages(prompt, dimension), tokenize=False, add_generation_prompt=True)
+            text = self.tokenizer.apply_chat_template(
+                self.scoring.messages(prompt, dimension), tokenize=False, add_generation_prompt=True
+            )
             ids = self.tokenizer.encode(text, add_special_tokens=False)
             cut = ids.index(self.tokenizer.convert_tokens_to_ids("<|vision_end|>")) + 1
             self._questions[prompt, dimension] = tuple(ids[:cut]), tuple(ids[cut:])
@@ -87,7 +89,9 @@ class BranchWriter:
         return Branch(self.question(candidate.prompt, dimension), tuple(answer), len(answer) - 2)
 
 
-def pack_rows(prefix: Sequence[int], rows: Sequence[Sequence[Branch]], image_token: int, visual_tokens: int = 16) -> PackedRows:
+def pack_rows(
+    prefix: Sequence[int], rows: Sequence[Sequence[Branch]], image_token: int, visual_tokens: int = 16
+) -> PackedRows:
     """One row per image. prefix: tokens up to the end of the image with one placeholder. Rows are padded to the longest."""
     at = list(prefix).index(image_token)
     head = [*prefix[:at], *[image_token] * visual_tokens, *prefix[at + 1 :]]
@@ -98,7 +102,11 @@ def pack_rows(prefix: Sequence[int], rows: Sequence[Sequence[Branch]], image_tok
     text = torch.arange(len(prefix) - at - 1)
     head_positions = torch.cat([torch.arange(at).expand(3, -1), at + places, (after + text).expand(3, -1)], 1)
     width = len(head) + max(sum(len(b.question) + len(b.answer) - 1 for b in row) for row in rows)
-    ids, targets, branch_of = np.zeros((len(rows), width), int), np.full((len(rows), width), IGNORE), np.full((len(rows), width), -1)
+    ids, targets, branch_of = (
+        np.zeros((len(rows), width), int),
+        np.full((len(rows), width), IGNORE),
+        np.full((len(rows), width), -1),
+    )
     positions, is_label = np.zeros((3, len(rows), width), int), np.zeros((len(rows), width), bool)
     for r, row in enumerate(rows):
         ids[r, : len(head)], branch_of[r, : len(head)], positions[:, r, : len(head)] = head, 0, head_positions
@@ -115,10 +123,14 @@ def pack_rows(prefix: Sequence[int], rows: Sequence[Sequence[Branch]], image_tok
     query, key = of[:, :, None], of[:, None, :]
     allowed = torch.ones(width, width, dtype=torch.bool).tril() & (key >= 0) & ((query == key) | (key == 0))
     mask = (allowed | torch.eye(width, dtype=torch.bool)).unsqueeze(1)
-    return PackedRows(*(torch.from_numpy(x) for x in (ids, positions)), mask, torch.from_numpy(targets), torch.from_numpy(is_label))
+    return PackedRows(
+        *(torch.from_numpy(x) for x in (ids, positions)), mask, torch.from_numpy(targets), torch.from_numpy(is_label)
+    )
 
 
-def language_loss(model, packed: PackedRows, merged: Tensor, tap: Tensor, label_weight: float) -> tuple[Tensor, dict[str, Tensor]]:
+def language_loss(
+    model, packed: PackedRows, merged: Tensor, tap: Tensor, label_weight: float
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Mean cross-entropy of the answers, score labels weighted by label_weight. merged, tap: [R, V, H] visual features of each row."""
     hidden = model.model(
         input_ids=packed.input_ids,
@@ -132,5 +144,9 @@ def language_loss(model, packed: PackedRows, merged: Tensor, tap: Tensor, label_
     errors = F.cross_entropy(logits, targets, reduction="none")
     weights = torch.where(is_label, label_weight, 1.0)
     right = (logits.argmax(-1) == targets)[~is_label].float().mean()
-    metrics = {"chain_nll": errors[~is_label].mean().detach(), "label_nll": errors[is_label].mean().detach(), "token_accuracy": right}
+    metrics = {
+        "chain_nll": errors[~is_label].mean().detach(),
+        "label_nll": errors[is_label].mean().detach(),
+        "token_accuracy": right,
+    }
     return (errors * weights).sum() / weights.sum(), metrics

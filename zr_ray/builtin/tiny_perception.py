@@ -43,11 +43,16 @@ def tower_features(visual: Qwen3VLVisionModel, patches: Tensor) -> tuple[Tensor,
     count, length, _ = patches.shape
     grid = torch.tensor([[1, 8, 8]])
     at, weights = get_vision_interpolation_indices_and_weights(
-        grid, num_grid_per_side=visual.num_grid_per_side, mode=visual.interpolation_mode,
-        align_corners=visual.interpolation_align_corners, spatial_merge_size=visual.spatial_merge_size,
-    )  # fmt: skip
+        grid,
+        num_grid_per_side=visual.num_grid_per_side,
+        mode=visual.interpolation_mode,
+        align_corners=visual.interpolation_align_corners,
+        spatial_merge_size=visual.spatial_merge_size,
+    )
     projection = visual.patch_embed.proj
-    x = F.linear(patches, projection.weight.sum(2).flatten(1), projection.bias)  # both frames of a still image are the same
+    x = F.linear(
+        patches, projection.weight.sum(2).flatten(1), projection.bias
+    )  # both frames of a still image are the same
     x = x + (visual.pos_embed(at) * weights[:, :, None]).sum(1)
     cos, sin = visual.rotary_pos_emb(x, get_vision_position_ids(grid, visual.spatial_merge_size))
     tap = None
@@ -90,9 +95,15 @@ class PerceptionHeads(nn.Module):
     def _read(self, tokens: Tensor, targets: dict[str, Tensor], which: int) -> tuple[Tensor, dict[str, Tensor]]:
         loss, accuracies = 0.0, {}
         occupied = targets["presence"] > 0
-        for (name, _), logits in zip(CELL_CLASSES.items(), self.cell[which](tokens).split(list(CELL_CLASSES.values()), -1), strict=True):
+        for (name, _), logits in zip(
+            CELL_CLASSES.items(), self.cell[which](tokens).split(list(CELL_CLASSES.values()), -1), strict=True
+        ):
             # empty cells teach presence; the other attributes are learnt where there is something to see
-            weights = torch.ones_like(targets["presence"], dtype=torch.float32) if name == "presence" else 0.1 + 0.9 * occupied.float()
+            weights = (
+                torch.ones_like(targets["presence"], dtype=torch.float32)
+                if name == "presence"
+                else 0.1 + 0.9 * occupied.float()
+            )
             errors = F.cross_entropy(logits.flatten(0, 1), targets[name].flatten(), reduction="none")
             loss = loss + (errors * weights.flatten()).sum() / weights.sum()
             accuracies[name] = (logits.argmax(-1) == targets[name])[occupied].float().mean()

@@ -40,14 +40,18 @@ class ModelSection(Section):
     @model_validator(mode="after")
     def _heads_divide_the_width(self) -> ModelSection:
         if self.width % (2 * self.heads):
-            raise ValueError(f"width must be a multiple of twice the heads ({2 * self.heads}), got {self.width}; rotary numbers come in pairs")
+            raise ValueError(
+                f"width must be a multiple of twice the heads ({2 * self.heads}), got {self.width}; rotary numbers come in pairs"
+            )
         return self
 
 
 class FlowSection(Section):
     """The flow-matching loss."""
 
-    level_mean: float = Field(0.0, description="mean of the normal under the logit-normal noise level, before the shift")
+    level_mean: float = Field(
+        0.0, description="mean of the normal under the logit-normal noise level, before the shift"
+    )
     level_spread: float = Field(1.0, gt=0, description="its standard deviation")
     caption_dropout: float = Field(0.1, ge=0, lt=1, description="share of empty prompts, for classifier-free guidance")
     map_weight: float = Field(0.25, ge=0, description="weight of the auxiliary object-map loss; 0 leaves it out")
@@ -91,5 +95,7 @@ class PretrainGeneratorConfig(Section):
     @model_validator(mode="after")
     def _map_layer_is_there(self) -> PretrainGeneratorConfig:
         if self.flow.map_layer >= self.model.layers:
-            raise ValueError(f"flow.map_layer must be below model.layers ({self.model.layers}), got {self.flow.map_layer}; layers count from 0")
+            raise ValueError(
+                f"flow.map_layer must be below model.layers ({self.model.layers}), got {self.flow.map_layer}; layers count from 0"
+            )
         return self

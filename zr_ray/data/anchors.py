@@ -25,7 +25,9 @@ def write_anchor_labels(source: Path, target: Path) -> int:
     Raises: DataError if the source breaks the format."""
     source, target = Path(source).absolute(), Path(target).absolute()
     items = list(read_annotations(source))
-    changed = sum(score != math.floor(score) for item in items if item.split == "train" for score in item.scores.values())
+    changed = sum(
+        score != math.floor(score) for item in items if item.split == "train" for score in item.scores.values()
+    )
     if (target / "annotations.jsonl").is_file():
         return changed
     copies = []

@@ -68,7 +68,9 @@ def read_annotations(
     for where, raw in _raw_parquet(file) if file.suffix == ".parquet" else json_lines(file):
         item = checked_record(raw, where, file.parent)
         if item.id in ids:
-            raise DataError(f"{where}: wanted unique ids, id {item.id!r} is already at {ids[item.id]}; rename or remove one of the two")
+            raise DataError(
+                f"{where}: wanted unique ids, id {item.id!r} is already at {ids[item.id]}; rename or remove one of the two"
+            )
         ids[item.id] = where.rpartition(": ")[2]
         prompt, group_split, first = groups.setdefault(item.group, (item.prompt, item.split, ids[item.id]))
         if prompt != item.prompt:
@@ -88,7 +90,9 @@ def read_annotations(
             yield item
     if not (counts[split] if split else sum(counts.values())):
         held = ", ".join(f"{name} {count}" for name, count in counts.items())
-        raise DataError(f"{file}: wanted records of split {split or 'any'!r}, got none (records: {held}); add some or choose another")
+        raise DataError(
+            f"{file}: wanted records of split {split or 'any'!r}, got none (records: {held}); add some or choose another"
+        )
 
 
 def _decoded(item: AnnotatedImage, where: str, max_pixels: int) -> None:
@@ -102,12 +106,16 @@ def _annotation_file(path: Path) -> Path:
     """The annotation file of a folder, or the file itself."""
     if path.is_file():
         if path.suffix[1:] not in FILES:
-            raise DataError(f"{path}: wanted a .jsonl or .parquet file, got {path.name!r}; name the annotation file or its folder")
+            raise DataError(
+                f"{path}: wanted a .jsonl or .parquet file, got {path.name!r}; name the annotation file or its folder"
+            )
         return path
     found = [path / name for name in FILES.values() if (path / name).is_file()]
     if len(found) != 1:
         got = "both" if found else "neither" if path.is_dir() else "no such folder"
-        raise DataError(f"{path}: wanted {' or '.join(FILES.values())} in this folder, got {got}; name the file, or correct the path")
+        raise DataError(
+            f"{path}: wanted {' or '.join(FILES.values())} in this folder, got {got}; name the file, or correct the path"
+        )
     return found[0]
 
 
@@ -120,7 +128,9 @@ def _raw_parquet(file: Path) -> Iterator[tuple[str, dict]]:
                     number += 1
                     yield f"{file}: line {number}", _without_nulls(row)
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{file}: wanted a Parquet file, pyarrow says after record {number}: {error}; write the file again") from error
+        raise DataError(
+            f"{file}: wanted a Parquet file, pyarrow says after record {number}: {error}; write the file again"
+        ) from error
 
 
 def _without_nulls(row: dict) -> dict:
@@ -146,7 +156,9 @@ def write_annotations(root: Path | str, items: Iterable[AnnotatedImage], format:
         raise DataError(f"wanted format {' or '.join(FILES)}, got {format!r}; correct it")
     other = [root / name for kind, name in FILES.items() if kind != format and (root / name).exists()]
     if other:
-        raise DataError(f"{other[0]} is already there and would make the folder ambiguous; remove it or write that format")
+        raise DataError(
+            f"{other[0]} is already there and would make the folder ambiguous; remove it or write that format"
+        )
     target = root / FILES[format]
     with atomic_file(target) as file:
         (_write_jsonl if format == "jsonl" else _write_parquet)(file, (_raw(item, root) for item in items))
@@ -158,7 +170,14 @@ def _raw(item: AnnotatedImage, root: Path) -> dict:
         raise DataError(f"item {item.id!r}: wanted an image inside {root}, got {item.image}; copy it there first")
     image = item.image.relative_to(root).as_posix()
     scores = {d: list(s) if isinstance(s, tuple) else s for d, s in item.scores.items()}
-    record = {"id": item.id, "group": item.group, "split": item.split, "prompt": item.prompt, "image": image, "scores": scores}
+    record = {
+        "id": item.id,
+        "group": item.group,
+        "split": item.split,
+        "prompt": item.prompt,
+        "image": image,
+        "scores": scores,
+    }
     optional = {"origin": item.origin, "truth": item.truth, "reasoning": item.reasoning}
     return record | {name: value for name, value in optional.items() if value}
 

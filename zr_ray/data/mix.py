@@ -15,7 +15,9 @@ from zr_ray.errors import DataError
 from zr_ray.records import AnnotatedImage
 
 
-def mix_annotations(root: Path | str, sources: Mapping[str, Path], *, splits: Mapping[str, tuple[str, ...]] | None = None) -> dict[str, int]:
+def mix_annotations(
+    root: Path | str, sources: Mapping[str, Path], *, splits: Mapping[str, tuple[str, ...]] | None = None
+) -> dict[str, int]:
     """Copy the images of every source into `root/images/<name>` and write one `annotations.jsonl`, last and atomically.
 
     Ids and groups get the source's name in front, so equal ids of two sources do not meet; all else stays, `origin` too.
@@ -25,7 +27,9 @@ def mix_annotations(root: Path | str, sources: Mapping[str, Path], *, splits: Ma
     counts = dict.fromkeys(sources, 0)
     unfit = [name for name in sources if not name.replace("_", "").replace("-", "").isalnum()]
     if unfit or not sources:
-        raise DataError(f"wanted sources named by letters, digits, - and _, got {unfit or 'none'}; call them e.g. rendered=FOLDER")
+        raise DataError(
+            f"wanted sources named by letters, digits, - and _, got {unfit or 'none'}; call them e.g. rendered=FOLDER"
+        )
     if any(Path(folder).resolve() == root.resolve() for folder in sources.values()):
         raise DataError(f"{root} is one of the sources and would be overwritten; name another folder")
 
@@ -41,7 +45,9 @@ def mix_annotations(root: Path | str, sources: Mapping[str, Path], *, splits: Ma
                 counts[name] += 1
                 yield replace(item, id=f"{name}/{item.id}", group=f"{name}/{item.group}", image=path)
             if not counts[name]:
-                raise DataError(f"{folder}: wanted records of split {', '.join(wanted or ())}, got none; choose another split or source")
+                raise DataError(
+                    f"{folder}: wanted records of split {', '.join(wanted or ())}, got none; choose another split or source"
+                )
 
     root.mkdir(parents=True, exist_ok=True)
     write_annotations(root, items())

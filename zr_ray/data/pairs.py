@@ -60,7 +60,9 @@ class PairSchedule:
                 "different scores in some dimension"
             )
         if pairs_per_step < 1 or seed < 0:
-            raise ConfigError(f"wanted pairs_per_step at least 1 and a seed at least 0, got {pairs_per_step} and {seed}; correct them")
+            raise ConfigError(
+                f"wanted pairs_per_step at least 1 and a seed at least 0, got {pairs_per_step} and {seed}; correct them"
+            )
         by_dimension: dict[str, list[PreferencePair]] = {}
         for pair in pairs:
             by_dimension.setdefault(pair.dimension, []).append(pair)

@@ -75,7 +75,9 @@ def read_preferences(path: Path | str, *, split: str | None = None) -> Iterator[
         raise DataError(f"wanted a split of {', '.join(SPLITS)}, got {split!r}; correct the name")
     file = Path(path) / FILE if Path(path).is_dir() else Path(path)
     if not file.is_file():
-        raise DataError(f"{file}: wanted a file of preferences, there is none; correct the path, or convert a data set of pairs")
+        raise DataError(
+            f"{file}: wanted a file of preferences, there is none; correct the path, or convert a data set of pairs"
+        )
     groups: dict[str, tuple[str, str, str]] = {}
     counts = dict.fromkeys(SPLITS, 0)
     for where, raw in json_lines(file):
@@ -92,29 +94,43 @@ def read_preferences(path: Path | str, *, split: str | None = None) -> Iterator[
             yield one
     if not (counts[split] if split else sum(counts.values())):
         held = ", ".join(f"{name} {count}" for name, count in counts.items())
-        raise DataError(f"{file}: wanted preferences of split {split or 'any'!r}, got none (records: {held}); add some or choose another")
+        raise DataError(
+            f"{file}: wanted preferences of split {split or 'any'!r}, got none (records: {held}); add some or choose another"
+        )
 
 
 def checked_preference(raw: dict, where: str, root: Path) -> Preference:
     """The preference of a raw record. where: file and line, for messages. root: folder of the images.   Raises: DataError."""
     check_head(raw, where, REQUIRED, OPTIONAL, strings=(*REQUIRED, "origin"))
     if raw["dimension"] not in (*DIMENSIONS, OVERALL):
-        raise DataError(f"{where}: wanted dimension {', '.join((*DIMENSIONS, OVERALL))}, got {raw['dimension']!r}; rename it")
+        raise DataError(
+            f"{where}: wanted dimension {', '.join((*DIMENSIONS, OVERALL))}, got {raw['dimension']!r}; rename it"
+        )
     winner, loser = (image_path(raw[side], f"{where}: {side}", root) for side in ("winner", "loser"))
     if winner == loser:
-        raise DataError(f"{where}: wanted two different images, got {raw['winner']!r} as winner and loser; correct or remove the record")
+        raise DataError(
+            f"{where}: wanted two different images, got {raw['winner']!r} as winner and loser; correct or remove the record"
+        )
     votes = _votes(raw["votes"], where) if "votes" in raw else None
     return Preference(
         raw["group"], raw["split"], raw["prompt"], winner, loser, raw["dimension"], votes, raw.get("origin", "unknown")
-    )  # fmt: skip
+    )
 
 
 def _votes(value: object, where: str) -> tuple[float, float]:
-    numbers = isinstance(value, list) and len(value) == 2 and all(type(v) in (int, float) and math.isfinite(v) and v >= 0 for v in value)
+    numbers = (
+        isinstance(value, list)
+        and len(value) == 2
+        and all(type(v) in (int, float) and math.isfinite(v) and v >= 0 for v in value)
+    )
     if not numbers or sum(value) == 0:
-        raise DataError(f"{where}: wanted votes [for the winner, for the loser], at least one in all, got {value!r}; correct them")
+        raise DataError(
+            f"{where}: wanted votes [for the winner, for the loser], at least one in all, got {value!r}; correct them"
+        )
     if value[0] < value[1]:
-        raise DataError(f"{where}: wanted at least as many votes for the winner as for the loser, got {value!r}; swap winner and loser")
+        raise DataError(
+            f"{where}: wanted at least as many votes for the winner as for the loser, got {value!r}; swap winner and loser"
+        )
     return float(value[0]), float(value[1])
 
 

@@ -57,7 +57,9 @@ def reliability_curve(probability: Tensor, outcome: Tensor, bins: int = 10) -> t
     Returns: (mean probability [n], mean outcome [n], count [n]) float64; means are nan in empty bins.
     Raises: ValueError if shapes differ or a probability is outside [0, 1] (also nan)."""
     if probability.ndim != 1 or probability.shape != outcome.shape or bins < 1:
-        raise ValueError(f"need [M], [M] and bins >= 1, got {tuple(probability.shape)}, {tuple(outcome.shape)} and {bins}")
+        raise ValueError(
+            f"need [M], [M] and bins >= 1, got {tuple(probability.shape)}, {tuple(outcome.shape)} and {bins}"
+        )
     probability, outcome = probability.detach().double(), outcome.double()
     if not ((probability >= 0) & (probability <= 1)).all():
         raise ValueError("every probability must be in [0, 1]; clamp rounding or drop undefined pairs first")

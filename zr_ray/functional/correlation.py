@@ -85,7 +85,9 @@ def logistic4_plcc(predicted: Tensor, human: Tensor) -> float:
     for _ in range(100):
         reach = step * max(1.0, abs(centre))
         scales = (log_scale + step * moves).clamp(narrowest, widest)
-        new_centre, new_log_scale, new = _best_sigmoid(x, y, (centre + reach * moves).clamp(x.min() - 100, x.max() + 100), scales)
+        new_centre, new_log_scale, new = _best_sigmoid(
+            x, y, (centre + reach * moves).clamp(x.min() - 100, x.max() + 100), scales
+        )
         improved = abs(new) > abs(best) + 1e-13
         on_edge = abs(new_centre - centre) > 0.9 * reach or abs(new_log_scale - log_scale) > 0.9 * step
         if abs(new) > abs(best):
@@ -119,4 +121,8 @@ def _items(predicted: Tensor, human: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _undefined(x: Tensor, y: Tensor) -> bool:
-    return len(x) < 2 or not bool(x.isfinite().all() & y.isfinite().all()) or bool((x.min() == x.max()) | (y.min() == y.max()))
+    return (
+        len(x) < 2
+        or not bool(x.isfinite().all() & y.isfinite().all())
+        or bool((x.min() == x.max()) | (y.min() == y.max()))
+    )

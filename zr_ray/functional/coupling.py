@@ -29,7 +29,9 @@ def trace_following(own: Tensor, swapped: Tensor, prompt: Tensor, resamples: int
     trace), "image_effect": mean |swapped - own of the other| (same trace, other image), "pairs"}; None where undefined.
     Raises: ValueError if shapes differ."""
     if own.ndim != 2 or own.shape[1] != 2 or swapped.shape != own.shape or prompt.shape != own.shape[:1]:
-        raise ValueError(f"need own and swapped [M, 2] and prompt [M], got {[tuple(t.shape) for t in (own, swapped, prompt)]}")
+        raise ValueError(
+            f"need own and swapped [M, 2] and prompt [M], got {[tuple(t.shape) for t in (own, swapped, prompt)]}"
+        )
     known = (own.isfinite() & swapped.isfinite()).all(-1)
     own, swapped, prompt = own[known].double(), swapped[known].double(), prompt[known]
     asked, moved = own.flip(1) - own, swapped - own

@@ -34,7 +34,9 @@ def gap_valid(valid: Tensor) -> Tensor:
     return valid & valid.flip(1).any(-1, keepdim=True)
 
 
-def pairwise_gap_error(expected_scores: Tensor, human_scores: Tensor, score_range: float, valid: Tensor | None = None) -> Tensor:
+def pairwise_gap_error(
+    expected_scores: Tensor, human_scores: Tensor, score_range: float, valid: Tensor | None = None
+) -> Tensor:
     """Mean distance between sampled and annotated score gaps (Eq. 10-11).
 
         e[b,j,i] = mean_k |(mu[b,j,i] - mu[b,other,k]) - (s[b,j] - s[b,other])| / score_range,   k over the valid samples
@@ -102,7 +104,9 @@ def pointwise_terms(
         raise ValueError(f"targets must be [B, 2, K] = {(*human_scores.shape, len(bins))}, got {tuple(targets.shape)}")
     valid = _all_valid(score_log_q[..., 0], valid)
     targets = targets.to(score_log_q).detach().unsqueeze(2)
-    counted = valid.unsqueeze(-1) & (targets > 0)  # a bin without label mass may have log q = -inf: it must not make nan
+    counted = valid.unsqueeze(-1) & (
+        targets > 0
+    )  # a bin without label mass may have log q = -inf: it must not make nan
     log_q = torch.where(counted, score_log_q, torch.zeros_like(score_log_q))
     return -(targets * log_q).sum(-1)
 
@@ -117,7 +121,9 @@ def pointwise_loss(
     return terms.sum() / _all_valid(terms, valid).sum().clamp_min(1)
 
 
-def pairwise_terms(expected_scores: Tensor, human_scores: Tensor, score_range: float, valid: Tensor | None = None) -> Tensor:
+def pairwise_terms(
+    expected_scores: Tensor, human_scores: Tensor, score_range: float, valid: Tensor | None = None
+) -> Tensor:
     """Per-sample gap error of Eq. 11: `pairwise_gap_error` on learner scores. Micro-batch with these.
 
     Each gap (i, k) is counted from both sides, as in the paper, and the gradient flows through both.
@@ -125,7 +131,9 @@ def pairwise_terms(expected_scores: Tensor, human_scores: Tensor, score_range: f
     return pairwise_gap_error(expected_scores, human_scores, score_range, valid)
 
 
-def pairwise_loss(expected_scores: Tensor, human_scores: Tensor, score_range: float, valid: Tensor | None = None) -> Tensor:
+def pairwise_loss(
+    expected_scores: Tensor, human_scores: Tensor, score_range: float, valid: Tensor | None = None
+) -> Tensor:
     """L_pw = (1/(2 G^2 (S_max - S_min))) sum_j sum_i sum_k |gap error|, averaged over pairs and valid samples (Eq. 11).
 
     Args, Raises: as `pairwise_gap_error`.   Returns: scalar in [0, 2]; 0 if no gap is valid."""
@@ -143,6 +151,8 @@ def _all_valid(like: Tensor, valid: Tensor | None) -> Tensor:
 
 def _check_sides(scores: Tensor, human_scores: Tensor, score_range: float) -> None:
     if scores.ndim != 3 or scores.shape[1] != 2 or human_scores.shape != scores.shape[:2]:
-        raise ValueError(f"expected [B, 2, G] scores and [B, 2] human_scores, got {tuple(scores.shape)} and {tuple(human_scores.shape)}")
+        raise ValueError(
+            f"expected [B, 2, G] scores and [B, 2] human_scores, got {tuple(scores.shape)} and {tuple(human_scores.shape)}"
+        )
     if not score_range > 0:
         raise ValueError(f"score_range must be S_max - S_min > 0, got {score_range}")

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 
-def group_advantages(rewards: Tensor, eps: float = 1e-4, normalisation: str = "std", valid: Tensor | None = None) -> Tensor:
+def group_advantages(
+    rewards: Tensor, eps: float = 1e-4, normalisation: str = "std", valid: Tensor | None = None
+) -> Tensor:
     """Advantage of each sample over its own group (Eq. 3); one group is one input.
 
         "std":  A_i = (r_i - mean r) / (std r + eps)        "none":  A_i = r_i - mean r  (Dr. GRPO: no difficulty bias)
@@ -27,7 +29,9 @@ def group_advantages(rewards: Tensor, eps: float = 1e-4, normalisation: str = "s
     Args: rewards: [..., G]. eps: same unit as rewards, at least 0. normalisation: "std" or "none". valid: [..., G] bool or None.
     Returns: [..., G], detached.   Raises: ValueError if G < 2 or a name or shape is wrong."""
     if rewards.ndim == 0 or rewards.shape[-1] < 2:
-        raise ValueError(f"group_size must be at least 2 for a group baseline, got rewards of shape {tuple(rewards.shape)}")
+        raise ValueError(
+            f"group_size must be at least 2 for a group baseline, got rewards of shape {tuple(rewards.shape)}"
+        )
     if normalisation not in ("std", "none"):
         raise ValueError(f'normalisation must be "std" or "none", got {normalisation!r}')
     rewards = rewards.detach()
@@ -136,7 +140,9 @@ def kl_terms(logprobs: Tensor, ref_logprobs: Tensor, estimator: str = "k3", mask
     raise ValueError(f'estimator must be "k1", "k2" or "k3", got {estimator!r}')
 
 
-def aggregate_tokens(terms: Tensor, mask: Tensor, mode: str = "sequence_mean", length: int | None = None) -> tuple[Tensor, Tensor]:
+def aggregate_tokens(
+    terms: Tensor, mask: Tensor, mode: str = "sequence_mean", length: int | None = None
+) -> tuple[Tensor, Tensor]:
     """(sum, denominator) of per-token terms: add both over micro-batches and ranks, then divide once.
 
         "sequence_mean"  sum_n (1/|y_n|) sum_t term  /  N            GRPO: every sequence weighs the same
@@ -148,7 +154,9 @@ def aggregate_tokens(terms: Tensor, mask: Tensor, mode: str = "sequence_mean", l
     Returns: (scalar sum with gradient, scalar denominator, at least 0, detached).   Raises: ValueError on shapes, mode or length."""
     _check_tokens(terms, mask)
     if (length is not None) != (mode == "fixed_length") or (length is not None and length < 1):
-        raise ValueError(f'length must be given, at least 1, with mode "fixed_length" and only there, got mode {mode!r}, length {length}')
+        raise ValueError(
+            f'length must be given, at least 1, with mode "fixed_length" and only there, got mode {mode!r}, length {length}'
+        )
     kept, tokens = _masked(terms, mask), mask.sum(-1)
     sequences = (tokens > 0).sum().to(terms.dtype)
     if mode == "sequence_mean":
@@ -173,6 +181,13 @@ def _ratio_metrics(ratios: Tensor, clipped: Tensor) -> dict[str, float]:
 
 
 def _check_tokens(terms: Tensor, mask: Tensor, *others: Tensor) -> None:
-    if terms.ndim != 2 or mask.shape != terms.shape or mask.dtype != torch.bool or any(o.shape != terms.shape for o in others):
+    if (
+        terms.ndim != 2
+        or mask.shape != terms.shape
+        or mask.dtype != torch.bool
+        or any(o.shape != terms.shape for o in others)
+    ):
         shapes = [tuple(t.shape) for t in (terms, mask, *others)]
-        raise ValueError(f"every [N, T] argument must have one shape and mask must be bool, got {shapes} and mask {mask.dtype}")
+        raise ValueError(
+            f"every [N, T] argument must have one shape and mask must be bool, got {shapes} and mask {mask.dtype}"
+        )

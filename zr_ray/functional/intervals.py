@@ -36,7 +36,9 @@ def bootstrap_interval(
     return _percentiles(torch.tensor(values, dtype=torch.float64), level)
 
 
-def ratio_interval(correct: Tensor, total: Tensor, resamples: int = 2000, seed: int = 0, level: float = 0.95) -> tuple[float, float]:
+def ratio_interval(
+    correct: Tensor, total: Tensor, resamples: int = 2000, seed: int = 0, level: float = 0.95
+) -> tuple[float, float]:
     """Interval of sum(correct) / sum(total), such as HPA from `hpa_by_group`.
 
     Args: correct, total: [P] per prompt. resamples, seed, level: as `bootstrap_interval`.
@@ -45,7 +47,13 @@ def ratio_interval(correct: Tensor, total: Tensor, resamples: int = 2000, seed: 
 
 
 def paired_ratio_difference_interval(
-    correct_a: Tensor, total_a: Tensor, correct_b: Tensor, total_b: Tensor, resamples: int = 2000, seed: int = 0, level: float = 0.95
+    correct_a: Tensor,
+    total_a: Tensor,
+    correct_b: Tensor,
+    total_b: Tensor,
+    resamples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
 ) -> tuple[float, float]:
     """Interval of ratio a minus ratio b for two judges on the same prompts, both seeing the same draws.
 
@@ -69,7 +77,9 @@ def plcc_interval(
     if prompts == 0:
         return math.nan, math.nan
     sums = torch.zeros(prompts, 6, dtype=torch.float64, device=x.device).index_add(0, place, moments)
-    return _percentiles(_correlation(torch.cat([d @ sums for d in _prompt_draws(prompts, resamples, seed, group)])), level)
+    return _percentiles(
+        _correlation(torch.cat([d @ sums for d in _prompt_draws(prompts, resamples, seed, group)])), level
+    )
 
 
 def srcc_interval(
@@ -135,7 +145,9 @@ def _correlation(sums: Tensor) -> Tensor:
 def _standard_items(predicted: Tensor, human: Tensor, group: Tensor) -> tuple[Tensor, Tensor, int, Tensor]:
     """Standardised x and y, number of prompts (0 if the correlation is undefined), [N] prompt index."""
     if predicted.ndim != 1 or not predicted.shape == human.shape == group.shape:
-        raise ValueError(f"predicted, human and group must all be [N], got {[tuple(t.shape) for t in (predicted, human, group)]}")
+        raise ValueError(
+            f"predicted, human and group must all be [N], got {[tuple(t.shape) for t in (predicted, human, group)]}"
+        )
     prompts, place = group.unique(return_inverse=True)
     x, y = predicted.detach().double(), human.double()
     if len(x) < 2 or not all(bool(v.isfinite().all() & (v.min() < v.max())) for v in (x, y)):

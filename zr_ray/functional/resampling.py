@@ -11,7 +11,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from zr_ray.functional.intervals import _CELLS, _correlation, _percentiles, _prompt_draws, _resampled_ratios, _standard_items
+from zr_ray.functional.intervals import (
+    _CELLS,
+    _correlation,
+    _percentiles,
+    _prompt_draws,
+    _resampled_ratios,
+    _standard_items,
+)
 
 
 def percentile_interval(values: Tensor, level: float = 0.95) -> tuple[float, float]:

@@ -22,7 +22,9 @@ def score_kl(teacher_log_q: Tensor, student_log_q: Tensor) -> Tensor:
     Returns: [...] nats, at least 0, 0 at equality; inf if the student gives 0 where the teacher does not.
     Raises: ValueError if the shapes differ."""
     if teacher_log_q.shape != student_log_q.shape:
-        raise ValueError(f"teacher and student need one shape, got {tuple(teacher_log_q.shape)} and {tuple(student_log_q.shape)}")
+        raise ValueError(
+            f"teacher and student need one shape, got {tuple(teacher_log_q.shape)} and {tuple(student_log_q.shape)}"
+        )
     teacher_log_q = teacher_log_q.detach()
     teacher_q = teacher_log_q.exp()
     zeros = torch.zeros_like(teacher_q)

@@ -22,7 +22,9 @@ def score_log_distribution(label_logprobs: Tensor) -> Tensor:
     Args: label_logprobs: [..., K] logits or full-vocabulary log-probs (nats) of the K label tokens; they differ by a constant that cancels.
     Returns: [..., K] log q, nats, exp sums to 1.   Raises: ValueError if K < 2."""
     if label_logprobs.ndim == 0 or label_logprobs.shape[-1] < 2:
-        raise ValueError(f"label_logprobs needs at least 2 bins on its last axis, got shape {tuple(label_logprobs.shape)}")
+        raise ValueError(
+            f"label_logprobs needs at least 2 bins on its last axis, got shape {tuple(label_logprobs.shape)}"
+        )
     return torch.log_softmax(label_logprobs, dim=-1)
 
 
@@ -146,4 +148,6 @@ def label_targets(scores: Tensor, kind: str, std: float, bins: Tensor) -> Tensor
 
 def _check_bins(log_q: Tensor, bins: Tensor) -> None:
     if bins.ndim != 1 or log_q.ndim == 0 or log_q.shape[-1] != bins.shape[0]:
-        raise ValueError(f"log_q needs one entry per bin on its last axis: {tuple(bins.shape)} bins, log_q {tuple(log_q.shape)}")
+        raise ValueError(
+            f"log_q needs one entry per bin on its last axis: {tuple(bins.shape)} bins, log_q {tuple(log_q.shape)}"
+        )

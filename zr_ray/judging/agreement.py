@@ -39,7 +39,14 @@ def full_row(method: str, judged: Judged, items: Sequence[AnnotatedImage], resam
             result["dimensions"][name] |= more_agreement(*one, resamples, seed)
     every = prompt[:, None].expand(-1, len(DIMENSIONS))
     inside = every * len(DIMENSIONS) + torch.arange(len(DIMENSIONS))  # pairs are formed inside a prompt and a dimension
-    flat = (judged.q.flatten(0, 1), outside.flatten(), human.flatten(), votes.flatten(0, 1), inside.flatten(), every.flatten())
+    flat = (
+        judged.q.flatten(0, 1),
+        outside.flatten(),
+        human.flatten(),
+        votes.flatten(0, 1),
+        inside.flatten(),
+        every.flatten(),
+    )
     result["pooled"] |= more_agreement(*flat, resamples, seed)
     return result
 
@@ -90,7 +97,9 @@ def more_agreement(
     for name, values in means.items():
         of = prompt[voted] if name in ("nll", "crps") else clusters
         found[name] = _number(values.mean()) if len(values) else None
-        found[f"{name}_ci"] = _interval(intervals.ratio_interval(*_sums(of, values, torch.ones_like(values)), resamples, seed))
+        found[f"{name}_ci"] = _interval(
+            intervals.ratio_interval(*_sums(of, values, torch.ones_like(values)), resamples, seed)
+        )
     found |= _ties(mu, human, group, prompt, resamples, seed)
     return found | _wins(log_q, human, votes, known, group, prompt, resamples, seed)
 
@@ -109,7 +118,11 @@ def _ties(mu: Tensor, human: Tensor, group: Tensor, prompt: Tensor, resamples: i
         counts.append(pairs.pair_accuracy_with_ties(mu[here], human[here], group[here], threshold))
     correct, total = torch.tensor(counts, dtype=torch.float64).view(-1, 2).unbind(-1)
     interval = _interval(intervals.ratio_interval(correct, total, resamples, seed))
-    return {"tie_accuracy": _number(correct.sum() / total.sum()), "tie_accuracy_ci": interval, "tie_threshold": threshold}
+    return {
+        "tie_accuracy": _number(correct.sum() / total.sum()),
+        "tie_accuracy_ci": interval,
+        "tie_threshold": threshold,
+    }
 
 
 def _wins(
@@ -123,7 +136,9 @@ def _wins(
     gap = human[a] - human[b]
     preferred = torch.where(gap.abs() <= _SAME, 0.5, (gap > 0).double())
     share = votes / votes.sum(-1, keepdim=True)
-    by_vote = rank.win_probability(share[a].log(), share[b].log()).clamp(0, 1)  # of one random vote each; nan without votes
+    by_vote = rank.win_probability(share[a].log(), share[b].log()).clamp(
+        0, 1
+    )  # of one random vote each; nan without votes
     found = {}
     for name, outcome in (("win_ece", preferred), ("win_ece_votes", by_vote)):
         here = outcome.isfinite()
@@ -133,8 +148,14 @@ def _wins(
     return found
 
 
-def _ece_interval(probability: Tensor, outcome: Tensor, prompt: Tensor, resamples: int, seed: int) -> tuple[float, float]:
-    both, happened, prompt = torch.cat([probability, 1 - probability]), torch.cat([outcome, 1 - outcome]), prompt.repeat(2)
+def _ece_interval(
+    probability: Tensor, outcome: Tensor, prompt: Tensor, resamples: int, seed: int
+) -> tuple[float, float]:
+    both, happened, prompt = (
+        torch.cat([probability, 1 - probability]),
+        torch.cat([outcome, 1 - outcome]),
+        prompt.repeat(2),
+    )
     place = (both * WIN_BINS).long().clamp_max(WIN_BINS - 1)
     in_bin = torch.nn.functional.one_hot(place, WIN_BINS).double()
     sums = torch.cat(_sums(prompt, in_bin * (both - happened)[:, None], in_bin), -1)

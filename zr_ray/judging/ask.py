@@ -12,8 +12,8 @@ import numpy as np
 
 from zr_ray.data.annotations import load_image
 from zr_ray.models.judge_text import JudgeText
-from zr_ray.run.observe import wait_for
 from zr_ray.records import AnnotatedImage, Judgement, JudgeRequest, PreferencePair
+from zr_ray.run.observe import wait_for
 
 
 def workers_of_rank(workers: Sequence, rank: int, world: int) -> list:
@@ -28,10 +28,14 @@ def request_seed(*parts: int) -> int:
 
 def question(text: JudgeText, item: AnnotatedImage, dimension: str, seed: int, direct: bool = False) -> JudgeRequest:
     """The request for one item in one dimension; reads the image."""
-    return JudgeRequest(f"{item.id}/{dimension}", text.question(item.prompt, dimension, direct), load_image(item.image), seed)
+    return JudgeRequest(
+        f"{item.id}/{dimension}", text.question(item.prompt, dimension, direct), load_image(item.image), seed
+    )
 
 
-def pair_requests(text: JudgeText, pairs: Sequence[PreferencePair], step: int, seed: int, indices: Sequence[int]) -> list[JudgeRequest]:
+def pair_requests(
+    text: JudgeText, pairs: Sequence[PreferencePair], step: int, seed: int, indices: Sequence[int]
+) -> list[JudgeRequest]:
     """[2 * len(pairs)] requests, winner then loser of each pair. indices: the pairs' positions in the step's global batch."""
     return [
         question(text, item, pair.dimension, request_seed(seed, step, index, side))
@@ -40,9 +44,22 @@ def pair_requests(text: JudgeText, pairs: Sequence[PreferencePair], step: int, s
     ]
 
 
-def generate(workers: Sequence, requests: Sequence[JudgeRequest], group_size: int, temperature: float, deadline_s: float, what: str) -> list[list[Judgement]]:
+def generate(
+    workers: Sequence,
+    requests: Sequence[JudgeRequest],
+    group_size: int,
+    temperature: float,
+    deadline_s: float,
+    what: str,
+) -> list[list[Judgement]]:
     """Reasoned judgements per request, in order. Raises DeadlineError naming `what`, or the worker's own error."""
-    return _fan_out(workers, requests, deadline_s, what, lambda worker, share: worker.generate.remote(share, group_size, temperature))
+    return _fan_out(
+        workers,
+        requests,
+        deadline_s,
+        what,
+        lambda worker, share: worker.generate.remote(share, group_size, temperature),
+    )
 
 
 def score(workers: Sequence, requests: Sequence[JudgeRequest], deadline_s: float, what: str) -> list[Judgement]:
@@ -51,6 +68,9 @@ def score(workers: Sequence, requests: Sequence[JudgeRequest], deadline_s: float
 
 
 def _fan_out(workers, requests, deadline_s, what, call) -> list:
-    shares = [requests[i * len(requests) // len(workers) : (i + 1) * len(requests) // len(workers)] for i in range(len(workers))]
+    shares = [
+        requests[i * len(requests) // len(workers) : (i + 1) * len(requests) // len(workers)]
+        for i in range(len(workers))
+    ]
     references = [call(worker, list(share)) for worker, share in zip(workers, shares, strict=True) if share]
     return [answer for part in wait_for(references, deadline_s, what) for answer in part]

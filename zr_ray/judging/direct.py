@@ -26,7 +26,9 @@ def judge_directly(learner: Learner, items: Sequence[AnnotatedImage], batch_item
     mine = list(range(learner.rank, len(items), learner.world))
     for start in range(0, -(-len(items) // learner.world), batch_items):
         chunk = mine[start : start + batch_items]
-        rows = [QuestionRow(load_image(items[i].image), items[i].prompt) for i in chunk or [0]]  # a rank without items takes part
+        rows = [
+            QuestionRow(load_image(items[i].image), items[i].prompt) for i in chunk or [0]
+        ]  # a rank without items takes part
         batches = learner.microbatches([[row] for row in rows])
         for n in range(int(learner.reduce_max(float(len(batches))))):
             batch = batches[n] if n < len(batches) else batches[0]

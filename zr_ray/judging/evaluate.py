@@ -66,21 +66,37 @@ class Judged:
 
 
 def judge_items(
-    workers: Sequence, text: JudgeText, items: Sequence[AnnotatedImage], *, reasoning: bool, samples: int, batch_items: int, seed: int,
-    deadline_s: float, rank: int = 0, world: int = 1, reduce_sum: Callable[[Sequence[float]], list[float]] | None = None,
-) -> Judged:  # fmt: skip
+    workers: Sequence,
+    text: JudgeText,
+    items: Sequence[AnnotatedImage],
+    *,
+    reasoning: bool,
+    samples: int,
+    batch_items: int,
+    seed: int,
+    deadline_s: float,
+    rank: int = 0,
+    world: int = 1,
+    reduce_sum: Callable[[Sequence[float]], list[float]] | None = None,
+) -> Judged:
     """Judge every item in every dimension. Each rank asks for its share of items; `reduce_sum` puts the shares together.
 
     Args: reasoning: False reads the distribution directly (one token). samples: 0 decodes one greedy trace, n > 0 samples n traces
         and averages their distributions. batch_items: items sent to the workers at a time. deadline_s: per batch."""
     shape = (len(items), len(DIMENSIONS), max(1, samples) if reasoning else 1)
-    labels, valid, tokens = torch.zeros(*shape, len(SCORE_BINS), dtype=torch.float64), torch.zeros(shape), torch.zeros(shape)
+    labels, valid, tokens = (
+        torch.zeros(*shape, len(SCORE_BINS), dtype=torch.float64),
+        torch.zeros(shape),
+        torch.zeros(shape),
+    )
     texts = [[""] * shape[1] for _ in range(shape[0])]
     mine = list(range(rank, len(items), world))
     for start in range(0, len(mine), batch_items):
         chunk = mine[start : start + batch_items]
         asked = [(i, d) for i in chunk for d in range(shape[1])]
-        requests = [question(text, items[i], DIMENSIONS[d], request_seed(seed, i, d), direct=not reasoning) for i, d in asked]
+        requests = [
+            question(text, items[i], DIMENSIONS[d], request_seed(seed, i, d), direct=not reasoning) for i, d in asked
+        ]
         what = f"judging items {start + 1}-{start + len(chunk)} of {len(mine)}"
         if reasoning:
             groups = generate(workers, requests, shape[2], 1.0 if samples else 0.0, deadline_s, what)
@@ -94,7 +110,9 @@ def judge_items(
             texts[i][d] = text.reasoning(group[0].token_ids, group[0].score_index) if reasoning else ""
     if world > 1:
         shares = (labels, valid, tokens)
-        labels, valid, tokens = (torch.tensor(reduce_sum(t.flatten().tolist()), dtype=t.dtype).view(t.shape) for t in shares)
+        labels, valid, tokens = (
+            torch.tensor(reduce_sum(t.flatten().tolist()), dtype=t.dtype).view(t.shape) for t in shares
+        )
     labels = torch.where(valid.unsqueeze(-1) > 0, labels, math.nan)
     return Judged(labels, tokens, tuple(map(tuple, texts)))
 
@@ -102,7 +120,8 @@ def judge_items(
 def human_scores(items: Sequence[AnnotatedImage]) -> Tensor:
     """[I, D] aggregated human scores, rubric points; nan where a dimension has none."""
     return torch.tensor(
-        [[aggregate_scores(item.scores[d]) if d in item.scores else math.nan for d in DIMENSIONS] for item in items], dtype=torch.float64
+        [[aggregate_scores(item.scores[d]) if d in item.scores else math.nan for d in DIMENSIONS] for item in items],
+        dtype=torch.float64,
     )
 
 
@@ -120,11 +139,16 @@ def agreement(mu: Tensor, human: Tensor, items: Sequence[AnnotatedImage], resamp
     names = sorted({item.group for item in items})
     group = torch.tensor([names.index(item.group) for item in items])
     by_dimension = {
-        name: _agreement(mu[:, d], human[:, d], group, group, resamples, seed) for d, name in enumerate(DIMENSIONS) if human[:, d].isfinite().any()
+        name: _agreement(mu[:, d], human[:, d], group, group, resamples, seed)
+        for d, name in enumerate(DIMENSIONS)
+        if human[:, d].isfinite().any()
     }
     every = group[:, None].expand(-1, len(DIMENSIONS))
     inside = every * len(DIMENSIONS) + torch.arange(len(DIMENSIONS))  # pairs are formed inside a prompt and a dimension
-    return {"pooled": _agreement(mu.flatten(), human.flatten(), inside.flatten(), every.flatten(), resamples, seed), "dimensions": by_dimension}
+    return {
+        "pooled": _agreement(mu.flatten(), human.flatten(), inside.flatten(), every.flatten(), resamples, seed),
+        "dimensions": by_dimension,
+    }
 
 
 def _agreement(mu: Tensor, human: Tensor, group: Tensor, prompt: Tensor, resamples: int, seed: int) -> dict:
@@ -163,7 +187,11 @@ def reliability(mu: Tensor, human: Tensor, bins: int = 8) -> dict[str, list]:
     order = mu[known].argsort()
     parts = [p for p in np.array_split(order.numpy(), bins) if len(p)]
     x, y = mu[known], human[known]
-    return {"predicted": [float(x[p].mean()) for p in parts], "human": [float(y[p].mean()) for p in parts], "count": [len(p) for p in parts]}
+    return {
+        "predicted": [float(x[p].mean()) for p in parts],
+        "human": [float(y[p].mean()) for p in parts],
+        "count": [len(p) for p in parts],
+    }
 
 
 def _ratio(correct: Tensor, total: Tensor) -> float | None:

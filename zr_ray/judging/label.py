@@ -23,8 +23,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from zr_ray.config.sections import RolloutSection
 from zr_ray.config.risd import LabelSection
+from zr_ray.config.sections import RolloutSection
 from zr_ray.data.images import load_image
 from zr_ray.data.labels import SCHEMA, Label, LabelSet, fingerprints
 from zr_ray.errors import DataError, DeadlineError, RolloutError
@@ -33,10 +33,10 @@ from zr_ray.functional.scores import score_log_distribution
 from zr_ray.judging.ask import request_seed
 from zr_ray.models.identity import judge_hash, template_hash
 from zr_ray.models.judge_text import JudgeText
-from zr_ray.run.observe import duration
-from zr_ray.run.placement import bundle
 from zr_ray.records import AnnotatedImage, Judgement, JudgeRequest
 from zr_ray.rubric import DIMENSIONS, SCORE_BINS
+from zr_ray.run.observe import duration
+from zr_ray.run.placement import bundle
 from zr_ray.workers.rollout import RolloutWorker, engine_environment
 
 READER_CPUS = 0.25
@@ -53,9 +53,13 @@ def label_provenance(teacher: Path, text: JudgeText, rollout: RolloutSection, se
 
 
 def label_items(
-    items: Sequence[AnnotatedImage], labels: LabelSet, teacher: Path, rollout: RolloutSection, section: LabelSection,
+    items: Sequence[AnnotatedImage],
+    labels: LabelSet,
+    teacher: Path,
+    rollout: RolloutSection,
+    section: LabelSection,
     say: Callable[[str], None] = print,
-) -> dict[str, Label]:  # fmt: skip
+) -> dict[str, Label]:
     """Every label of the set, after making those that `items` lack. Starts no engine when nothing is missing.
 
     Raises: ConfigError if another process labels into the set; DeadlineError if no batch is done in time; the engine's own error."""
@@ -71,7 +75,9 @@ def label_items(
             known = labels.read()
     lost = [item.id for name, item in missing.items() if name not in known]
     if lost:
-        raise RolloutError(f"the labelling pipeline must answer every item, {len(lost)} are missing (first: {lost[0]}); run again")
+        raise RolloutError(
+            f"the labelling pipeline must answer every item, {len(lost)} are missing (first: {lost[0]}); run again"
+        )
     return known
 
 
@@ -84,13 +90,18 @@ def _label_missing(missing, labels, teacher, rollout, section, say) -> None:
             say(f"labelled {done} of {len(missing)} items")
 
 
-def _pipeline(missing: dict[str, AnnotatedImage], teacher: Path, rollout: RolloutSection, section: LabelSection) -> Iterator[pa.Table]:
+def _pipeline(
+    missing: dict[str, AnnotatedImage], teacher: Path, rollout: RolloutSection, section: LabelSection
+) -> Iterator[pa.Table]:
     """Tables of SCHEMA, one per batch, as they finish."""
     import ray.data
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars, context.print_on_execution_start = False, False
-    rows = [{"fingerprint": name, "id": item.id, "prompt": item.prompt, "image": str(item.image)} for name, item in missing.items()]
+    rows = [
+        {"fingerprint": name, "id": item.id, "prompt": item.prompt, "image": str(item.image)}
+        for name, item in missing.items()
+    ]
     blocks = -(-len(rows) // section.batch_items)
     data = ray.data.from_items(rows, override_num_blocks=blocks)
     data = data.map_batches(read_images, batch_size=None, batch_format="pyarrow", num_cpus=READER_CPUS)
@@ -107,7 +118,9 @@ def _pipeline(missing: dict[str, AnnotatedImage], teacher: Path, rollout: Rollou
     )
     tables = data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
     # a restart must fit into the wait, too
-    return _within((t for t in tables if len(t)), rollout.start_deadline_s + rollout.deadline_s, "the next batch of teacher labels")
+    return _within(
+        (t for t in tables if len(t)), rollout.start_deadline_s + rollout.deadline_s, "the next batch of teacher labels"
+    )
 
 
 def _within(values: Generator, deadline_s: float, what: str) -> Iterator:
@@ -180,7 +193,9 @@ class Labeller:
         groups = self.engine.generate(requests, max(1, self.traces), 1.0 if self.traces else 0.0) if requests else []
         log_q, valid, tokens = teacher_distributions(groups)
         answered = {row["fingerprint"]: i for i, row in enumerate(usable)}
-        return pa.Table.from_pylist([self._row(row, answered.get(row["fingerprint"]), log_q, valid, tokens) for row in rows], SCHEMA)
+        return pa.Table.from_pylist(
+            [self._row(row, answered.get(row["fingerprint"]), log_q, valid, tokens) for row in rows], SCHEMA
+        )
 
     def _row(self, row: dict, at: int | None, log_q: Tensor, valid: Tensor, tokens: Tensor) -> dict:
         made = {"fingerprint": row["fingerprint"], "id": row["id"], "worker": self.name, "error": row["error"]}
@@ -196,7 +211,9 @@ class Labeller:
 def teacher_requests(text: JudgeText, items: Sequence[tuple[str, str, np.ndarray]], seed: int) -> list[JudgeRequest]:
     """[B * D] requests for (fingerprint, prompt, image [H, W, 3] uint8), dimensions in order; seeded by content and dimension."""
     return [
-        JudgeRequest(f"{name}/{dimension}", text.question(prompt, dimension), image, request_seed(seed, int(name[:12], 16), d))
+        JudgeRequest(
+            f"{name}/{dimension}", text.question(prompt, dimension), image, request_seed(seed, int(name[:12], 16), d)
+        )
         for name, prompt, image in items
         for d, dimension in enumerate(DIMENSIONS)
     ]
@@ -209,7 +226,9 @@ def teacher_distributions(groups: Sequence[Sequence[Judgement]]) -> tuple[Tensor
     d, k = len(DIMENSIONS), len(SCORE_BINS)
     if not groups:
         return torch.zeros(0, d, k), torch.zeros(0, d, dtype=torch.long), torch.zeros(0, d, dtype=torch.long)
-    labels = [[j.score_logprobs if j.score_index is not None else np.zeros(k, np.float32) for j in group] for group in groups]
+    labels = [
+        [j.score_logprobs if j.score_index is not None else np.zeros(k, np.float32) for j in group] for group in groups
+    ]
     formed = torch.tensor([[j.score_index is not None for j in group] for group in groups])
     log_q = score_log_distribution(torch.from_numpy(np.asarray(labels, np.float32)).double())
     mean = average_distributions(log_q.transpose(0, 1), formed.T).float()

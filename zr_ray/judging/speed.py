@@ -39,12 +39,18 @@ def measure(args, command: Sequence[str]) -> dict:
     """Start every part, let them take turns. Returns part -> {"images_per_s", "turns_s", "tokens_per_score"} and "settings".
 
     Raises RolloutError with the end of its output if a part fails."""
-    together = [[part] for part in args.parts] if args.gpus else [list(args.parts)]  # an engine takes the GPU's memory for itself
+    together = (
+        [[part] for part in args.parts] if args.gpus else [list(args.parts)]
+    )  # an engine takes the GPU's memory for itself
     figures = {}
     for parts in together:
         for part, turns in _take_turns(parts, args, command).items():
             seconds = [turn["seconds"] for turn in turns[1:]]  # the first one warms up
-            figures[part] = {"images_per_s": args.images / min(seconds), "turns_s": seconds, "tokens_per_score": turns[-1]["tokens"]}
+            figures[part] = {
+                "images_per_s": args.images / min(seconds),
+                "turns_s": seconds,
+                "tokens_per_score": turns[-1]["tokens"],
+            }
     names = ("images", "batch", "threads", "gpus", "teacher", "student")
     return figures | {"settings": {name: getattr(args, name) for name in names}}
 
@@ -55,7 +61,11 @@ def _take_turns(parts: Sequence[str], args, command: Sequence[str]) -> dict[str,
     try:
         for part in parts:
             running[part] = subprocess.Popen(
-                [*command, "--serve-part", part], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+                [*command, "--serve-part", part],
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
             )
             _answer(running[part], part)
         turns: dict[str, list[dict]] = {part: [] for part in running}
@@ -94,7 +104,9 @@ def speed_table(figures: dict) -> str:
             turns = " ".join(f"{t:.2f}" for t in own["turns_s"])
             per_score = 1000 / own["images_per_s"] / len(DIMENSIONS)
             rates = f"{own['images_per_s']:8.1f} images/s {own['images_per_s'] * len(DIMENSIONS):9.1f} images/s per dimension"
-            lines.append(f"{name:52s}{rates}  {per_score:8.2f} ms per score  {own['tokens_per_score']:5.1f} tokens  ({turns} s)")
+            lines.append(
+                f"{name:52s}{rates}  {per_score:8.2f} ms per score  {own['tokens_per_score']:5.1f} tokens  ({turns} s)"
+            )
     if set(PARTS) <= set(figures):
         rate = {part: figures[part]["images_per_s"] for part in PARTS}
         best = max(rate["student-vllm"], rate["student-transformers"])
@@ -173,7 +185,9 @@ def _teacher(args) -> Way:
     engine = _engine(args, args.teacher)
 
     def judge(images, prompts):
-        log_q, _, tokens = teacher_distributions(engine.generate(_requests(engine.text, images, prompts, direct=False), 1, 1.0))
+        log_q, _, tokens = teacher_distributions(
+            engine.generate(_requests(engine.text, images, prompts, direct=False), 1, 1.0)
+        )
         return log_q, float(tokens.float().mean())
 
     return judge
@@ -184,7 +198,9 @@ def _student_vllm(args) -> Way:
 
     def judge(images, prompts):
         answers = engine.score(_requests(engine.text, images, prompts, direct=True))
-        return torch.from_numpy(np.stack([a.score_logprobs for a in answers])).log_softmax(-1).view(len(images), len(DIMENSIONS), -1), 1.0
+        return torch.from_numpy(np.stack([a.score_logprobs for a in answers])).log_softmax(-1).view(
+            len(images), len(DIMENSIONS), -1
+        ), 1.0
 
     return judge
 
@@ -221,15 +237,22 @@ def _student_transformers(args) -> Way:
     def one_dimension(pixels, prompts, dimension):
         patches, grid = preprocess(pixels)
         tokens = preprocess.image_tokens(*pixels.shape[-2:])
-        questions = [expand_image(text.question(p, dimension, direct=True), text.image_token_id, tokens) for p in prompts]
+        questions = [
+            expand_image(text.question(p, dimension, direct=True), text.image_token_id, tokens) for p in prompts
+        ]
         width = max(map(len, questions))
         ids = torch.tensor([[0] * (width - len(q)) + q.tolist() for q in questions], device=device)
         mask = torch.tensor([[0] * (width - len(q)) + [1] * len(q) for q in questions], device=device)
         types = (ids == text.image_token_id).int()
         logits = model(
-            input_ids=ids, attention_mask=mask, pixel_values=patches, image_grid_thw=grid.to(device), mm_token_type_ids=types,
-            logits_to_keep=1, use_cache=False,
-        ).logits[:, -1, list(text.label_ids)]  # fmt: skip
+            input_ids=ids,
+            attention_mask=mask,
+            pixel_values=patches,
+            image_grid_thw=grid.to(device),
+            mm_token_type_ids=types,
+            logits_to_keep=1,
+            use_cache=False,
+        ).logits[:, -1, list(text.label_ids)]
         return logits.float().log_softmax(-1)
 
     def forward(pixels, prompts):

@@ -34,7 +34,9 @@ def question_with_trace(text: JudgeText, item: AnnotatedImage, dimension: str, t
         tokens, index = text.answer(0, trace)
         trace = tokens[:index]
     asked = question(text, item, dimension, seed=0)
-    return JudgeRequest(f"{asked.key}/given trace", np.concatenate([asked.token_ids, trace]).astype(np.int32), asked.image, 0)
+    return JudgeRequest(
+        f"{asked.key}/given trace", np.concatenate([asked.token_ids, trace]).astype(np.int32), asked.image, 0
+    )
 
 
 def widest_pairs(items: Sequence[AnnotatedImage]) -> list[PreferencePair]:
@@ -42,13 +44,23 @@ def widest_pairs(items: Sequence[AnnotatedImage]) -> list[PreferencePair]:
     widest: dict[tuple[str, str], PreferencePair] = {}
     for pair in preference_pairs(items):
         key = (pair.winner.group, pair.dimension)
-        if key not in widest or pair.winner_score - pair.loser_score > widest[key].winner_score - widest[key].loser_score:
+        if (
+            key not in widest
+            or pair.winner_score - pair.loser_score > widest[key].winner_score - widest[key].loser_score
+        ):
             widest[key] = pair
     return list(widest.values())
 
 
 def swap_traces(
-    workers: Sequence, text: JudgeText, items: Sequence[AnnotatedImage], *, batch_items: int, deadline_s: float, resamples: int, seed: int
+    workers: Sequence,
+    text: JudgeText,
+    items: Sequence[AnnotatedImage],
+    *,
+    batch_items: int,
+    deadline_s: float,
+    resamples: int,
+    seed: int,
 ) -> dict:
     """`trace_following` pooled ("pooled") and per dimension ("dimensions") on the widest pair of each prompt and dimension.
 
@@ -60,8 +72,15 @@ def swap_traces(
         part = pairs[start : start + batch_items]
         sides = [(item, pair.dimension) for pair in part for item in (pair.winner, pair.loser)]
         what = f"traces of pairs {start + 1}-{start + len(part)} of {len(pairs)}"
-        answers = [group[0] for group in generate(workers, [question(text, i, d, seed=0) for i, d in sides], 1, 0.0, deadline_s, what)]
-        whole = [n for n in range(0, len(answers), 2) if answers[n].score_index is not None and answers[n + 1].score_index is not None]
+        answers = [
+            group[0]
+            for group in generate(workers, [question(text, i, d, seed=0) for i, d in sides], 1, 0.0, deadline_s, what)
+        ]
+        whole = [
+            n
+            for n in range(0, len(answers), 2)
+            if answers[n].score_index is not None and answers[n + 1].score_index is not None
+        ]
         asked = [question_with_trace(text, *sides[n + j], _trace(answers[n + 1 - j])) for n in whole for j in (0, 1)]
         if start == 0:
             asked += [question_with_trace(text, *sides[n], _trace(answers[n])) for n in whole[:RESCORED]]
@@ -76,7 +95,11 @@ def swap_traces(
     of = {d: torch.tensor([pair.dimension == d for pair in pairs], dtype=torch.bool) for d in DIMENSIONS}
     return {
         "pooled": trace_following(own, swapped, prompt, resamples, seed),
-        "dimensions": {d: trace_following(own[here], swapped[here], prompt[here], resamples, seed) for d, here in of.items() if here.any()},
+        "dimensions": {
+            d: trace_following(own[here], swapped[here], prompt[here], resamples, seed)
+            for d, here in of.items()
+            if here.any()
+        },
         "rescored_max_abs_diff": again,
     }
 

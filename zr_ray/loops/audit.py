@@ -19,20 +19,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zr_ray.run import driver
 from zr_ray.config.audit import AuditConfig, AuditSection
 from zr_ray.data.images import load_image
 from zr_ray.data.load import data_folder, load_split
-from zr_ray.loops.distillation import find_teacher, open_labels
 from zr_ray.errors import JudgeError
-from zr_ray.loops.distillation_journal import compared, labelled, mean_log_q
 from zr_ray.judging.evaluate import BINS
+from zr_ray.loops.distillation import find_teacher, open_labels
+from zr_ray.loops.distillation_journal import compared, labelled, mean_log_q
 from zr_ray.models.identity import judge_hash
 from zr_ray.models.judge_text import JudgeText, judge_folder
-from zr_ray.run.observe import duration, say, wait_for
 from zr_ray.records import AnnotatedImage
 from zr_ray.rubric import DIMENSIONS, SCORE_BINS
+from zr_ray.run import driver
 from zr_ray.run.folder import RunFolder, default_root
+from zr_ray.run.observe import duration, say, wait_for
 
 SCORING_BATCH = 64
 """Images of one task that scores; small enough for any memory, large enough that a task's start does not matter."""
@@ -50,7 +50,10 @@ def audit(config: AuditConfig, args: argparse.Namespace) -> None:
     from zr_ray.judging.label import label_items, labelling_bundles
     from zr_ray.run.placement import bundle, check_feasible, living_nodes
 
-    phases = ({"student": [bundle(config.student.cpus, config.student.gpus)] * config.student.workers}, labelling_bundles(config.rollout))
+    phases = (
+        {"student": [bundle(config.student.cpus, config.student.gpus)] * config.student.workers},
+        labelling_bundles(config.rollout),
+    )
     if args.dry_run:
         facts = {"student": str(student), "teacher": str(teacher)}
         driver.print_plan(config, {role: bundles for phase in phases for role, bundles in phase.items()}, facts)
@@ -72,7 +75,9 @@ def audit(config: AuditConfig, args: argparse.Namespace) -> None:
     for name, members in chosen.items():
         if members:
             own = [pool[i] for i in members]
-            found[name] = compared(mean_log_q(labelled(own, known)), log_q[members], own, c.bootstrap_resamples, config.run.seed)
+            found[name] = compared(
+                mean_log_q(labelled(own, known)), log_q[members], own, c.bootstrap_resamples, config.run.seed
+            )
     members = [*chosen["random"], *chosen["highest"]]
     worst = worst_items(mean_log_q(labelled(items, known)), log_q[members], items, c.worst)
     _keep_images(run, worst)
@@ -81,7 +86,13 @@ def audit(config: AuditConfig, args: argparse.Namespace) -> None:
         "student": {"folder": str(student), "sha256": judge_hash(student)},
         "teacher": {"folder": str(teacher), "sha256": judge_hash(teacher)},
     }
-    report = identities | {"pool": len(pool), "samples": found, "worst": worst, "problems": problems, "wall_s": time.time() - started_at}
+    report = identities | {
+        "pool": len(pool),
+        "samples": found,
+        "worst": worst,
+        "problems": problems,
+        "wall_s": time.time() - started_at,
+    }
     run.write_json("audit.json", report)
     path = run.write_text("audit.md", markdown(report))
     say(markdown(report))
@@ -117,9 +128,9 @@ def score_pool(student: Path, items: Sequence[AnnotatedImage], config: AuditConf
     from zr_ray.run.placement import learner_environment
 
     resources = config.student
-    task = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, runtime_env={"env_vars": learner_environment(resources, 1)})(
-        score_items
-    )
+    task = ray.remote(
+        num_cpus=resources.cpus, num_gpus=resources.gpus, runtime_env={"env_vars": learner_environment(resources, 1)}
+    )(score_items)
     shares = [list(items[i :: resources.workers]) for i in range(resources.workers)]
     shares = [share for share in shares if share]
     device = "cuda" if resources.gpus else "cpu"
@@ -139,7 +150,9 @@ def score_items(student: str, items: Sequence[AnnotatedImage], dtype: str, devic
     log_q = np.full((len(items), len(DIMENSIONS), len(SCORE_BINS)), np.nan)
     for start in range(0, len(items), SCORING_BATCH):
         chunk = items[start : start + SCORING_BATCH]
-        answers = worker.answer([RewardItem(load_image(item.image).transpose(2, 0, 1), item.prompt, DIMENSIONS) for item in chunk])
+        answers = worker.answer(
+            [RewardItem(load_image(item.image).transpose(2, 0, 1), item.prompt, DIMENSIONS) for item in chunk]
+        )
         for i, answer in enumerate(answers, start):
             if isinstance(answer, RewardAnswer):
                 log_q[i] = np.log(np.maximum(answer.q.astype(np.float64), 1e-30))
@@ -185,7 +198,10 @@ def markdown(report: dict) -> str:
         f"Teacher {report['teacher']['folder']}; {report['pool']} items scored by the student.",
     ]
     for name, entry in report["samples"].items():
-        lines = [[dimension, *_cells(values)] for dimension, values in [("pooled", entry["pooled"]), *entry["dimensions"].items()]]
+        lines = [
+            [dimension, *_cells(values)]
+            for dimension, values in [("pooled", entry["pooled"]), *entry["dimensions"].items()]
+        ]
         head = [
             {"random": "random items", "highest": "the student's favourites"}[name],
             "scores",
@@ -198,9 +214,12 @@ def markdown(report: dict) -> str:
         parts.append(markdown_table(head, lines))
     if report["worst"]:
         lines = [
-            [w["id"], w["dimension"], f"{w['student']:.2f}", f"{w['teacher']:.2f}", w["prompt"], w.get("copy", "")] for w in report["worst"]
+            [w["id"], w["dimension"], f"{w['student']:.2f}", f"{w['teacher']:.2f}", w["prompt"], w.get("copy", "")]
+            for w in report["worst"]
         ]
-        parts.append(markdown_table(["largest differences", "dimension", "student", "teacher", "prompt", "image"], lines))
+        parts.append(
+            markdown_table(["largest differences", "dimension", "student", "teacher", "prompt", "image"], lines)
+        )
     parts.append("Verdict: " + ("; ".join(report["problems"]) if report["problems"] else "within the limits"))
     return "\n\n".join(parts) + "\n"
 
@@ -210,7 +229,9 @@ def _cells(entry: dict) -> list[str]:
         if entry[key] is None:
             return "-"
         bounds = entry.get(f"{key}_ci")
-        return f"{entry[key] * scale:.{digits}f}" + (f" [{bounds[0] * scale:.{digits}f}, {bounds[1] * scale:.{digits}f}]" if bounds else "")
+        return f"{entry[key] * scale:.{digits}f}" + (
+            f" [{bounds[0] * scale:.{digits}f}, {bounds[1] * scale:.{digits}f}]" if bounds else ""
+        )
 
     return [str(entry["items"]), cell("mu_gap"), cell("mu_bias"), cell("kl"), cell("plcc"), cell("flips", 100, 1)]
 

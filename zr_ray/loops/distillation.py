@@ -16,16 +16,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from zr_ray.run import driver
 from zr_ray.config.risd import DistillationConfig
 from zr_ray.data.labels import LabelSet, fingerprints
 from zr_ray.data.load import data_folder, load_split
 from zr_ray.errors import CheckpointError, DataError
 from zr_ray.models.identity import judge_hash
 from zr_ray.models.judge_text import BUILTIN_JUDGES, JudgeText, judge_folder
-from zr_ray.run.observe import duration, say
 from zr_ray.records import AnnotatedImage
+from zr_ray.run import driver
 from zr_ray.run.folder import RESULT_FILE, RunFolder, default_root
+from zr_ray.run.observe import duration, say
 
 TEACHER_FILE = "teacher.json"
 """Folder and hash of the teacher of a run, in its run folder."""
@@ -61,11 +61,19 @@ def find_teacher(path: str, root: Path) -> Path:
         finished = sorted(root.glob(f"*/{RESULT_FILE}"), key=lambda file: file.stat().st_mtime, reverse=True)
         for file in finished:
             judge = file.parent / "judge"
-            if not file.parent.is_symlink() and json.loads(file.read_text())["job"] == "gdso" and (judge / "config.json").is_file():
+            if (
+                not file.parent.is_symlink()
+                and json.loads(file.read_text())["job"] == "gdso"
+                and (judge / "config.json").is_file()
+            ):
                 return judge_folder(str(judge))
-        raise CheckpointError(f"teacher.path=latest needs a finished GDSO run under {root}, got none; run jobs/gdso.py, or name a judge")
+        raise CheckpointError(
+            f"teacher.path=latest needs a finished GDSO run under {root}, got none; run jobs/gdso.py, or name a judge"
+        )
     run = root / path / "judge"
-    return judge_folder(str(run) if path not in BUILTIN_JUDGES and not Path(path).is_absolute() and run.is_dir() else path)
+    return judge_folder(
+        str(run) if path not in BUILTIN_JUDGES and not Path(path).is_absolute() and run.is_dir() else path
+    )
 
 
 def settle_teacher(run: RunFolder, teacher: Path) -> Path:
@@ -91,7 +99,14 @@ def open_labels(config: DistillationConfig, teacher: Path, text: JudgeText, root
     return LabelSet(config.label.path or root / "labels" / key, provenance, {"teacher_folder": str(teacher)})
 
 
-def launch(job: str, config: DistillationConfig, args: argparse.Namespace, loop: Callable, engines: Engines, label_training: bool) -> None:
+def launch(
+    job: str,
+    config: DistillationConfig,
+    args: argparse.Namespace,
+    loop: Callable,
+    engines: Engines,
+    label_training: bool,
+) -> None:
     """Distil and report; with --dry-run print the plan only. Raises ZrRayError for everything a user can fix.
 
     Args: job: name of run folder and row. loop: `train` of `loops/<job>.py`. engines: whose weights the run's rollout actors serve while
@@ -131,7 +146,11 @@ def launch(job: str, config: DistillationConfig, args: argparse.Namespace, loop:
     kept = _label(config, labels, teacher, items if label_training else [], test)
     items = kept if label_training else items
     _learn(
-        config, run, loop, engines, DistillationTask(config, run.path, judge, tuple(items), tuple(test), labels, (), teacher, started_at)
+        config,
+        run,
+        loop,
+        engines,
+        DistillationTask(config, run.path, judge, tuple(items), tuple(test), labels, (), teacher, started_at),
     )
     _report(run, data, started_at)
 
@@ -146,7 +165,9 @@ def _label(
     broken = {name for name, label in known.items() if label.error}
     kept = [item for name, item in zip(fingerprints(items), items, strict=True) if name not in broken]
     if len(kept) < len(items):
-        say(f"{len(items) - len(kept)} items are left out, their images cannot be read (column `error` in {labels.folder})")
+        say(
+            f"{len(items) - len(kept)} items are left out, their images cannot be read (column `error` in {labels.folder})"
+        )
     if items and not kept:
         raise DataError(
             f"the teacher must read some of the {len(items)} training images, it could read none; see `error` in {labels.folder}"
@@ -167,8 +188,8 @@ def _learn(config, run: RunFolder, loop: Callable, engines: Engines, task: Disti
 
 
 def _report(run: RunFolder, data: Path, started_at: float) -> None:
-    from zr_ray.report.student_card import write_student_card
     from zr_ray.report.page import format_table, write_report
+    from zr_ray.report.student_card import write_student_card
 
     result = run.read_result()
     card = f", its card {write_student_card(run, data)}" if result["job"] == "risd" else ""

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 
 import torch
 
-from zr_ray.run.checkpoints import begin_checkpoint, finish_checkpoint, latest_checkpoint, temporary_folder
 from zr_ray.judging import evaluate
 from zr_ray.judging.ask import workers_of_rank
-from zr_ray.run.observe import Metrics, Progress, Timer, console_line, duration
+from zr_ray.run.checkpoints import begin_checkpoint, finish_checkpoint, latest_checkpoint, temporary_folder
 from zr_ray.run.folder import RunFolder
+from zr_ray.run.observe import Metrics, Progress, Timer, console_line, duration
 from zr_ray.workers.learner import Learner
 
 PROGRESS_FILE = "progress.log"
@@ -56,7 +56,12 @@ class Journal:
     def step(self, step: int, metrics: dict[str, float], tokens: float) -> None:
         """Record one finished step (1-based). tokens: generated on all ranks."""
         spent = self.timer.take()
-        metrics = self._pending | metrics | spent | {"time/tokens_per_s": tokens / max(spent.get("time/rollout_s", 0.0), 1e-9)}
+        metrics = (
+            self._pending
+            | metrics
+            | spent
+            | {"time/tokens_per_s": tokens / max(spent.get("time/rollout_s", 0.0), 1e-9)}
+        )
         self._pending = {}
         if self.is_writer:
             self._metrics.log(step, metrics)
@@ -93,7 +98,12 @@ class Journal:
                 begin_checkpoint(self.run.checkpoints, step)
             self.learner.barrier()
             temporary = temporary_folder(self.run.checkpoints, step)
-            state = {"step": step, "policy_version": step, "elapsed_s": self.elapsed_s, "torch_rng": torch.get_rng_state()}
+            state = {
+                "step": step,
+                "policy_version": step,
+                "elapsed_s": self.elapsed_s,
+                "torch_rng": torch.get_rng_state(),
+            }
             self.learner.save(temporary, state)
             if self.is_writer:
                 finish_checkpoint(temporary, self.config.checkpoint.keep)
@@ -119,16 +129,29 @@ class Journal:
         with self.timer("evaluate"):
             items = list(self.task.test[: self.config.evaluation.items])
             judged = self._judge(items, self.reasoning, samples=0)
-            pooled = evaluate.agreement(judged.mu, evaluate.human_scores(items), items, 20, self.config.run.seed)["pooled"]
-        return {f"eval/{name}": float("nan") if pooled[name] is None else pooled[name] for name in ("hpa", "margin_hpa", "plcc", "srcc")}
+            pooled = evaluate.agreement(judged.mu, evaluate.human_scores(items), items, 20, self.config.run.seed)[
+                "pooled"
+            ]
+        return {
+            f"eval/{name}": float("nan") if pooled[name] is None else pooled[name]
+            for name in ("hpa", "margin_hpa", "plcc", "srcc")
+        }
 
     def _judge(self, items, reasoning: bool, samples: int):
         c = self.config
         return evaluate.judge_items(
-            workers_of_rank(self.task.workers, self.learner.rank, self.learner.world), self.learner.text, items,
-            reasoning=reasoning, samples=samples, batch_items=c.evaluation.batch_items, seed=c.run.seed, deadline_s=c.rollout.deadline_s,
-            rank=self.learner.rank, world=self.learner.world, reduce_sum=self.learner.reduce_sum,
-        )  # fmt: skip
+            workers_of_rank(self.task.workers, self.learner.rank, self.learner.world),
+            self.learner.text,
+            items,
+            reasoning=reasoning,
+            samples=samples,
+            batch_items=c.evaluation.batch_items,
+            seed=c.run.seed,
+            deadline_s=c.rollout.deadline_s,
+            rank=self.learner.rank,
+            world=self.learner.world,
+            reduce_sum=self.learner.reduce_sum,
+        )
 
     def _judge_and_store(self, method: str, reasoning: bool, samples: int) -> evaluate.Judged:
         judged = self._judge(list(self.task.test), reasoning, samples)
@@ -143,11 +166,20 @@ class Journal:
             rows = [r for r in self._rows() if r["method"] != method] + [row | {"mu": _rounded(judged.mu)}]
             self.run.write_json(ROWS_FILE, rows)
             pooled = row["pooled"]
-            self.say(f"{method}: HPA {pooled['hpa']:.3f} {_bracket(pooled['hpa_ci'])}, PLCC {pooled['plcc'] or float('nan'):.3f}, {row['tokens_per_score']:.1f} tokens per score")
+            self.say(
+                f"{method}: HPA {pooled['hpa']:.3f} {_bracket(pooled['hpa_ci'])}, PLCC {pooled['plcc'] or float('nan'):.3f}, {row['tokens_per_score']:.1f} tokens per score"
+            )
 
     def row(self, method: str, judged: evaluate.Judged, items: Sequence) -> dict:
         """What is measured on the held-out set, one row of result.json."""
-        return evaluate.row(method, judged, evaluate.human_scores(items), items, self.config.evaluation.bootstrap_resamples, self.config.run.seed)
+        return evaluate.row(
+            method,
+            judged,
+            evaluate.human_scores(items),
+            items,
+            self.config.evaluation.bootstrap_resamples,
+            self.config.run.seed,
+        )
 
     def _rows(self) -> list[dict]:
         path = self.run.path / ROWS_FILE
@@ -165,11 +197,20 @@ class Journal:
         human, truth = evaluate.human_scores(items), evaluate.true_scores(items)
         ceiling = None
         if truth is not None:
-            ceiling = evaluate.agreement(truth, human, items, self.config.evaluation.bootstrap_resamples, self.config.run.seed)
+            ceiling = evaluate.agreement(
+                truth, human, items, self.config.evaluation.bootstrap_resamples, self.config.run.seed
+            )
         self._write_examples(judged, human, items)
         rows = [{k: v for k, v in row.items() if k != "mu"} for row in self._rows()]
         self.run.write_result(
-            {"job": self.method, "run_id": self.run.run_id, "status": "SUCCEEDED", "wall_s": self.elapsed_s, "rows": rows, "noise_ceiling": ceiling}
+            {
+                "job": self.method,
+                "run_id": self.run.run_id,
+                "status": "SUCCEEDED",
+                "wall_s": self.elapsed_s,
+                "rows": rows,
+                "noise_ceiling": ceiling,
+            }
         )
         self._metrics.close()
         self.say(f"trained judge: {self.run.judge} ({duration(self.elapsed_s)} in all)")
@@ -177,7 +218,9 @@ class Journal:
     def _write_examples(self, judged: evaluate.Judged, human: torch.Tensor, items: Sequence) -> None:
         from zr_ray.report.examples import write_examples
 
-        before = next((torch.tensor(r["mu"], dtype=torch.float64) for r in self._rows() if r["method"] == "zero-shot"), None)
+        before = next(
+            (torch.tensor(r["mu"], dtype=torch.float64) for r in self._rows() if r["method"] == "zero-shot"), None
+        )
         mine = range(0, len(items), self.learner.world)  # the items whose reasoning text this rank holds
         write_examples(self.run, self.method, judged, before, human, items, list(mine), EXAMPLES)
 

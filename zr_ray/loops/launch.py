@@ -11,13 +11,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from zr_ray.run import driver
 from zr_ray.data.load import data_folder, load_split
 from zr_ray.data.pairs import preference_pairs
 from zr_ray.models.judge_text import JudgeText, judge_folder
-from zr_ray.run.observe import duration, say
 from zr_ray.records import AnnotatedImage, PreferencePair
+from zr_ray.run import driver
 from zr_ray.run.folder import RunFolder
+from zr_ray.run.observe import duration, say
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,18 @@ def launch(job: str, config, args: argparse.Namespace, loop) -> None:
     if args.dry_run:
         facts = {"judge": f"{judge}, labels {text.format.labels} -> tokens {text.label_ids}"}
         if config.data.path is not None:
-            pairs, test = preference_pairs(load_split(config.data.path, "train")), load_split(config.data.path, config.evaluation.split)
+            pairs, test = (
+                preference_pairs(load_split(config.data.path, "train")),
+                load_split(config.data.path, config.evaluation.split),
+            )
             facts["data"] = f"{len(pairs)} training pairs, {len(test)} {config.evaluation.split} items"
         driver.print_plan(config, bundles, facts)
         return
 
     if config.data.path is not None:
-        load_split(config.data.path, config.evaluation.split)  # unreadable data is refused before Ray is asked for anything
+        load_split(
+            config.data.path, config.evaluation.split
+        )  # unreadable data is refused before Ray is asked for anything
     RunFolder.check(config)
     dashboard = driver.connect(namespace="zr_ray")
     check_feasible(bundles, living_nodes(), config.run.wait_for_nodes_s)
@@ -72,7 +77,9 @@ def launch(job: str, config, args: argparse.Namespace, loop) -> None:
     from zr_ray.report.page import format_table, write_report
 
     with driver.follow(run), RolloutFleet(run.run_id, judge, config.rollout, config.run.wait_for_nodes_s) as fleet:
-        say(f"{len(fleet.workers)} rollout engine(s) ready after {duration(time.time() - started_at)}; starting {config.learner.workers} learner(s)")
+        say(
+            f"{len(fleet.workers)} rollout engine(s) ready after {duration(time.time() - started_at)}; starting {config.learner.workers} learner(s)"
+        )
         task = TrainingTask(config, run.path, judge, tuple(fleet.workers), tuple(pairs), tuple(test), started_at)
         run_learners(loop, task, config.learner, run.path, run.run_id)
     result = run.read_result()

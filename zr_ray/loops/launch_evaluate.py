@@ -14,15 +14,15 @@ import time
 
 import numpy as np
 
-from zr_ray.run import driver
 from zr_ray.config.evaluate import EvaluateConfig
 from zr_ray.data.load import data_folder, load_split
 from zr_ray.judging import evaluate
 from zr_ray.judging.agreement import full_row
 from zr_ray.models.judge_text import JudgeText, judge_folder
-from zr_ray.run.observe import duration, say
 from zr_ray.records import AnnotatedImage
+from zr_ray.run import driver
 from zr_ray.run.folder import RunFolder
+from zr_ray.run.observe import duration, say
 
 EXAMPLES = 16
 
@@ -66,7 +66,9 @@ def _ask(workers, text: JudgeText, items: list[AnnotatedImage], config: Evaluate
         start = time.time()
         answers = evaluate.judge_items(workers, text, items, reasoning=reasoning, samples=samples, **common)
         outputs, spent = answers.sample_tokens.numel(), time.time() - start
-        say(f"{name}: {outputs} outputs in {duration(spent)}, {outputs / max(spent, 1e-9):.0f}/s, {int(answers.malformed.sum())} malformed")
+        say(
+            f"{name}: {outputs} outputs in {duration(spent)}, {outputs / max(spent, 1e-9):.0f}/s, {int(answers.malformed.sum())} malformed"
+        )
         return answers
 
     answers = {}
@@ -90,32 +92,50 @@ def _swap(workers, text: JudgeText, items: list[AnnotatedImage], config: Evaluat
 
     c = config.evaluate
     return swap_traces(
-        workers, text, items, batch_items=c.batch_items, deadline_s=config.rollout.deadline_s, resamples=c.bootstrap_resamples,
+        workers,
+        text,
+        items,
+        batch_items=c.batch_items,
+        deadline_s=config.rollout.deadline_s,
+        resamples=c.bootstrap_resamples,
         seed=config.run.seed,
-    )  # fmt: skip
+    )
 
 
 def _report(
-    run: RunFolder, config: EvaluateConfig, items: list[AnnotatedImage], answers: dict[str, evaluate.Judged], swap: dict | None,
+    run: RunFolder,
+    config: EvaluateConfig,
+    items: list[AnnotatedImage],
+    answers: dict[str, evaluate.Judged],
+    swap: dict | None,
     started_at: float,
-) -> None:  # fmt: skip
+) -> None:
     from zr_ray.report.examples import write_examples
     from zr_ray.report.page import format_table, write_report
     from zr_ray.report.tables import markdown_tables
 
     resamples, seed = config.evaluate.bootstrap_resamples, config.run.seed
     human, truth = evaluate.human_scores(items), evaluate.true_scores(items)
-    rows = [full_row(name, judged, items, resamples, seed) | {"samples": judged.samples} for name, judged in answers.items()]
-    mu = [[[None if v != v else round(v, 4) for v in item] for item in judged.mu.tolist()] for judged in answers.values()]
+    rows = [
+        full_row(name, judged, items, resamples, seed) | {"samples": judged.samples} for name, judged in answers.items()
+    ]
+    mu = [
+        [[None if v != v else round(v, 4) for v in item] for item in judged.mu.tolist()] for judged in answers.values()
+    ]
     run.write_json("rows.json", [row | {"mu": values} for row, values in zip(rows, mu, strict=True)])
     _write_judgements(run, items, answers)
     last = list(answers)[-1]
     write_examples(run, last, answers[last], None, human, items, range(len(items)), EXAMPLES)
     result = {
-        "job": "evaluate", "run_id": run.run_id, "status": "SUCCEEDED", "wall_s": time.time() - started_at, "rows": rows,
+        "job": "evaluate",
+        "run_id": run.run_id,
+        "status": "SUCCEEDED",
+        "wall_s": time.time() - started_at,
+        "rows": rows,
         "noise_ceiling": None if truth is None else evaluate.agreement(truth, human, items, resamples, seed),
-        "judge": str(judge_folder(config.judge.path)), "swap": swap,
-    }  # fmt: skip
+        "judge": str(judge_folder(config.judge.path)),
+        "swap": swap,
+    }
     run.write_result(result)
     run.write_text("table.md", markdown_tables(run.read_result()))
     report = write_report(run)
@@ -128,5 +148,7 @@ def _write_judgements(run: RunFolder, items: list[AnnotatedImage], answers: dict
     longest = {name.split(",")[0] + (" greedy" if "greedy" in name else ""): judged for name, judged in answers.items()}
     arrays = {name: judged.label_logprobs.float().numpy() for name, judged in longest.items()}
     temporary = run.path / ".judgements.npz"
-    np.savez_compressed(temporary, ids=np.array([i.id for i in items]), groups=np.array([i.group for i in items]), **arrays)
+    np.savez_compressed(
+        temporary, ids=np.array([i.id for i in items]), groups=np.array([i.group for i in items]), **arrays
+    )
     os.replace(temporary, run.path / "judgements.npz")

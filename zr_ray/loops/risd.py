@@ -20,11 +20,11 @@ from zr_ray.data.aggregate import aggregate_scores
 from zr_ray.data.images import load_image
 from zr_ray.data.labels import Label, fingerprints
 from zr_ray.functional import risd, scores
-from zr_ray.loops.distillation_journal import DirectJournal
-from zr_ray.judging.label import teacher_distributions, teacher_requests
-from zr_ray.loops.objective import reduced
-from zr_ray.judging.ask import generate, workers_of_rank
 from zr_ray.functional.schedule import learning_rate
+from zr_ray.judging.ask import generate, workers_of_rank
+from zr_ray.judging.label import teacher_distributions, teacher_requests
+from zr_ray.loops.distillation_journal import DirectJournal
+from zr_ray.loops.objective import reduced
 from zr_ray.models.judge import JudgeOutputs
 from zr_ray.models.questions import QuestionRow
 from zr_ray.records import AnnotatedImage
@@ -81,7 +81,9 @@ class RisdObjective:
         """targets: [B, D, K] log q of this rank's items, anything where not valid. valid: [B, D] bool. total: valid ones of all ranks."""
         self.targets, self.valid, self.total = targets, valid, max(total, 1.0)
 
-    def __call__(self, outputs: JudgeOutputs, units: list[int], reference: Tensor | None) -> tuple[Tensor, dict[str, float]]:
+    def __call__(
+        self, outputs: JudgeOutputs, units: list[int], reference: Tensor | None
+    ) -> tuple[Tensor, dict[str, float]]:
         log_q = scores.score_log_distribution(outputs.score_logprobs).view(len(units), len(DIMENSIONS), -1)
         targets, valid = self.targets[units].to(log_q), self.valid[units].to(log_q.device)
         targets, chosen = targets[valid], log_q[valid]
@@ -92,7 +94,8 @@ class RisdObjective:
                 "loss/total": loss.detach(),
                 "student/mu_gap": gap / self.total,
                 "score/entropy": scores.score_entropy(chosen).sum() / self.total,
-                "score/outside_mass": scores.outside_mass(outputs.score_logprobs).view_as(valid)[valid].sum() / self.total,
+                "score/outside_mass": scores.outside_mass(outputs.score_logprobs).view_as(valid)[valid].sum()
+                / self.total,
             }
         return loss, {name: float(value) for name, value in sums.items()}
 
@@ -126,11 +129,15 @@ class OnlineTeacher:
     def distributions(self, batch: Sequence[int], step: int) -> tuple[Tensor, Tensor]:
         """As OfflineTeacher; `tokens` holds what this batch cost."""
         items = [self.task.items[i] for i in batch]
-        asked = [(name, item.prompt, load_image(item.image)) for name, item in zip(fingerprints(items), items, strict=True)]
+        asked = [
+            (name, item.prompt, load_image(item.image)) for name, item in zip(fingerprints(items), items, strict=True)
+        ]
         section, what = self.config.label, f"the teacher's answers of step {step + 1}"
         requests = teacher_requests(self.text, asked, section.seed)
         deadline_s = self.config.rollout.deadline_s
-        groups = generate(self.workers, requests, max(1, section.traces), 1.0 if section.traces else 0.0, deadline_s, what)
+        groups = generate(
+            self.workers, requests, max(1, section.traces), 1.0 if section.traces else 0.0, deadline_s, what
+        )
         log_q, valid, tokens = teacher_distributions(groups)
         self.tokens = int(tokens.sum())
         return log_q, valid > 0
@@ -142,7 +149,9 @@ def distillation_targets(log_q: Tensor, valid: Tensor, items: Sequence[Annotated
         log_q = risd.temper(log_q, c.temperature)
     if c.label_weight == 0:
         return log_q
-    human = torch.tensor([[aggregate_scores(item.scores[d]) if d in item.scores else float("nan") for d in DIMENSIONS] for item in items])
+    human = torch.tensor(
+        [[aggregate_scores(item.scores[d]) if d in item.scores else float("nan") for d in DIMENSIONS] for item in items]
+    )
     has = human.isfinite() & valid
     label_q = scores.two_hot(torch.where(has, human, BINS[0]), BINS)
     return risd.mix_labels(log_q.exp(), label_q, c.label_weight * has.float()).log()

@@ -18,22 +18,28 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from zr_ray.run import driver
-from zr_ray.config.sections import GdsoConfig
 from zr_ray.config.evaluate import EvaluateConfig
 from zr_ray.config.loader import load_config
 from zr_ray.config.opd import OpdConfig
 from zr_ray.config.risd import RisdConfig
+from zr_ray.config.sections import GdsoConfig
 from zr_ray.config.sft import SftConfig
 from zr_ray.config.table import RowChoice, TableConfig
 from zr_ray.data.load import data_folder, load_split
-from zr_ray.loops.distillation import find_teacher, settle_teacher
 from zr_ray.errors import CheckpointError
+from zr_ray.loops.distillation import find_teacher, settle_teacher
 from zr_ray.models.judge_text import judge_folder
-from zr_ray.run.observe import duration, say
+from zr_ray.run import driver
 from zr_ray.run.folder import CONFIG_FILE, RESULT_FILE, RunFolder, default_root
+from zr_ray.run.observe import duration, say
 
-CONFIG_CLASSES = {"evaluate": EvaluateConfig, "sft": SftConfig, "gdso": GdsoConfig, "opd": OpdConfig, "risd": RisdConfig}
+CONFIG_CLASSES = {
+    "evaluate": EvaluateConfig,
+    "sft": SftConfig,
+    "gdso": GdsoConfig,
+    "opd": OpdConfig,
+    "risd": RisdConfig,
+}
 FROM_TEACHER = ("opd", "risd")
 """Jobs that take a teacher."""
 
@@ -83,7 +89,9 @@ def make_table(job: str, config: TableConfig, args: argparse.Namespace, jobs: Pa
     teacher = find_teacher(config.teacher.path, root) if taught else None
     judges = {name: judge_folder(path) for name, path in c.judges.items()}
     if args.dry_run:
-        for run in row_runs(config, Path("TABLE").absolute(), config.data.path or Path("DATA"), judges, teacher, jobs / "configs"):
+        for run in row_runs(
+            config, Path("TABLE").absolute(), config.data.path or Path("DATA"), judges, teacher, jobs / "configs"
+        ):
             say(" ".join(run.command(jobs)[1:]))
         return
     RunFolder.check(config)
@@ -91,7 +99,10 @@ def make_table(job: str, config: TableConfig, args: argparse.Namespace, jobs: Pa
     folder = RunFolder.start(config, job)
     driver.first_lines(folder, dashboard, started_at)
     teacher = settle_teacher(folder, teacher) if teacher else None
-    say(f"rows start from {', '.join(f'{name} {path}' for name, path in judges.items())}" + (f"; teacher {teacher}" if teacher else ""))
+    say(
+        f"rows start from {', '.join(f'{name} {path}' for name, path in judges.items())}"
+        + (f"; teacher {teacher}" if teacher else "")
+    )
     data = data_folder(config.data, folder.path)
     runs = row_runs(config, folder.path, data, judges, teacher, jobs / "configs")
     failed = _run_missing(runs, config, folder, data, jobs, started_at)
@@ -104,7 +115,9 @@ def make_table(job: str, config: TableConfig, args: argparse.Namespace, jobs: Pa
     say(write_table(folder, table_of(runs, test, config, speed)))
     write_curves(folder, runs, test, config)
     done = len([run for run in runs if run.finished])
-    say(f"{done} of {len(runs)} runs; {duration(time.time() - started_at)}; {folder.path / 'table.md'}, {folder.path / 'curves.png'}")
+    say(
+        f"{done} of {len(runs)} runs; {duration(time.time() - started_at)}; {folder.path / 'table.md'}, {folder.path / 'curves.png'}"
+    )
     if failed:
         raise CheckpointError(
             f"{len(failed)} runs failed: {', '.join(failed)}; see {folder.path / 'logs'}, then go on with --resume {folder.path}"
@@ -126,10 +139,15 @@ def row_runs(
                 start = rows / f"{choice.of}-{size}-s{seed}" / "judge" if choice.of else judge
                 folder = anchors_folder(root) if choice.anchors else data
                 overrides = (
-                    f"run.root={rows}", f"run.name={name}", f"run.seed={seed}", f"judge.path={start}", f"data.path={folder}",
+                    f"run.root={rows}",
+                    f"run.name={name}",
+                    f"run.seed={seed}",
+                    f"judge.path={start}",
+                    f"data.path={folder}",
                     *(("evaluation.before=false", *c.overrides) if choice.job != "evaluate" else ()),
-                    *((f"teacher.path={teacher}",) if choice.job in FROM_TEACHER else ()), *choice.overrides,
-                )  # fmt: skip
+                    *((f"teacher.path={teacher}",) if choice.job in FROM_TEACHER else ()),
+                    *choice.overrides,
+                )
                 named = configs / choice.config if choice.config else None
                 load_config(CONFIG_CLASSES[choice.job], named, list(overrides))
                 runs.append(RowRun(row, size, seed, choice.job, rows / name, named, overrides))
@@ -146,13 +164,17 @@ def base_rows(rows: dict[str, RowChoice]) -> list[str]:
     return [name for name, choice in rows.items() if choice.job == "evaluate" and not choice.of]
 
 
-def _run_missing(runs: Sequence[RowRun], config: TableConfig, folder: RunFolder, data: Path, jobs: Path, started_at: float) -> list[str]:
+def _run_missing(
+    runs: Sequence[RowRun], config: TableConfig, folder: RunFolder, data: Path, jobs: Path, started_at: float
+) -> list[str]:
     """Run what has no result yet; returns the names of those that failed."""
     c = config.table
     if any(choice.anchors for choice in c.rows.values()):
         from zr_ray.data.anchors import write_anchor_labels
 
-        say(f"{write_anchor_labels(data, anchors_folder(folder.path))} training labels rounded down to anchors for rows without half-points")
+        say(
+            f"{write_anchor_labels(data, anchors_folder(folder.path))} training labels rounded down to anchors for rows without half-points"
+        )
     missing = [run for run in runs if not run.finished]
     failed: list[str] = []
     running: set[subprocess.Popen] = set()
@@ -166,7 +188,10 @@ def _run_missing(runs: Sequence[RowRun], config: TableConfig, folder: RunFolder,
             failed.append(run.name)
         done += 1
         left = len(missing) - done
-        say(f"{len(runs) - left} of {len(runs)} runs" + (f", about {duration((time.time() - begun) / done * left)} to go" if left else ""))
+        say(
+            f"{len(runs) - left} of {len(runs)} runs"
+            + (f", about {duration((time.time() - begun) / done * left)} to go" if left else "")
+        )
 
     with ThreadPoolExecutor(c.at_once) as pool:
         try:
@@ -178,7 +203,9 @@ def _run_missing(runs: Sequence[RowRun], config: TableConfig, folder: RunFolder,
                 process.terminate()
             raise
     if done < len(missing):
-        say(f"stopped after {duration(time.time() - started_at)} (table.stop_after_s) with {len(missing) - done} runs to go; --resume goes on")
+        say(
+            f"stopped after {duration(time.time() - started_at)} (table.stop_after_s) with {len(missing) - done} runs to go; --resume goes on"
+        )
     return failed
 
 
@@ -192,16 +219,24 @@ def _run(run: RowRun, jobs: Path, folder: RunFolder, running: set[subprocess.Pop
     start = time.time()
     environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "PYTHONPATH": str(jobs.parent)}
     with open(log, "a") as file:
-        process = subprocess.Popen(run.command(jobs), env=environment, stdout=file, stderr=subprocess.STDOUT, cwd=jobs.parent)
+        process = subprocess.Popen(
+            run.command(jobs), env=environment, stdout=file, stderr=subprocess.STDOUT, cwd=jobs.parent
+        )
         running.add(process)
         code = process.wait()
         running.discard(process)
-    result = f"HPA {run.result()['rows'][-1]['pooled']['hpa']:.3f}" if run.finished else f"FAILED with code {code}: {log.read_text().splitlines()[-1:]}"
+    result = (
+        f"HPA {run.result()['rows'][-1]['pooled']['hpa']:.3f}"
+        if run.finished
+        else f"FAILED with code {code}: {log.read_text().splitlines()[-1:]}"
+    )
     say(f"{run.name}: {result}, {duration(time.time() - start)}")
     return run.finished
 
 
-def _speeds(config: TableConfig, folder: RunFolder, runs: Sequence[RowRun], teacher: Path | None, jobs: Path) -> dict[str, dict]:
+def _speeds(
+    config: TableConfig, folder: RunFolder, runs: Sequence[RowRun], teacher: Path | None, jobs: Path
+) -> dict[str, dict]:
     """Row name -> figures of `judge_speed`, of its first finished run: after reasoning on vLLM, or four dimensions in one forward."""
     from zr_ray.judging.speed import measure
 

@@ -24,7 +24,9 @@ def judge_folder(path: str) -> Path:
     folder = BUILTIN_JUDGES.get(path) or Path(path).expanduser()
     if not (folder / "config.json").is_file():
         names = ", ".join(BUILTIN_JUDGES)
-        raise JudgeError(f"judge.path must be one of {names}, or a Hugging Face model folder with config.json, got {path!r}: no {folder / 'config.json'}")
+        raise JudgeError(
+            f"judge.path must be one of {names}, or a Hugging Face model folder with config.json, got {path!r}: no {folder / 'config.json'}"
+        )
     return folder.resolve()
 
 
@@ -50,12 +52,16 @@ class JudgeText:
     def _end_token(self, config) -> int:
         end = self.tokenizer.eos_token_id
         if end is None:
-            raise JudgeError(f"the tokenizer in {self.folder} has no end-of-sequence token; set eos_token in tokenizer_config.json")
+            raise JudgeError(
+                f"the tokenizer in {self.folder} has no end-of-sequence token; set eos_token in tokenizer_config.json"
+            )
         return end
 
     def _forbidden(self, config) -> tuple[int, ...]:
         """Image, video and special tokens, and embedding rows without a token: a sampled one would break the next forward."""
-        special = {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special} | set(self.tokenizer.all_special_ids)
+        special = {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special} | set(
+            self.tokenizer.all_special_ids
+        )
         for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"):
             if getattr(config, name, None) is not None:
                 special.add(getattr(config, name))
@@ -67,13 +73,17 @@ class JudgeText:
         next token is the score. Raises JudgeError if the chat template puts none or several placeholders."""
         key = (prompt, dimension, direct)
         if key not in self._questions:
-            text = self.tokenizer.apply_chat_template(self.format.messages(prompt, dimension), tokenize=False, add_generation_prompt=True)
+            text = self.tokenizer.apply_chat_template(
+                self.format.messages(prompt, dimension), tokenize=False, add_generation_prompt=True
+            )
             if direct:
                 text += self.format.direct_prefix + self.format.marker
             ids = np.asarray(self.tokenizer.encode(text, add_special_tokens=False), dtype=np.int32)
             placeholders = int((ids == self.image_token_id).sum())
             if placeholders != 1:
-                raise JudgeError(f"the chat template of {self.folder} must put exactly one image placeholder, got {placeholders}")
+                raise JudgeError(
+                    f"the chat template of {self.folder} must put exactly one image placeholder, got {placeholders}"
+                )
             self._questions[key] = ids
         return self._questions[key]
 
@@ -102,5 +112,7 @@ class JudgeText:
     def reasoning(self, token_ids: Sequence[int], score_index: int | None) -> str:
         """The reasoning text before the marker, for reports."""
         ids = [int(t) for t in token_ids]
-        text = self.tokenizer.decode(ids[:score_index] if score_index is not None else ids, skip_special_tokens=True).strip()
+        text = self.tokenizer.decode(
+            ids[:score_index] if score_index is not None else ids, skip_special_tokens=True
+        ).strip()
         return text.removesuffix(self._marker).strip() if score_index is not None else text

@@ -99,7 +99,9 @@ class RowPacker:
         """Pack rows into one rectangle; see the module's first lines for the layout."""
         pixel_values, grid = self.pixels([row.image for row in rows])
         tokens_per_image = (grid.prod(-1) // self.merge**2).tolist()
-        sequences: list[tuple[int, np.ndarray, list[int]]] = []  # image, prompt, indices of completions that branch from it
+        sequences: list[
+            tuple[int, np.ndarray, list[int]]
+        ] = []  # image, prompt, indices of completions that branch from it
         completions = [c for row in rows for c in row.completions]
         first = 0
         for image, row in enumerate(rows):
@@ -130,7 +132,9 @@ class RowPacker:
         return PackedBatch(
             input_ids=torch.from_numpy(ids),
             position_ids=torch.from_numpy(positions),
-            attention_mask=tree_mask(torch.from_numpy(branch)) if self.branching else torch.from_numpy(branch >= 0).long(),
+            attention_mask=tree_mask(torch.from_numpy(branch))
+            if self.branching
+            else torch.from_numpy(branch >= 0).long(),
             pixel_values=pixel_values,
             image_grid=grid,
             image_index=torch.tensor([image for image, _, _ in sequences]),
@@ -155,7 +159,9 @@ class RotaryPositions:
     def _ask(self, length: int, image_at: int, grid: tuple[int, int]) -> Tensor:
         types = torch.zeros(1, length, dtype=torch.int32)
         types[0, image_at : image_at + grid[0] * grid[1] // self._merge**2] = 1
-        positions, _ = self._rope_index(types.long(), mm_token_type_ids=types, image_grid_thw=torch.tensor([[1, *grid]]))
+        positions, _ = self._rope_index(
+            types.long(), mm_token_type_ids=types, image_grid_thw=torch.tensor([[1, *grid]])
+        )
         return positions[:, 0].T.contiguous()
 
 

@@ -55,16 +55,34 @@ class PixelPreprocessor:
         from transformers import AutoImageProcessor
 
         processor = AutoImageProcessor.from_pretrained(folder)
-        names = ("patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std", "size", "resample", "rescale_factor")
+        names = (
+            "patch_size",
+            "merge_size",
+            "temporal_patch_size",
+            "image_mean",
+            "image_std",
+            "size",
+            "resample",
+            "rescale_factor",
+        )
         missing = [name for name in names if getattr(processor, name, None) is None]
         area = None if missing else (processor.size["shortest_edge"], processor.size["longest_edge"])
         if missing or None in area:
             kind = f"{type(processor).__name__} has no {missing or 'pixel bounds'}"
-            raise JudgeError(f"the image processor of {folder} must be of the Qwen-VL kind, {kind}; use a Qwen-VL judge")
-        if not (processor.do_resize and processor.do_rescale and processor.do_normalize) or abs(processor.rescale_factor * 255 - 1) > 1e-6:
-            raise JudgeError(f"the image processor of {folder} must resize, rescale by 1/255 and normalise; correct its configuration")
+            raise JudgeError(
+                f"the image processor of {folder} must be of the Qwen-VL kind, {kind}; use a Qwen-VL judge"
+            )
+        if (
+            not (processor.do_resize and processor.do_rescale and processor.do_normalize)
+            or abs(processor.rescale_factor * 255 - 1) > 1e-6
+        ):
+            raise JudgeError(
+                f"the image processor of {folder} must resize, rescale by 1/255 and normalise; correct its configuration"
+            )
         if int(processor.resample) not in _RESAMPLING:
-            raise JudgeError(f"the image processor of {folder} must resample with {_RESAMPLING}, got {processor.resample}")
+            raise JudgeError(
+                f"the image processor of {folder} must resample with {_RESAMPLING}, got {processor.resample}"
+            )
         return cls(
             patch_size=processor.patch_size,
             merge_size=processor.merge_size,
@@ -88,7 +106,9 @@ class PixelPreprocessor:
         try:
             return smart_resize(height, width, self.patch_size * self.merge_size, self.min_pixels, self.max_pixels)
         except (ValueError, ZeroDivisionError):
-            raise DataError(f"an image must have sides above 0 and of a ratio below 200, got {width} x {height} pixels; crop it") from None
+            raise DataError(
+                f"an image must have sides above 0 and of a ratio below 200, got {width} x {height} pixels; crop it"
+            ) from None
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of patches of an image of this size."""
@@ -113,7 +133,9 @@ class PixelPreprocessor:
         for size in ((images.shape[-2], width), (height, width)):
             if size != tuple(images.shape[-2:]):
                 # bicubic overshoots at edges; the processor's 8-bit passes, over rows and then over columns, cut it off, so do we
-                images = F.interpolate(images, size, mode=self.resample, align_corners=False, antialias=True).clamp(0, 1)
+                images = F.interpolate(images, size, mode=self.resample, align_corners=False, antialias=True).clamp(
+                    0, 1
+                )
         mean, std = (images.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
         return self._patchify((images - mean) / std)
 

@@ -76,7 +76,9 @@ class QuestionPacker:
         self._layout.cache_clear()
         self.text.forget()
 
-    def _make_layout(self, prompt: str, dimensions: tuple[str, ...], grid: tuple[int, int], branching: bool) -> tuple[PackedSequence, ...]:
+    def _make_layout(
+        self, prompt: str, dimensions: tuple[str, ...], grid: tuple[int, int], branching: bool
+    ) -> tuple[PackedSequence, ...]:
         if not dimensions:
             raise ValueError(f"dimensions must name at least one of {DIMENSIONS}, got none")
         image_tokens = grid[0] * grid[1] // self.preprocess.merge_size**2
@@ -86,9 +88,13 @@ class QuestionPacker:
         image_at = int(np.flatnonzero(questions[0] == self.image_token_id)[0])
         if branching and shared >= image_at + image_tokens:
             return (self._branches(questions, shared, image_at, grid),)
-        return tuple(self._branches([q], len(q) - 1, int(np.flatnonzero(q == self.image_token_id)[0]), grid) for q in questions)
+        return tuple(
+            self._branches([q], len(q) - 1, int(np.flatnonzero(q == self.image_token_id)[0]), grid) for q in questions
+        )
 
-    def _branches(self, questions: list[np.ndarray], shared: int, image_at: int, grid: tuple[int, int]) -> PackedSequence:
+    def _branches(
+        self, questions: list[np.ndarray], shared: int, image_at: int, grid: tuple[int, int]
+    ) -> PackedSequence:
         prefix_positions = self._positions(shared, image_at, grid)
         following = int(prefix_positions.max()) + 1
         tails = [torch.from_numpy(q[shared:]) for q in questions]
@@ -96,11 +102,15 @@ class QuestionPacker:
         own = [(following + torch.arange(len(tail)))[:, None].expand(-1, 3) for tail in tails]
         branch = [torch.full((len(tail),), n) for n, tail in enumerate(tails, start=1)]
         ends = shared - 1 + torch.tensor([len(tail) for tail in tails]).cumsum(0)
-        return PackedSequence(ids, torch.cat([prefix_positions, *own]), torch.cat([torch.zeros(shared, dtype=torch.long), *branch]), ends)
+        return PackedSequence(
+            ids, torch.cat([prefix_positions, *own]), torch.cat([torch.zeros(shared, dtype=torch.long), *branch]), ends
+        )
 
     # ---- batches ----
 
-    def batch(self, pixel_values: Tensor, image_grid: Tensor, layouts: Sequence[tuple[PackedSequence, ...]]) -> PackedBatch:
+    def batch(
+        self, pixel_values: Tensor, image_grid: Tensor, layouts: Sequence[tuple[PackedSequence, ...]]
+    ) -> PackedBatch:
         """Tensors of B images with their layouts; scores come out image by image, dimensions in the layout's order."""
         sequences = [s for layout in layouts for s in layout]
         ids = pad_sequence([s.ids for s in sequences], batch_first=True)
@@ -115,7 +125,9 @@ class QuestionPacker:
             attention_mask=tree_mask(branch) if self.branching else (branch >= 0).long(),
             pixel_values=pixel_values,
             image_grid=image_grid,
-            image_index=torch.repeat_interleave(torch.arange(len(layouts)), torch.tensor([len(layout) for layout in layouts])),
+            image_index=torch.repeat_interleave(
+                torch.arange(len(layouts)), torch.tensor([len(layout) for layout in layouts])
+            ),
             token_source=ends,
             token_ids=torch.full((total,), self.text.label_ids[0]),
             lengths=torch.ones(total, dtype=torch.long),

@@ -61,7 +61,9 @@ class Student(nn.Module):
         double = self.judge.model.lm_head.weight.dtype == torch.float64
         with _KeepFloat64() if double else nullcontext():
             # pixels are prepared in float32 at least; the vision tower casts the patches to its own dtype
-            pixel_values, grid = self.preprocess(images.double() if double else images.float() if images.is_floating_point() else images)
+            pixel_values, grid = self.preprocess(
+                images.double() if double else images.float() if images.is_floating_point() else images
+            )
             rows, columns = self.preprocess.grid(*images.shape[-2:])
             layouts = [self.questions.layout(prompt, tuple(dimensions), (rows, columns)) for prompt in prompts]
             labels = self.judge(self.questions.batch(pixel_values, grid, layouts)).score_logprobs

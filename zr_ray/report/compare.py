@@ -93,11 +93,16 @@ def difference(better: dict[int, Tensor], worse: dict[int, Tensor], test: TestSe
     (value, draws), (other, others) = (measure([row[s] for s in seeds], test, metric) for row in (better, worse))
     per_seed = {s: measure([better[s]], test, metric)[0] - measure([worse[s]], test, metric)[0] for s in seeds}
     ci = _interval(draws - others) if len(draws) == len(others) else None
-    return {"difference": _number(value - other), "ci": ci, "per_seed": per_seed, "verdict": verdict(ci, list(per_seed.values()))}
+    return {
+        "difference": _number(value - other),
+        "ci": ci,
+        "per_seed": per_seed,
+        "verdict": verdict(ci, list(per_seed.values())),
+    }
 
 
 def verdict(ci: list[float] | None, per_seed: Sequence[float]) -> str:
-    """"holds": the paired interval is above 0 and every seed points that way; "does not hold": the same below 0; else "cannot tell"."""
+    """ "holds": the paired interval is above 0 and every seed points that way; "does not hold": the same below 0; else "cannot tell"."""
     if ci is not None and ci[0] > 0 and all(d > 0 for d in per_seed):
         return "holds"
     if ci is not None and ci[1] < 0 and all(d < 0 for d in per_seed):
@@ -116,7 +121,9 @@ def _mean(values: Sequence[float]) -> float:
 
 def _stacked_mean(draws: Sequence[Tensor]) -> Tensor:
     """Draw by draw over seeds; empty if the statistic is undefined for a seed."""
-    return torch.stack(list(draws)).mean(0) if len({len(d) for d in draws}) == 1 else torch.empty(0, dtype=torch.float64)
+    return (
+        torch.stack(list(draws)).mean(0) if len({len(d) for d in draws}) == 1 else torch.empty(0, dtype=torch.float64)
+    )
 
 
 def _number(value: float) -> float | None:

@@ -11,16 +11,18 @@ import yaml
 
 from zr_ray.config.table import TableConfig
 from zr_ray.loops.journal import ROWS_FILE
+from zr_ray.loops.table import RowRun, base_rows
 from zr_ray.records import AnnotatedImage
-from zr_ray.run.folder import CONFIG_FILE, METRICS_FILE, RunFolder
 from zr_ray.report.compare import measure
 from zr_ray.report.comparison_page import held_out, mu_of
-from zr_ray.loops.table import RowRun, base_rows
+from zr_ray.run.folder import CONFIG_FILE, METRICS_FILE, RunFolder
 
 CURVES_FILE = "curves.png"
 
 
-def curves(runs: Sequence[RowRun], items: Sequence[AnnotatedImage], config: TableConfig) -> dict[str, dict[str, dict[int, list[float]]]]:
+def curves(
+    runs: Sequence[RowRun], items: Sequence[AnnotatedImage], config: TableConfig
+) -> dict[str, dict[str, dict[int, list[float]]]]:
     """judge -> row -> step -> HPA of each seed, every point on the held-out items that the run's evaluations during training show.
 
     Step 0 is the judge's untrained row that answers in the same way, if the table has one."""
@@ -47,7 +49,9 @@ def _reasons(row: dict) -> bool:
     return row["tokens_per_score"] > 1
 
 
-def write_curves(folder: RunFolder, runs: Sequence[RowRun], items: Sequence[AnnotatedImage], config: TableConfig) -> None:
+def write_curves(
+    folder: RunFolder, runs: Sequence[RowRun], items: Sequence[AnnotatedImage], config: TableConfig
+) -> None:
     """Draw curves.png; nothing while no training run is finished. items: the evaluation split."""
     found = curves(runs, items, config)
     if not found:
@@ -60,7 +64,9 @@ def write_curves(folder: RunFolder, runs: Sequence[RowRun], items: Sequence[Anno
     figure, panels = pyplot.subplots(1, len(found), figsize=(5.2 * len(found), 3.8), sharey=True, squeeze=False)
     for axes, (judge, rows) in zip(panels[0], found.items(), strict=True):
         for row, steps in rows.items():
-            low, mean, high = ([100 * f(values) for values in steps.values()] for f in (min, lambda v: sum(v) / len(v), max))
+            low, mean, high = (
+                [100 * f(values) for values in steps.values()] for f in (min, lambda v: sum(v) / len(v), max)
+            )
             (line,) = axes.plot(list(steps), mean, marker="o", markersize=3, linewidth=1.6, label=row)
             axes.fill_between(list(steps), low, high, alpha=0.15, color=line.get_color(), linewidth=0)
         axes.set_title(judge)

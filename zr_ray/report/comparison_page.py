@@ -13,18 +13,20 @@ from zr_ray.config.table import TEACHER, TableConfig
 from zr_ray.data.aggregate import aggregate_scores
 from zr_ray.loops.distillation_journal import TEACHER_ROW
 from zr_ray.loops.journal import ROWS_FILE
+from zr_ray.loops.table import RowRun, base_rows
 from zr_ray.records import AnnotatedImage
+from zr_ray.report.compare import TestSet, agreement, difference, measure
 from zr_ray.report.tables import markdown_table
 from zr_ray.rubric import DIMENSIONS
 from zr_ray.run.folder import RunFolder
-from zr_ray.report.compare import TestSet, agreement, difference, measure
-from zr_ray.loops.table import RowRun, base_rows
 
 Answers = dict[str, dict[int, Tensor]]
 """Row name -> seed -> [I, D] mu."""
 
 
-def table_of(runs: Sequence[RowRun], items: Sequence[AnnotatedImage], config: TableConfig, speed: dict[str, dict]) -> dict:
+def table_of(
+    runs: Sequence[RowRun], items: Sequence[AnnotatedImage], config: TableConfig, speed: dict[str, dict]
+) -> dict:
     """{"rows": [...], "claims": [...], "swaps": [...]} of the finished ones of `runs`. speed: row name -> figures of `judge_speed`."""
     test, finished = held_out(items, config), [run for run in runs if run.finished]
     table: dict[str, list[dict]] = {"rows": [], "claims": [], "swaps": []}
@@ -34,10 +36,14 @@ def table_of(runs: Sequence[RowRun], items: Sequence[AnnotatedImage], config: Ta
         for name, seeds in answers.items():
             minutes = [run.result()["wall_s"] / 60 for run in own if run.row == name]
             row = {
-                "judge": judge, "row": name, "seeds": sorted(seeds), **agreement(_distinct(name, seeds, config), test),
+                "judge": judge,
+                "row": name,
+                "seeds": sorted(seeds),
+                **agreement(_distinct(name, seeds, config), test),
                 "hpa_per_seed": {seed: measure([mu], test, "hpa")[0] for seed, mu in seeds.items()},
-                "tokens_per_score": sum(tokens[name]) / len(tokens[name]), "minutes": sum(minutes) / len(minutes) if minutes else None,
-            }  # fmt: skip
+                "tokens_per_score": sum(tokens[name]) / len(tokens[name]),
+                "minutes": sum(minutes) / len(minutes) if minutes else None,
+            }
             if name in speed:
                 row["seconds_per_score"] = 1 / speed[name]["images_per_s"] / len(DIMENSIONS)
             table["rows"].append(row)
@@ -64,7 +70,10 @@ def _answers(runs: Sequence[RowRun], config: TableConfig) -> tuple[Answers, dict
         if c.rows[run.row].of:
             continue
         judged = json.loads((run.folder / ROWS_FILE).read_text())
-        for name, row in {run.row: judged[-1], **{TEACHER: row for row in judged if row["method"] == TEACHER_ROW}}.items():
+        for name, row in {
+            run.row: judged[-1],
+            **{TEACHER: row for row in judged if row["method"] == TEACHER_ROW},
+        }.items():
             tokens[name].append(row["tokens_per_score"])
             for seed in c.seeds if run.row in base_rows(c.rows) else (run.seed,):
                 answers[name][seed] = mu_of(row)
@@ -79,10 +88,16 @@ def _distinct(name: str, seeds: dict[int, Tensor], config: TableConfig) -> list[
 def held_out(items: Sequence[AnnotatedImage], config: TableConfig) -> TestSet:
     """The evaluation split as `compare` wants it."""
     human = torch.tensor(
-        [[aggregate_scores(i.scores[d]) if d in i.scores else float("nan") for d in DIMENSIONS] for i in items], dtype=torch.float64
+        [[aggregate_scores(i.scores[d]) if d in i.scores else float("nan") for d in DIMENSIONS] for i in items],
+        dtype=torch.float64,
     )
     names = sorted({item.group for item in items})
-    return TestSet(human, torch.tensor([names.index(item.group) for item in items]), config.table.bootstrap_resamples, config.run.seed)
+    return TestSet(
+        human,
+        torch.tensor([names.index(item.group) for item in items]),
+        config.table.bootstrap_resamples,
+        config.run.seed,
+    )
 
 
 def near(claim: dict, margin: float) -> str:
@@ -101,18 +116,30 @@ def write_table(folder: RunFolder, table: dict) -> str:
     ]
     if table["claims"]:
         claims = [
-            [*([x["judge"]] if several else []), f"{x['better']} - {x['worse']}", _difference(x),
-             " ".join(f"{100 * v:+.1f}" for v in x["per_seed"].values()), x["verdict"]]
+            [
+                *([x["judge"]] if several else []),
+                f"{x['better']} - {x['worse']}",
+                _difference(x),
+                " ".join(f"{100 * v:+.1f}" for v in x["per_seed"].values()),
+                x["verdict"],
+            ]
             for x in table["claims"]
             if several or x["difference"] is not None
-        ]  # fmt: skip
-        parts.append(markdown_table([*(["judge"] if several else []), "HPA, points", "difference", "per seed", "verdict"], claims))
+        ]
+        parts.append(
+            markdown_table(
+                [*(["judge"] if several else []), "HPA, points", "difference", "per seed", "verdict"], claims
+            )
+        )
     if table["swaps"]:
         swaps = [
-            [x["judge"], x["row"], str(x["seed"]), _cell(x, "follow"), _cell(x, "order_follows", 100), str(x["pairs"])] for x in table["swaps"]
+            [x["judge"], x["row"], str(x["seed"]), _cell(x, "follow"), _cell(x, "order_follows", 100), str(x["pairs"])]
+            for x in table["swaps"]
         ]
         parts += [
-            markdown_table(["judge", "row", "seed", "score follows a swapped trace", "pair order follows, %", "pairs"], swaps),
+            markdown_table(
+                ["judge", "row", "seed", "score follows a swapped trace", "pair order follows, %", "pairs"], swaps
+            ),
             "1: the score is what the trace says, whatever the image; 0: the trace changes nothing. "
             "Where the order does not follow, reasoning and score disagree.",
         ]
@@ -125,15 +152,38 @@ def write_table(folder: RunFolder, table: dict) -> str:
 def _rows_table(rows: Sequence[dict], several: bool) -> str:
     timed = any("seconds_per_score" in row for row in rows)
     head = ["judge"] if several else []
-    head += ["", "HPA %", "per seed", "margin HPA %", "PLCC", "SRCC", "tokens", "minutes", *(["ms per score"] if timed else [])]
+    head += [
+        "",
+        "HPA %",
+        "per seed",
+        "margin HPA %",
+        "PLCC",
+        "SRCC",
+        "tokens",
+        "minutes",
+        *(["ms per score"] if timed else []),
+    ]
     lines = []
     for row in rows:
         pooled, per_seed = row["pooled"], list(dict.fromkeys(row["hpa_per_seed"].values()))
         seeds = " ".join(f"{100 * v:.1f}" for v in per_seed) if len(per_seed) > 1 else ""
-        cells = [row["row"], _cell(pooled, "hpa", 100), seeds, _cell(pooled, "margin_hpa", 100), _cell(pooled, "plcc"), _cell(pooled, "srcc")]
+        cells = [
+            row["row"],
+            _cell(pooled, "hpa", 100),
+            seeds,
+            _cell(pooled, "margin_hpa", 100),
+            _cell(pooled, "plcc"),
+            _cell(pooled, "srcc"),
+        ]
         cells += [f"{row['tokens_per_score']:.1f}", "" if row["minutes"] is None else f"{row['minutes']:.1f}"]
         cells += [f"{1000 * row['seconds_per_score']:.2f}" if "seconds_per_score" in row else ""] if timed else []
-        lines.append([*([row["judge"]] if several else []), *cells, *(_cell(row["dimensions"].get(d, {}), "hpa", 100, False) for d in DIMENSIONS)])
+        lines.append(
+            [
+                *([row["judge"]] if several else []),
+                *cells,
+                *(_cell(row["dimensions"].get(d, {}), "hpa", 100, False) for d in DIMENSIONS),
+            ]
+        )
     return markdown_table([*head, *DIMENSIONS], lines)
 
 
@@ -148,7 +198,9 @@ def _cell(entry: dict, key: str, scale: float = 1, interval: bool = True) -> str
     if entry.get(key) is None:
         return "-"
     digits, bounds = (1 if scale == 100 else 3), entry.get(f"{key}_ci") if interval else None
-    return f"{entry[key] * scale:.{digits}f}" + (f" [{bounds[0] * scale:.{digits}f}, {bounds[1] * scale:.{digits}f}]" if bounds else "")
+    return f"{entry[key] * scale:.{digits}f}" + (
+        f" [{bounds[0] * scale:.{digits}f}, {bounds[1] * scale:.{digits}f}]" if bounds else ""
+    )
 
 
 def mu_of(row: dict) -> Tensor:

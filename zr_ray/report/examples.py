@@ -14,9 +14,15 @@ from zr_ray.run.folder import RunFolder
 
 
 def write_examples(
-    run: RunFolder, method: str, judged: Judged, before: torch.Tensor | None, human: torch.Tensor, items: Sequence[AnnotatedImage],
-    known: Sequence[int], count: int,
-) -> None:  # fmt: skip
+    run: RunFolder,
+    method: str,
+    judged: Judged,
+    before: torch.Tensor | None,
+    human: torch.Tensor,
+    items: Sequence[AnnotatedImage],
+    known: Sequence[int],
+    count: int,
+) -> None:
     """Write examples/examples.json and its images (schema in report.py).
 
     Args: before: [I, D] mu of the untrained judge, or None. known: items whose reasoning this rank holds; `count` of them are taken,
@@ -37,7 +43,9 @@ def write_examples(
                 "reasoning": judged.reasoning[i][d],
                 "q": [round(float(p), 5) for p in judged.q[i, d]],
                 "mu": round(float(judged.mu[i, d]), 3),
-                "mu_before": round(float(before[i, d]), 3) if before is not None and bool(before[i, d].isfinite()) else None,
+                "mu_before": round(float(before[i, d]), 3)
+                if before is not None and bool(before[i, d].isfinite())
+                else None,
                 "human": round(float(human[i, d]), 3) if bool(human[i, d].isfinite()) else None,
                 "method": method,
             }

@@ -20,10 +20,10 @@ from pathlib import Path
 
 import yaml
 
-from zr_ray.run.observe import duration
-from zr_ray.report.tables import evaluation_sections
 from zr_ray.report.figures import agreement_chart, distribution_bars, reliability_charts, training_curves
+from zr_ray.report.tables import evaluation_sections
 from zr_ray.run.folder import CONFIG_FILE, RunFolder
+from zr_ray.run.observe import duration
 
 STYLE = Path(__file__).parents[1] / "assets" / "report.css"
 _LARGEST_IMAGE = 384
@@ -40,9 +40,13 @@ def write_report(run: RunFolder) -> Path:
     data = yaml.safe_load((run.path / CONFIG_FILE).read_text()).get("data", {}).get("path")
     source = f"Data: {data}." if data else "Data: the built-in rubric world; its images and annotators are simulated."
     sections = [
-        _headline(result, environment), _tables(result, source), evaluation_sections(result), _curves(metrics), _reliability(result),
+        _headline(result, environment),
+        _tables(result, source),
+        evaluation_sections(result),
+        _curves(metrics),
+        _reliability(result),
         _examples(examples, examples_file.parent),
-    ]  # fmt: skip
+    ]
     return run.write_text("report.html", page(f"{result['job']} {result['run_id']}", "".join(sections)))
 
 
@@ -93,7 +97,10 @@ def _with_difference(row: dict, baseline: dict, dimension: str) -> str:
 def _align(rows: list[list[str]]) -> str:
     widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
     lines = [
-        "  ".join([row[0].ljust(widths[0])] + [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]) for row in rows
+        "  ".join(
+            [row[0].ljust(widths[0])] + [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        )
+        for row in rows
     ]
     return "\n".join(line.rstrip() for line in [lines[0], "-" * len(lines[0]), *lines[1:]])
 
@@ -119,25 +126,41 @@ def _difference(agreement: dict, baseline: dict, is_baseline: bool, key: str = "
 
 def _headline(result: dict, environment: dict) -> str:
     first, last, ceiling = result["rows"][0], result["rows"][-1], result.get("noise_ceiling")
-    tiles = [("pooled HPA", f"{_number(last['pooled']['hpa'], 100)} %", f"{last['method']} {_interval(last['pooled'].get('hpa_ci'), 100)}")]
+    tiles = [
+        (
+            "pooled HPA",
+            f"{_number(last['pooled']['hpa'], 100)} %",
+            f"{last['method']} {_interval(last['pooled'].get('hpa_ci'), 100)}",
+        )
+    ]
     verdict = f"{last['method']}: pooled HPA {_number(last['pooled']['hpa'], 100)} %"
     if last is not first and (gain := _difference(last["pooled"], first["pooled"], False)):
         apart = _apart(first["pooled"].get("hpa_ci"), last["pooled"].get("hpa_ci"))
         verdict += f", {gain} points against {first['method']}"
-        tiles.append((f"against {first['method']}", f"{gain}", f"points; 95 % intervals {'do not overlap' if apart else 'overlap'}"))
+        tiles.append(
+            (
+                f"against {first['method']}",
+                f"{gain}",
+                f"points; 95 % intervals {'do not overlap' if apart else 'overlap'}",
+            )
+        )
     if ceiling and ceiling["pooled"]["hpa"] is not None and last["pooled"]["hpa"] is not None:
         gap = (ceiling["pooled"]["hpa"] - last["pooled"]["hpa"]) * 100
-        tiles.append(("noise ceiling", f"{_number(ceiling['pooled']['hpa'], 100)} %", f"{gap:.1f} points above {last['method']}"))
+        tiles.append(
+            ("noise ceiling", f"{_number(ceiling['pooled']['hpa'], 100)} %", f"{gap:.1f} points above {last['method']}")
+        )
     resumed = f", resumed {len(environment['resumed'])} times" if environment["resumed"] else ""
     tiles.append(("wall time", duration(result["wall_s"]), result["status"] + resumed))
     started = environment["started"]
     git, hardware = started["git"], started["hardware"]
     changed = " with uncommitted changes" if git["dirty"] is True else ""
     facts = [
-        f"run {result['run_id']}, started {started['time']}", f"git {git['commit'][:12]}{changed}",
-        f"{hardware['cores']} cores of {hardware['cpu']}, {hardware['memory_gib']} GiB" + "".join(f", {gpu}" for gpu in hardware["gpus"]),
+        f"run {result['run_id']}, started {started['time']}",
+        f"git {git['commit'][:12]}{changed}",
+        f"{hardware['cores']} cores of {hardware['cpu']}, {hardware['memory_gib']} GiB"
+        + "".join(f", {gpu}" for gpu in hardware["gpus"]),
         ", ".join(f"{name} {version}" for name, version in started["packages"].items()),
-    ]  # fmt: skip
+    ]
     tile_html = "".join(
         f'<div class="tile"><span class="soft">{escape(a)}</span><b>{escape(b)}</b><span class="soft">{escape(c)}</span></div>'
         for a, b, c in tiles
@@ -156,18 +179,31 @@ def _tables(result: dict, source: str) -> str:
     baseline = result["rows"][0]
     body = []
     for name, row in _named_rows(result):
-        cells = "".join(_cell(row["pooled"], baseline["pooled"], row is baseline, key, scale) for key, _, scale in _COLUMNS)
-        extra = f"<td>{_number(row.get('tokens_per_score'), 1, 1)}</td><td>{_number(row.get('malformed_frac'), 100)}</td>"
+        cells = "".join(
+            _cell(row["pooled"], baseline["pooled"], row is baseline, key, scale) for key, _, scale in _COLUMNS
+        )
+        extra = (
+            f"<td>{_number(row.get('tokens_per_score'), 1, 1)}</td><td>{_number(row.get('malformed_frac'), 100)}</td>"
+        )
         body.append(_table_row(name, cells + extra, row is result.get("noise_ceiling")))
-    head = "".join(f"<th>{title}</th>" for title in ["", *(title for _, title, _ in _COLUMNS), "tokens per score", "malformed, %"])
+    head = "".join(
+        f"<th>{title}</th>" for title in ["", *(title for _, title, _ in _COLUMNS), "tokens per score", "malformed, %"]
+    )
     dimensions = list(baseline["dimensions"])
     by_dimension = []
     for name, row in _named_rows(result):
-        cells = "".join(_cell(row["dimensions"].get(d, {}), baseline["dimensions"][d], row is baseline, "hpa", 100) for d in dimensions)
+        cells = "".join(
+            _cell(row["dimensions"].get(d, {}), baseline["dimensions"][d], row is baseline, "hpa", 100)
+            for d in dimensions
+        )
         by_dimension.append(_table_row(name, cells, row is result.get("noise_ceiling")))
     dimension_head = "<th>HPA, %</th>" + "".join(f"<th>{escape(d)}</th>" for d in dimensions)
     pooled = baseline["pooled"]
-    counted = f" {pooled['pairs']:,} pairs of {pooled['items']:,} scores." if pooled.get("pairs") and pooled.get("items") else ""
+    counted = (
+        f" {pooled['pairs']:,} pairs of {pooled['items']:,} scores."
+        if pooled.get("pairs") and pooled.get("items")
+        else ""
+    )
     return (
         f"<h2>Agreement with the annotators</h2><p class=soft>Under each value its 95 % bootstrap interval (resampling prompts) and the "
         f"difference to {escape(baseline['method'])}. The noise ceiling is what a judge that knows the true score would get.{counted} "
@@ -204,9 +240,7 @@ def _reliability(result: dict) -> str:
     figures = [f"<figure><h3>{escape(name)}</h3>{svg}</figure>" for name, svg in reliability_charts(result)]
     if not figures:
         return ""
-    explained = (
-        "Mean human score of questions with similar mu. On the dashed line the judge means what it says; a flat curve tells nothing."
-    )
+    explained = "Mean human score of questions with similar mu. On the dashed line the judge means what it says; a flat curve tells nothing."
     return f'<h2>Reliability</h2><p class="soft">{explained}</p><div class="figures">{"".join(figures)}</div>'
 
 
@@ -214,9 +248,7 @@ def _examples(examples: list[dict], folder: Path) -> str:
     if not examples:
         return ""
     cards = "".join(_example(example, folder) for example in examples)
-    explained = (
-        "Bars: the judge's distribution over the nine scores. Lines: its mean mu, mu before training (dashed), the human score (triangle)."
-    )
+    explained = "Bars: the judge's distribution over the nine scores. Lines: its mean mu, mu before training (dashed), the human score (triangle)."
     return f'<h2>Examples</h2><p class="soft">{explained}</p><div class="examples">{cards}</div>'
 
 

@@ -65,13 +65,24 @@ def write_student_card(run: RunFolder, data: Path) -> Path:
     code = _CODE.read_text()
     (run.judge / SNIPPET_FILE).write_text(code)
     card = _CARD.format(
-        run_id=run.run_id, teacher=teacher["folder"],
-        teacher_hash=teacher["sha256"], traces=_traces(label["traces"]),
+        run_id=run.run_id,
+        teacher=teacher["folder"],
+        teacher_hash=teacher["sha256"],
+        traces=_traces(label["traces"]),
         data=("the built-in rubric world, SIMULATED images and annotators" if simulated else f"`{data}`"),
-        items=result["distillation"]["items"], labels=_labels(section), steps=section["steps"], per_step=f"{section['items_per_step']} images in four dimensions",
-        lr=config["learner"]["lr"], seed=config["run"]["seed"], rows=_rows(result["rows"]), gap=_gap(result["teacher_gap"]),
-        snippet=SNIPPET_FILE, code=code, limits=_limits(simulated), config=(run.path / CONFIG_FILE).read_text(),
-    )  # fmt: skip
+        items=result["distillation"]["items"],
+        labels=_labels(section),
+        steps=section["steps"],
+        per_step=f"{section['items_per_step']} images in four dimensions",
+        lr=config["learner"]["lr"],
+        seed=config["run"]["seed"],
+        rows=_rows(result["rows"]),
+        gap=_gap(result["teacher_gap"]),
+        snippet=SNIPPET_FILE,
+        code=code,
+        limits=_limits(simulated),
+        config=(run.path / CONFIG_FILE).read_text(),
+    )
     path = run.judge / "README.md"
     path.write_text(card)
     return path
@@ -79,13 +90,17 @@ def write_student_card(run: RunFolder, data: Path) -> Path:
 
 def _traces(traces: int) -> str:
     return (
-        f"{traces} sampled reasoning trace(s) per question, distributions averaged" if traces else "one greedy reasoning trace per question"
+        f"{traces} sampled reasoning trace(s) per question, distributions averaged"
+        if traces
+        else "one greedy reasoning trace per question"
     )
 
 
 def _labels(section: dict) -> str:
     if section["label_weight"] > 0:
-        return f"Human scores are mixed into the targets with weight {section['label_weight']:g} where an image has one."
+        return (
+            f"Human scores are mixed into the targets with weight {section['label_weight']:g} where an image has one."
+        )
     return "Human scores of the training images are not used."
 
 
@@ -123,7 +138,14 @@ def _gap(gap: dict) -> str:
     lines = [["", "mu gap", "bias", "KL", "PLCC", "turned over %"]]
     for name, entry in [("pooled", gap["pooled"]), *gap["dimensions"].items()]:
         lines.append(
-            [name, _cell(entry, "mu_gap"), _cell(entry, "mu_bias"), _cell(entry, "kl"), _cell(entry, "plcc"), _cell(entry, "flips", 100)]
+            [
+                name,
+                _cell(entry, "mu_gap"),
+                _cell(entry, "mu_bias"),
+                _cell(entry, "kl"),
+                _cell(entry, "plcc"),
+                _cell(entry, "flips", 100),
+            ]
         )
     return _markdown(lines)
 

@@ -11,17 +11,29 @@ from html import escape
 from zr_ray.report.figures import _SOFT, SERIES, _canvas, _legend, _svg
 
 AGREEMENT = (
-    ("hpa", "HPA %", 100), ("margin_hpa", "margin HPA %", 100), ("tie_accuracy", "with ties %", 100), ("plcc", "PLCC", 1),
-    ("plcc_logistic", "PLCC logistic", 1), ("srcc", "SRCC", 1), ("krcc", "KRCC", 1),
-)  # fmt: skip
+    ("hpa", "HPA %", 100),
+    ("margin_hpa", "margin HPA %", 100),
+    ("tie_accuracy", "with ties %", 100),
+    ("plcc", "PLCC", 1),
+    ("plcc_logistic", "PLCC logistic", 1),
+    ("srcc", "SRCC", 1),
+    ("krcc", "KRCC", 1),
+)
 """(key of a "pooled" or dimension entry, column title, factor)."""
 DISTRIBUTION = (
-    ("nll", "NLL, nats", 1), ("crps", "CRPS, points", 1), ("win_ece", "ECE of P(a>b)", 1), ("win_ece_votes", "ECE, single votes", 1),
-    ("entropy", "entropy, nats", 1), ("outside_mass", "mass outside", 1),
-)  # fmt: skip
+    ("nll", "NLL, nats", 1),
+    ("crps", "CRPS, points", 1),
+    ("win_ece", "ECE of P(a>b)", 1),
+    ("win_ece_votes", "ECE, single votes", 1),
+    ("entropy", "entropy, nats", 1),
+    ("outside_mass", "mass outside", 1),
+)
 SWAP = (
-    ("follow", "follow", 1), ("order_follows", "order follows %", 100), ("trace_effect", "trace effect", 1), ("image_effect", "image effect", 1),
-)  # fmt: skip
+    ("follow", "follow", 1),
+    ("order_follows", "order follows %", 100),
+    ("trace_effect", "trace effect", 1),
+    ("image_effect", "image effect", 1),
+)
 
 EXPLAINED = (
     "HPA: untied same-prompt pairs ranked as the annotators rank them, a predicted tie is wrong; with ties: all pairs, the tie threshold "
@@ -45,7 +57,8 @@ def markdown_tables(result: dict) -> str:
         EXPLAINED,
         "## Agreement, all dimensions",
         markdown_table(
-            ["", *_titles(AGREEMENT), *_titles(costs)], [_cells(n, r["pooled"], AGREEMENT, r, costs) for n, r in rows + ceiling]
+            ["", *_titles(AGREEMENT), *_titles(costs)],
+            [_cells(n, r["pooled"], AGREEMENT, r, costs) for n, r in rows + ceiling],
         ),
         "## Distributions, all dimensions",
         markdown_table(["", *_titles(DISTRIBUTION)], [_cells(n, r["pooled"], DISTRIBUTION) for n, r in rows]),
@@ -54,14 +67,20 @@ def markdown_tables(result: dict) -> str:
         lines = [_cells(n, r["dimensions"].get(dimension, {}), AGREEMENT + DISTRIBUTION) for n, r in rows + ceiling]
         parts += [f"## {dimension.capitalize()}", markdown_table(["", *_titles(AGREEMENT + DISTRIBUTION)], lines)]
     if result.get("swap"):
-        parts += ["## Swapped reasoning traces", SWAP_EXPLAINED, markdown_table(["", *_titles(SWAP), "pairs"], _swap_lines(result["swap"]))]
+        parts += [
+            "## Swapped reasoning traces",
+            SWAP_EXPLAINED,
+            markdown_table(["", *_titles(SWAP), "pairs"], _swap_lines(result["swap"])),
+        ]
     return "\n\n".join(parts) + "\n"
 
 
 def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """A Markdown table, first column left, the rest right."""
     rule = ["---", *["---:"] * (len(header) - 1)]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in [header, rule, *lines])
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in [header, rule, *lines]
+    )
 
 
 def evaluation_sections(result: dict) -> str:
@@ -71,10 +90,14 @@ def evaluation_sections(result: dict) -> str:
         return ""
     parts = ["<h2>Distributions</h2>", f'<p class="soft">{escape(EXPLAINED)}</p>']
     further = AGREEMENT[2:3] + AGREEMENT[4:5] + AGREEMENT[6:] + DISTRIBUTION
-    parts.append(html_table(["", *_titles(further)], [_cells(name, row["pooled"], further, html=True) for name, row in rows]))
+    parts.append(
+        html_table(["", *_titles(further)], [_cells(name, row["pooled"], further, html=True) for name, row in rows])
+    )
     curve = scaling_curve(result)
     if curve:
-        parts.append(f'<h2>More samples</h2><div class="figures">{"".join(f"<figure>{svg}</figure>" for svg in curve)}</div>')
+        parts.append(
+            f'<h2>More samples</h2><div class="figures">{"".join(f"<figure>{svg}</figure>" for svg in curve)}</div>'
+        )
     if result.get("swap"):
         table = html_table(["", *_titles(SWAP), "pairs"], _swap_lines(result["swap"], html=True))
         parts.append(f'<h2>Swapped reasoning traces</h2><p class="soft">{escape(SWAP_EXPLAINED)}</p>{table}')
@@ -84,7 +107,9 @@ def evaluation_sections(result: dict) -> str:
 def html_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """A table of the report; the first cell of a line is escaped, the others are HTML."""
     head = "".join(f"<th>{escape(title)}</th>" for title in header)
-    body = "".join(f"<tr><td>{escape(line[0])}</td>{''.join(f'<td>{cell}</td>' for cell in line[1:])}</tr>" for line in lines)
+    body = "".join(
+        f"<tr><td>{escape(line[0])}</td>{''.join(f'<td>{cell}</td>' for cell in line[1:])}</tr>" for line in lines
+    )
     return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
 
 
@@ -95,13 +120,21 @@ def scaling_curve(result: dict) -> list[str]:
         return []
     charts = []
     for key, title, scale in (("hpa", "HPA, %", 100), ("plcc", "PLCC", 1)):
-        points = [(row["samples"], *_scaled(row["pooled"], key, scale)) for row in rows if row["pooled"][key] is not None]
-        charts.append(line_chart({"mean of n": points}, "traces averaged", title, f"{title} over traces averaged", log_x=True))
+        points = [
+            (row["samples"], *_scaled(row["pooled"], key, scale)) for row in rows if row["pooled"][key] is not None
+        ]
+        charts.append(
+            line_chart({"mean of n": points}, "traces averaged", title, f"{title} over traces averaged", log_x=True)
+        )
     return charts
 
 
 def line_chart(
-    series: dict[str, Sequence[tuple[float, float, float | None, float | None]]], x_label: str, y_label: str, name: str, log_x: bool = False
+    series: dict[str, Sequence[tuple[float, float, float | None, float | None]]],
+    x_label: str,
+    y_label: str,
+    name: str,
+    log_x: bool = False,
 ) -> str:
     """Curves as SVG in the page's colours. series: label -> points (x, y, low, high); low and high, if known, are drawn as a band."""
     figure, axes = _canvas()
@@ -122,7 +155,9 @@ def line_chart(
     return _svg(figure, name)
 
 
-def interval_text(value: float | None, bounds: Sequence[float] | None, scale: float = 1, html: bool = False, sign: bool = False) -> str:
+def interval_text(
+    value: float | None, bounds: Sequence[float] | None, scale: float = 1, html: bool = False, sign: bool = False
+) -> str:
     """`81.4 [79.0, 83.7]`; three digits behind the point unless scaled to per cent."""
     if value is None:
         return "-"
@@ -130,7 +165,9 @@ def interval_text(value: float | None, bounds: Sequence[float] | None, scale: fl
     text = f"{value * scale:{'+' if sign else ''}.{digits}f}"
     if bounds is None:
         return text
-    within = f"[{bounds[0] * scale:{'+' if sign else ''}.{digits}f}, {bounds[1] * scale:{'+' if sign else ''}.{digits}f}]"
+    within = (
+        f"[{bounds[0] * scale:{'+' if sign else ''}.{digits}f}, {bounds[1] * scale:{'+' if sign else ''}.{digits}f}]"
+    )
     return f"{text}<small>{within}</small>" if html else f"{text} {within}"
 
 

@@ -112,11 +112,15 @@ def verify_checkpoint(path: Path) -> None:
     present = set(_files(path)) - {MANIFEST}
     if present != set(files):
         missing, foreign = sorted(set(files) - present), sorted(present - set(files))
-        raise CheckpointError(f"{path}: missing files {missing}, files that do not belong to it {foreign}; use an earlier checkpoint")
+        raise CheckpointError(
+            f"{path}: missing files {missing}, files that do not belong to it {foreign}; use an earlier checkpoint"
+        )
     with ThreadPoolExecutor(4) as pool:
         for name, found in zip(files, pool.map(lambda name: _digest(path / name), files), strict=True):
             if found != files[name]:
-                raise CheckpointError(f"{path / name} is not what was saved: wanted {files[name]}, got {found}; use an earlier one")
+                raise CheckpointError(
+                    f"{path / name} is not what was saved: wanted {files[name]}, got {found}; use an earlier one"
+                )
 
 
 def gate_deepspeed_files(path: Path) -> int:
@@ -159,7 +163,9 @@ def _step_of(path: Path) -> int:
 
 def _steps(parent: Path) -> list[tuple[int, Path]]:
     """(step, folder), newest first."""
-    found = [(_step_of(path), path) for path in parent.glob("step_*") if _STEP_FOLDER.fullmatch(path.name) and path.is_dir()]
+    found = [
+        (_step_of(path), path) for path in parent.glob("step_*") if _STEP_FOLDER.fullmatch(path.name) and path.is_dir()
+    ]
     return sorted(found, reverse=True)
 
 

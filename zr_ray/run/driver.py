@@ -20,18 +20,26 @@ from pathlib import Path
 from zr_ray.config.loader import dump_yaml, load_config, schema_help
 from zr_ray.errors import ZrRayError
 from zr_ray.loops.journal import PROGRESS_FILE
-from zr_ray.run.observe import say
 from zr_ray.run.folder import RunFolder
+from zr_ray.run.observe import say
 
 
 def arguments(doc: str, config_class: type, argv: list[str] | None = None) -> argparse.Namespace:
     """--config, --dry-run, --resume and dotted overrides; --help prints every configuration key."""
     parser = argparse.ArgumentParser(
-        description=doc, epilog="configuration keys:\n\n" + schema_help(config_class), formatter_class=argparse.RawDescriptionHelpFormatter
+        description=doc,
+        epilog="configuration keys:\n\n" + schema_help(config_class),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", type=Path, help="YAML file; keys that it leaves out keep their defaults")
-    parser.add_argument("--dry-run", action="store_true", help="check everything that can be checked without Ray, print the plan and stop")
-    parser.add_argument("--resume", nargs="?", const="latest", metavar="RUN", help="continue the newest run, or this run id or folder")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check everything that can be checked without Ray, print the plan and stop",
+    )
+    parser.add_argument(
+        "--resume", nargs="?", const="latest", metavar="RUN", help="continue the newest run, or this run id or folder"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example gdso.steps=20 learner.lr=1e-4")
     return parser.parse_args(argv)
 
@@ -59,7 +67,11 @@ def run_job(main: Callable[[], None]) -> int:
             print(f"error: {cause}", file=sys.stderr, flush=True)
             return 1
         traceback.print_exc()
-        print(f"error: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}; continue with --resume once it is fixed", file=sys.stderr, flush=True)
+        print(
+            f"error: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}; continue with --resume once it is fixed",
+            file=sys.stderr,
+            flush=True,
+        )
         return 1
 
 

@@ -24,8 +24,8 @@ import time
 from pathlib import Path
 
 from zr_ray.config.loader import differing_keys, dump_yaml, load_config
-from zr_ray.run.environment import checkout, describe_environment
 from zr_ray.errors import CheckpointError, ConfigError
+from zr_ray.run.environment import checkout, describe_environment
 from zr_ray.run.result import check_result
 
 CONFIG_FILE = "config.resolved.yaml"
@@ -68,7 +68,9 @@ class RunFolder:
                 f"run folder {run.path} already exists; choose another run.name, or continue it with run.resume={run.path}"
             ) from None
         except OSError as error:
-            raise ConfigError(f"cannot make run folder {run.path}: {error.strerror}; set run.root to a writable shared folder") from None
+            raise ConfigError(
+                f"cannot make run folder {run.path}: {error.strerror}; set run.root to a writable shared folder"
+            ) from None
         run.write_text(CONFIG_FILE, dump_yaml(config))
         run.write_json("environment.json", {"started": describe_environment(), "resumed": []})
         _point_latest(root, run_id)
@@ -121,7 +123,9 @@ class RunFolder:
         if self._last_step is None:
             self.rewind_metrics(2**63)  # nothing but a torn last line is dropped
         if step <= self._last_step:
-            raise ValueError(f"metrics of step {step} must come after step {self._last_step}, the last one in {self.path / METRICS_FILE}")
+            raise ValueError(
+                f"metrics of step {step} must come after step {self._last_step}, the last one in {self.path / METRICS_FILE}"
+            )
         line = json.dumps({"step": step} | {name: _finite(float(value)) for name, value in values.items()}) + "\n"
         with open(self.path / METRICS_FILE, "a") as file:
             file.write(line)
@@ -153,7 +157,9 @@ class RunFolder:
         try:
             return json.loads((self.path / RESULT_FILE).read_text())
         except FileNotFoundError:
-            raise CheckpointError(f"{self.path} has no {RESULT_FILE}: the run did not end; continue it: run.resume={self.path}") from None
+            raise CheckpointError(
+                f"{self.path} has no {RESULT_FILE}: the run did not end; continue it: run.resume={self.path}"
+            ) from None
 
     def write_json(self, name: str, value) -> Path:
         """Atomic JSON file below the run folder; non-finite numbers become null."""
@@ -183,7 +189,9 @@ def default_root() -> Path:
         return home / "runs"
     if root := os.environ.get("ZR_RUNS"):
         return Path(root).absolute()
-    raise ConfigError("no place for the run folder: set run.root (or ZR_RUNS in the environment) to an absolute folder all nodes share")
+    raise ConfigError(
+        "no place for the run folder: set run.root (or ZR_RUNS in the environment) to an absolute folder all nodes share"
+    )
 
 
 def find_run(resume: Path | str, root: Path | None) -> Path:
@@ -193,19 +201,27 @@ def find_run(resume: Path | str, root: Path | None) -> Path:
     root = default_root() if root is None else Path(root)
     path = root / resume
     if not path.is_dir():
-        raise CheckpointError(f"nothing to resume: {path} does not exist; start without run.resume, or name one of the folders in {root}")
+        raise CheckpointError(
+            f"nothing to resume: {path} does not exist; start without run.resume, or name one of the folders in {root}"
+        )
     return path.resolve()
 
 
 def _check_resumable(path: Path, config) -> None:
     path = Path(path).resolve()
     if not (path / CONFIG_FILE).is_file():
-        raise CheckpointError(f"{path} is no run folder: it has no {CONFIG_FILE}; point run.resume at a folder under run.root")
+        raise CheckpointError(
+            f"{path} is no run folder: it has no {CONFIG_FILE}; point run.resume at a folder under run.root"
+        )
     try:
         stored = load_config(type(config), path / CONFIG_FILE, [])
     except ConfigError as error:
-        raise CheckpointError(f"{path} comes from another version of zr_ray, its configuration does not load: {error}") from None
-    differing = [key for key in differing_keys(stored, config) if not (key.startswith("run.") or key.endswith("deadline_s"))]
+        raise CheckpointError(
+            f"{path} comes from another version of zr_ray, its configuration does not load: {error}"
+        ) from None
+    differing = [
+        key for key in differing_keys(stored, config) if not (key.startswith("run.") or key.endswith("deadline_s"))
+    ]
     if differing:
         was, now = (_values(model, differing) for model in (stored, config))
         changes = ", ".join(f"{key} was {was[key]}, now {now[key]}" for key in differing)

@@ -161,7 +161,9 @@ def wait_for(refs, deadline_s: float, what: str, every_s: float = 30.0):
             )
         if time.monotonic() - said >= every_s:
             said = time.monotonic()
-            say(f"waiting for {what}: {len(pending)} of {len(refs)} pending after {duration(waited)} (deadline {duration(deadline_s)})")
+            say(
+                f"waiting for {what}: {len(pending)} of {len(refs)} pending after {duration(waited)} (deadline {duration(deadline_s)})"
+            )
         timeout = max(0.01, min(every_s, deadline_s - waited))
         ready, _ = ray.wait(pending, num_returns=1, timeout=timeout)
         values |= {ref: ray.get(ref) for ref in ready}

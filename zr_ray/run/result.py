@@ -24,9 +24,13 @@ class _Open(BaseModel):
 class Agreement(_Open):
     """How well one judge agrees with the human scores, in one dimension or pooled over all (method section 6)."""
 
-    hpa: Rate | None = Field(description="share of untied same-prompt pairs ranked as the annotators do; a predicted tie is wrong")
+    hpa: Rate | None = Field(
+        description="share of untied same-prompt pairs ranked as the annotators do; a predicted tie is wrong"
+    )
     hpa_ci: RateInterval | None = Field(None, description="bootstrap 95 % interval, resampling prompts: [low, high]")
-    margin_hpa: Rate | None = Field(description="HPA over pairs whose human scores differ by more than 0.5 rubric points")
+    margin_hpa: Rate | None = Field(
+        description="HPA over pairs whose human scores differ by more than 0.5 rubric points"
+    )
     margin_hpa_ci: RateInterval | None = Field(None, description="bootstrap 95 % interval")
     plcc: Correlation | None = Field(description="Pearson correlation of mu with the aggregated human score")
     plcc_ci: CorrelationInterval | None = Field(None, description="bootstrap 95 % interval")
@@ -65,9 +69,13 @@ class Result(_Open):
     job: str
     run_id: str
     status: Literal["SUCCEEDED", "FAILED", "STOPPED"]
-    wall_s: float = Field(ge=0, description="seconds from the first line of the job log to the result, all attempts together")
+    wall_s: float = Field(
+        ge=0, description="seconds from the first line of the job log to the result, all attempts together"
+    )
     rows: list[Row] = Field(min_length=1)
-    noise_ceiling: Scores | None = Field(None, description="what a judge that knows the true score would get; null when unknown")
+    noise_ceiling: Scores | None = Field(
+        None, description="what a judge that knows the true score would get; null when unknown"
+    )
 
 
 def check_result(result: dict) -> None:

@@ -39,5 +39,9 @@ class AnswerCache:
 def _key(item) -> str:
     """What an answer depends on: pixels, prompt, dimensions, and for gradients weights and risk."""
     image = item.image
-    pixels = f"{hashlib.sha256(image.tobytes()).hexdigest()}{image.dtype}{image.shape}" if isinstance(image, np.ndarray) else repr(image)
+    pixels = (
+        f"{hashlib.sha256(image.tobytes()).hexdigest()}{image.dtype}{image.shape}"
+        if isinstance(image, np.ndarray)
+        else repr(image)
+    )
     return f"{pixels}\0{item.prompt!r}\0{item.dimensions}\0{item.weights}\0{item.risk}"

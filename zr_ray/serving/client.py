@@ -65,12 +65,24 @@ class RewardClient:
     and `close` do so earlier."""
 
     def __init__(
-        self, target: str, token: str | None = None, judge: str = "student", dimensions: Sequence[str] = DIMENSIONS,
-        items_per_request: int = 16, max_in_flight: int = 8, deadline_s: float = 120.0, attempts: int = 40,
-    ) -> None:  # fmt: skip
+        self,
+        target: str,
+        token: str | None = None,
+        judge: str = "student",
+        dimensions: Sequence[str] = DIMENSIONS,
+        items_per_request: int = 16,
+        max_in_flight: int = 8,
+        deadline_s: float = 120.0,
+        attempts: int = 40,
+    ) -> None:
         """target: URL of the service with its route, or the name of a Serve application. token: bearer token (default: the
         environment's ZR_REWARD_TOKEN, for URLs). dimensions: the D axis. deadline_s: of one request with all its attempts."""
-        self.dimensions, self._items, self._deadline_s, self._attempts = tuple(dimensions), items_per_request, deadline_s, attempts
+        self.dimensions, self._items, self._deadline_s, self._attempts = (
+            tuple(dimensions),
+            items_per_request,
+            deadline_s,
+            attempts,
+        )
         self.counters: Counter[str] = Counter()
         """requests, answered, failed, and repeated/<reason>."""
         self._loop = asyncio.new_event_loop()
@@ -90,28 +102,45 @@ class RewardClient:
         """Score distributions.   Raises: RewardError if the request is wrong as a whole, DeadlineError, OverloadError."""
         return self._wait(self._ask(images, prompts, dimensions))
 
-    async def score_async(self, images: Images, prompts: Sequence[str], dimensions: Sequence[str] | None = None) -> Scores:
+    async def score_async(
+        self, images: Images, prompts: Sequence[str], dimensions: Sequence[str] | None = None
+    ) -> Scores:
         """`score` for callers with an event loop of their own."""
         return await self._from_any_loop(self._ask(images, prompts, dimensions))
 
     def score_and_grad(
-        self, images: Images, prompts: Sequence[str], weights: Tensor | None = None, risk: float = 0.0,
+        self,
+        images: Images,
+        prompts: Sequence[str],
+        weights: Tensor | None = None,
+        risk: float = 0.0,
         dimensions: Sequence[str] | None = None,
-    ) -> Scores:  # fmt: skip
+    ) -> Scores:
         """The same with R = sum_d w_d (mu_d - k sigma_d) and dR/dimages. weights: [D] or [B, D]; None: 1/D each. risk: k."""
         return self._wait(self._ask(images, prompts, dimensions, self._weights(weights, dimensions), risk))
 
     async def score_and_grad_async(
-        self, images: Images, prompts: Sequence[str], weights: Tensor | None = None, risk: float = 0.0,
+        self,
+        images: Images,
+        prompts: Sequence[str],
+        weights: Tensor | None = None,
+        risk: float = 0.0,
         dimensions: Sequence[str] | None = None,
-    ) -> Scores:  # fmt: skip
+    ) -> Scores:
         """`score_and_grad` for callers with an event loop of their own."""
-        return await self._from_any_loop(self._ask(images, prompts, dimensions, self._weights(weights, dimensions), risk))
+        return await self._from_any_loop(
+            self._ask(images, prompts, dimensions, self._weights(weights, dimensions), risk)
+        )
 
     def reward(
-        self, images: Tensor, prompts: Sequence[str], weights: Tensor | None = None, risk: float = 0.0,
-        dimensions: Sequence[str] | None = None, allow_failed: bool = False,
-    ) -> Tensor:  # fmt: skip
+        self,
+        images: Tensor,
+        prompts: Sequence[str],
+        weights: Tensor | None = None,
+        risk: float = 0.0,
+        dimensions: Sequence[str] | None = None,
+        allow_failed: bool = False,
+    ) -> Tensor:
         """[B] R, with a backward that puts the served gradient into `images` (float [B, 3, H, W] on any device).
 
         allow_failed: items that cannot be scored are nan, and their gradient is nan unless nothing downstream depends on them; otherwise
@@ -120,7 +149,9 @@ class RewardClient:
             return _ServedReward.apply(images, self, tuple(prompts), weights, risk, dimensions, allow_failed)
         scores = self.score(images, prompts, dimensions)
         _refuse_failed(scores, allow_failed)
-        value = torch.from_numpy(self._weights(weights, dimensions)) * (scores.mu.double() - risk * scores.sigma.double())
+        value = torch.from_numpy(self._weights(weights, dimensions)) * (
+            scores.mu.double() - risk * scores.sigma.double()
+        )
         return value.sum(-1).to(images if images.is_floating_point() else torch.float32)
 
     def close(self) -> None:
@@ -137,7 +168,9 @@ class RewardClient:
 
     def _weights(self, weights: Tensor | None, dimensions: Sequence[str] | None) -> np.ndarray:
         count = len(dimensions or self.dimensions)
-        return np.full(count, 1 / count) if weights is None else torch.as_tensor(weights).detach().cpu().double().numpy()
+        return (
+            np.full(count, 1 / count) if weights is None else torch.as_tensor(weights).detach().cpu().double().numpy()
+        )
 
     async def _ask(self, images, prompts, dimensions, weights: np.ndarray | None = None, risk: float = 0.0) -> Scores:
         if len(images) != len(prompts) or not len(prompts):
@@ -148,7 +181,9 @@ class RewardClient:
             part = slice(start, start + self._items)
             own = weights[part] if weights is not None and weights.ndim == 2 else weights
             named = tuple(dimensions or self.dimensions)
-            requests.append(RewardRequest(arrays[part], tuple(prompts[part]), named, own, float(risk), uuid.uuid4().hex))
+            requests.append(
+                RewardRequest(arrays[part], tuple(prompts[part]), named, own, float(risk), uuid.uuid4().hex)
+            )
         tasks = [asyncio.ensure_future(self._send(request)) for request in requests]
         try:
             return _joined(await asyncio.gather(*tasks), arrays)
@@ -168,7 +203,9 @@ class RewardClient:
             finally:
                 self.counters.update({f"repeated/{reason}": count for reason, count in retry.repeated.items()})
             if reply.request_id != request.request_id:
-                raise RewardError(f"the reply must carry request id {request.request_id}, got {reply.request_id}; report this")
+                raise RewardError(
+                    f"the reply must carry request id {request.request_id}, got {reply.request_id}; report this"
+                )
             self.counters["answered"] += 1
             return reply
 
@@ -215,7 +252,9 @@ class _ServedReward(torch.autograd.Function):
 def _refuse_failed(scores: Scores, allow_failed: bool) -> None:
     bad = [f"{i}: {s} ({r})" for i, (s, r) in enumerate(zip(scores.status, scores.reason, strict=True)) if s != "ok"]
     if bad and not allow_failed:
-        raise RewardError(f"{len(bad)} of {len(scores.status)} items were not scored: {'; '.join(bad[:3])}; correct them, or allow_failed=True")
+        raise RewardError(
+            f"{len(bad)} of {len(scores.status)} items were not scored: {'; '.join(bad[:3])}; correct them, or allow_failed=True"
+        )
 
 
 def _arrays(images: Images) -> np.ndarray | tuple[np.ndarray, ...]:
@@ -230,7 +269,10 @@ def _array(image: Tensor) -> np.ndarray:
 
 
 def _joined(replies: Sequence[RewardReply], images) -> Scores:
-    columns = {name: torch.from_numpy(np.concatenate([getattr(r, name) for r in replies])) for name in ("q", "mu", "sigma", "entropy", "outside")}
+    columns = {
+        name: torch.from_numpy(np.concatenate([getattr(r, name) for r in replies]))
+        for name in ("q", "mu", "sigma", "entropy", "outside")
+    }
     gradient = {}
     if replies[0].reward is not None:
         pairs = [(g, s) for r in replies for g, s in zip(r.gradients, r.scale, strict=True)]

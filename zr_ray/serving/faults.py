@@ -20,9 +20,17 @@ from zr_ray.serving.client import RewardClient, Scores
 
 
 def fault_run(
-    target: str, app: str, right: Scores, images: Tensor, prompts: list[str], callers: int, seconds: float, every_s: float, token: str | None = None,
+    target: str,
+    app: str,
+    right: Scores,
+    images: Tensor,
+    prompts: list[str],
+    callers: int,
+    seconds: float,
+    every_s: float,
+    token: str | None = None,
     seed: int = 0,
-) -> Counter:  # fmt: skip
+) -> Counter:
     """Counters of a run: sent, answered, lost, wrong, zero, errors, replicas_killed, and the client's repeated/<reason>.
 
     Each of `callers` threads asks for the images' scores again and again; every `every_s` seconds one random replica of any deployment of
@@ -42,7 +50,9 @@ def fault_run(
                     counts["errors"] += 1
                     counts[f"error/{type(error).__name__}"] += 1
                 continue
-            off = (got.mu - right.mu[part]).abs().max() if all(s == "ok" for s in got.status) else torch.tensor(torch.inf)
+            off = (
+                (got.mu - right.mu[part]).abs().max() if all(s == "ok" for s in got.status) else torch.tensor(torch.inf)
+            )
             with lock:
                 counts["answered"] += 1
                 counts["wrong"] += int(not off <= 1e-4)
@@ -58,7 +68,9 @@ def fault_run(
                 counts["replicas_killed"] += 1
 
     with RewardClient(target, token, max_in_flight=callers, deadline_s=120, attempts=1000) as client:
-        threads = [threading.Thread(target=caller, args=(i, client)) for i in range(callers)] + [threading.Thread(target=killer)]
+        threads = [threading.Thread(target=caller, args=(i, client)) for i in range(callers)] + [
+            threading.Thread(target=killer)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:

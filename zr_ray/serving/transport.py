@@ -42,14 +42,19 @@ class HttpTransport:
         import aiohttp
 
         if self._session is None:
-            self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=self._connections), timeout=aiohttp.ClientTimeout(None))
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=self._connections), timeout=aiohttp.ClientTimeout(None)
+            )
         path = "score" if request.weights is None else "score_and_grad"
         body = await asyncio.get_running_loop().run_in_executor(None, wire.request_safetensors, request)
         try:
             async with self._session.post(
-                f"{self._url}/v1/{path}", params={"judge": self._judge}, data=body, allow_redirects=False,
+                f"{self._url}/v1/{path}",
+                params={"judge": self._judge},
+                data=body,
+                allow_redirects=False,
                 headers=self._headers | {"X-Request-Id": request.request_id},
-            ) as response:  # fmt: skip
+            ) as response:
                 content = await response.read()
         except aiohttp.ClientConnectionError as error:
             raise TryAgain("connection") from error

@@ -19,6 +19,8 @@ _shim = importlib.util.spec_from_file_location("_zr_ray_torchvision_shim", _here
 _run("_zr_ray_torchvision_shim", _shim)
 sys.modules["_zr_ray_torchvision_shim"].install()
 
-_next = importlib.machinery.PathFinder.find_spec("sitecustomize", [p for p in sys.path if Path(p or ".").resolve() != _here])
+_next = importlib.machinery.PathFinder.find_spec(
+    "sitecustomize", [p for p in sys.path if Path(p or ".").resolve() != _here]
+)
 if _next is not None:
     _run("_hidden_sitecustomize", _next)

@@ -53,10 +53,14 @@ class Learner:
 
         deepspeed.init_distributed("nccl" if config.gpus > 0 else "gloo", auto_mpi_discovery=False)
         self.rank, self.world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        module, self.text, self.packer = load_packed_judge(self.judge, torch.float32 if config.dtype == "float32" else torch.bfloat16)
+        module, self.text, self.packer = load_packed_judge(
+            self.judge, torch.float32 if config.dtype == "float32" else torch.bfloat16
+        )
         trainable = _freeze(module, config.freeze)
         self.reference = copy.deepcopy(module).requires_grad_(False).eval().to(self.device) if keep_reference else None
-        optimizer = torch.optim.AdamW(trainable, lr=config.lr, betas=tuple(config.betas), weight_decay=config.weight_decay, foreach=True)
+        optimizer = torch.optim.AdamW(
+            trainable, lr=config.lr, betas=tuple(config.betas), weight_decay=config.weight_decay, foreach=True
+        )
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=module, optimizer=optimizer, config=_deepspeed_config(config), dist_init_required=False
         )
@@ -69,7 +73,9 @@ class Learner:
         lengths = [max(self.packer.length(row, self.packer.image_tokens(row.image)) for row in unit) for unit in units]
         rows = [sum(self.packer.sequences(row) for row in unit) for unit in units]
         order = sorted(range(len(units)), key=lambda i: (-lengths[i], i))
-        ends = cheapest_batches([lengths[i] for i in order], [rows[i] for i in order], self.config.max_tokens_per_microbatch)
+        ends = cheapest_batches(
+            [lengths[i] for i in order], [rows[i] for i in order], self.config.max_tokens_per_microbatch
+        )
         return [order[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
     @torch.no_grad()
@@ -95,7 +101,9 @@ class Learner:
                     features = self.reference.image_features(packed) if self.engine.module.tower_is_frozen else None
                     reference = self.reference(packed, features).logprobs
             loss, metrics = objective(self.engine(packed, features), indices, reference)
-            padding_round = i >= len(batches)  # another rank has more micro-batches; take part in its collectives with zero weight
+            padding_round = i >= len(
+                batches
+            )  # another rank has more micro-batches; take part in its collectives with zero weight
             self.engine.backward(loss * (0.0 if padding_round else float(self.world)), scale_wrt_gas=False)
             if not padding_round:
                 tokens += int((packed.position_ids[0] > 0).sum())
@@ -154,7 +162,10 @@ class Learner:
         if self.reference is not None and self.rank == 0:
             from safetensors.torch import save_file
 
-            save_file({n: p.detach().cpu().contiguous() for n, p in self.reference.named_parameters()}, folder / "reference.safetensors")
+            save_file(
+                {n: p.detach().cpu().contiguous() for n, p in self.reference.named_parameters()},
+                folder / "reference.safetensors",
+            )
         self.barrier()
 
     def load(self, folder: Path) -> dict:
@@ -177,7 +188,11 @@ class Learner:
         if self.rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
             for source in self.judge.iterdir():
-                if source.is_file() and source.suffix not in (".safetensors", ".bin", ".md") and not source.name.endswith(".index.json"):
+                if (
+                    source.is_file()
+                    and source.suffix not in (".safetensors", ".bin", ".md")
+                    and not source.name.endswith(".index.json")
+                ):
                     shutil.copy2(source, folder / source.name)
             self.engine.module.model.save_pretrained(folder, state_dict=weights)
         self.barrier()
@@ -214,7 +229,13 @@ def cheapest_batches(lengths: Sequence[int], rows: Sequence[int], limit: int) ->
 
 def _prepare_process(config: LearnerSection) -> None:
     """Environment DeepSpeed reads; defaults make a single process outside Ray Train a world of one."""
-    defaults = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    defaults = {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(_free_port()),
+    }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     if config.gpus == 0:
@@ -235,7 +256,9 @@ def _freeze(module, prefixes: Sequence[str]) -> list[Tensor]:
         matched = [p for n, p in module.model.named_parameters() if n.startswith(prefix)]
         if not matched:
             tops = sorted({".".join(n.split(".")[:2]) for n, _ in module.model.named_parameters()})
-            raise ConfigError(f"learner.freeze: no parameter name starts with {prefix!r}; names start with {', '.join(tops)}")
+            raise ConfigError(
+                f"learner.freeze: no parameter name starts with {prefix!r}; names start with {', '.join(tops)}"
+            )
         for parameter in matched:
             parameter.requires_grad_(False)
     trainable = [p for p in module.parameters() if p.requires_grad]

@@ -82,7 +82,9 @@ def logprob_difference(judgements: Sequence[Judgement], logprobs: Tensor, score_
 def check_probe(difference: float, tolerance: float, version: int, held: Sequence[int]) -> None:
     """Raise WeightSyncError unless every engine holds `version` and its log-probs agree with the learner's."""
     if any(v != version for v in held):
-        raise WeightSyncError(f"every rollout worker must hold policy version {version} after the push, they hold {list(held)}; restart the run with --resume")
+        raise WeightSyncError(
+            f"every rollout worker must hold policy version {version} after the push, they hold {list(held)}; restart the run with --resume"
+        )
     if not difference <= tolerance:
         raise WeightSyncError(
             f"after the push of version {version} engine and learner log-probs must agree within {tolerance:g}, the probe differs by "

@@ -65,10 +65,14 @@ class AnnotatorPool:
         """One rater's half-point score of an item whose true score is `truth`."""
         return round_half(truth + self.biases[dimension][rater] + NOISE_SD[dimension] * rng.standard_normal())
 
-    def test_scores(self, rng: np.random.Generator, truths: list[dict[str, float]]) -> list[dict[str, tuple[float, ...]]]:
+    def test_scores(
+        self, rng: np.random.Generator, truths: list[dict[str, float]]
+    ) -> list[dict[str, tuple[float, ...]]]:
         """All five annotators' scores of every item of a group. truths: per item, dimension -> true score."""
         raters = rng.permutation(POOL)[:TEST_RATERS].tolist()
-        return [{d: tuple(self.rate(rng, d, item[d], rater) for rater in raters) for d in DIMENSIONS} for item in truths]
+        return [
+            {d: tuple(self.rate(rng, d, item[d], rater) for rater in raters) for d in DIMENSIONS} for item in truths
+        ]
 
     def training_scores(self, rng: np.random.Generator, truths: list[dict[str, float]]) -> list[dict[str, float]]:
         """One label per item and dimension from the annotation workflow (method section 2); a dropped label is absent."""

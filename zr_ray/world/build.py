@@ -10,11 +10,11 @@ import numpy as np
 from PIL import Image
 
 from zr_ray.data.annotations import write_annotations
+from zr_ray.errors import DataError
+from zr_ray.records import AnnotatedImage
 from zr_ray.world.annotators import AnnotatorPool
 from zr_ray.world.render import render
 from zr_ray.world.sampling import sample_group
-from zr_ray.errors import DataError
-from zr_ray.records import AnnotatedImage
 
 _STREAMS = {"train": 1, "dev": 2, "test": 3}
 """Second word of every seed: splits never share a stream of prompts and scenes."""
@@ -34,17 +34,29 @@ def write_world(
     """
     groups = {"train": train_groups, "dev": dev_groups, "test": test_groups}
     if min(groups.values()) < 0 or not sum(groups.values()) or candidates < 2 or seed < 0:
-        raise DataError(f"wanted some groups, at least 2 candidates, a seed from 0, got {groups}, {candidates}, {seed}; correct them")
+        raise DataError(
+            f"wanted some groups, at least 2 candidates, a seed from 0, got {groups}, {candidates}, {seed}; correct them"
+        )
     root = Path(root).absolute()
     (root / "images").mkdir(parents=True, exist_ok=True)
-    note = {"simulated": True, "source": "zr_ray built-in rubric world", "groups": groups, "candidates": candidates, "seed": seed}
+    note = {
+        "simulated": True,
+        "source": "zr_ray built-in rubric world",
+        "groups": groups,
+        "candidates": candidates,
+        "seed": seed,
+    }
     (root / NOTE_FILE).write_text(json.dumps(note, indent=1) + "\n")
     pool = AnnotatorPool(seed)
-    write_annotations(root, (item for split, count in groups.items() for item in _items(root, pool, split, count, candidates, seed)))
+    write_annotations(
+        root, (item for split, count in groups.items() for item in _items(root, pool, split, count, candidates, seed))
+    )
     return sum(groups.values()) * candidates
 
 
-def _items(root: Path, pool: AnnotatorPool, split: str, count: int, candidates: int, seed: int) -> Iterator[AnnotatedImage]:
+def _items(
+    root: Path, pool: AnnotatorPool, split: str, count: int, candidates: int, seed: int
+) -> Iterator[AnnotatedImage]:
     """Render and save the images of a split, group after group, and yield their records."""
     (root / "images" / split).mkdir(exist_ok=True)
     for number in range(count):
@@ -59,6 +71,13 @@ def _items(root: Path, pool: AnnotatorPool, split: str, count: int, candidates: 
             Image.fromarray(render(member.scene)).save(path, compress_level=1)
             if given:
                 yield AnnotatedImage(
-                    f"{group}-{index}", group, split, member.prompt, path, given, "rendered", member.truth,
+                    f"{group}-{index}",
+                    group,
+                    split,
+                    member.prompt,
+                    path,
+                    given,
+                    "rendered",
+                    member.truth,
                     member.reasoning if split == "train" else {},
-                )  # fmt: skip
+                )

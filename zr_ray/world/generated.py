@@ -18,11 +18,11 @@ from PIL import Image
 
 from zr_ray.data.annotations import write_annotations
 from zr_ray.data.checks import SPLITS
+from zr_ray.errors import DataError
+from zr_ray.records import AnnotatedImage
 from zr_ray.world.annotators import AnnotatorPool
 from zr_ray.world.build import NOTE_FILE
 from zr_ray.world.verifier.scores import verify
-from zr_ray.errors import DataError
-from zr_ray.records import AnnotatedImage
 
 CHUNK = 64
 """Groups generated together."""
@@ -46,9 +46,15 @@ Sampler = Callable[[Sequence[str], Setting, int], np.ndarray]
 
 
 def write_generated(
-    root: Path | str, prompts: Mapping[str, Sequence[str]], sample: Sampler, *, candidates: int = 4, seed: int = 0,
-    settings: Sequence[Setting] = SETTINGS, note: Mapping[str, object] | None = None,
-) -> int:  # fmt: skip
+    root: Path | str,
+    prompts: Mapping[str, Sequence[str]],
+    sample: Sampler,
+    *,
+    candidates: int = 4,
+    seed: int = 0,
+    settings: Sequence[Setting] = SETTINGS,
+    note: Mapping[str, object] | None = None,
+) -> int:
     """Generate, label and write; the annotation file comes last and atomically: if it is there, all is.
 
     Train items carry one label per dimension from the annotation workflow, dev and test items five annotators' scores, as in
@@ -63,22 +69,36 @@ def write_generated(
     root = Path(root).absolute()
     (root / "images").mkdir(parents=True, exist_ok=True)
     facts = {
-        "simulated": True, "source": "images by a generator, scores by zr_ray's verifier, annotators simulated",
-        "groups": {split: len(texts) for split, texts in prompts.items()}, "candidates": candidates, "seed": seed,
+        "simulated": True,
+        "source": "images by a generator, scores by zr_ray's verifier, annotators simulated",
+        "groups": {split: len(texts) for split, texts in prompts.items()},
+        "candidates": candidates,
+        "seed": seed,
         "settings": [asdict(setting) for setting in settings],
-    }  # fmt: skip
+    }
     (root / NOTE_FILE).write_text(json.dumps(facts | dict(note or {}), indent=1) + "\n")
     pool = AnnotatorPool(seed)
     write_annotations(
-        root, (item for split, texts in prompts.items() for item in _items(root, pool, split, texts, sample, candidates, seed, settings))
+        root,
+        (
+            item
+            for split, texts in prompts.items()
+            for item in _items(root, pool, split, texts, sample, candidates, seed, settings)
+        ),
     )
     return candidates * sum(map(len, prompts.values()))
 
 
 def _items(
-    root: Path, pool: AnnotatorPool, split: str, prompts: Sequence[str], sample: Sampler, candidates: int, seed: int,
+    root: Path,
+    pool: AnnotatorPool,
+    split: str,
+    prompts: Sequence[str],
+    sample: Sampler,
+    candidates: int,
+    seed: int,
     settings: Sequence[Setting],
-) -> Iterator[AnnotatedImage]:  # fmt: skip
+) -> Iterator[AnnotatedImage]:
     """Generate a split's images chunk after chunk, save them and yield their records."""
     (root / "images" / split).mkdir(exist_ok=True)
     stream = SPLITS.index(split)
@@ -98,7 +118,9 @@ def _items(
                     yield AnnotatedImage(f"{group}-{index}", group, split, prompt, path, given, "generated", truth)
 
 
-def _sampled(texts: Sequence[str], sample: Sampler, candidates: int, settings: Sequence[Setting], seed: tuple[int, ...]) -> np.ndarray:
+def _sampled(
+    texts: Sequence[str], sample: Sampler, candidates: int, settings: Sequence[Setting], seed: tuple[int, ...]
+) -> np.ndarray:
     """[groups, candidates, 64, 64, 3] uint8; every image has a setting of its own, images of one setting are sampled together."""
     rng = np.random.default_rng(seed)
     chosen = rng.integers(0, len(settings), (len(texts), candidates))

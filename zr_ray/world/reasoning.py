@@ -28,7 +28,9 @@ def reasoning_chains(request: Request, scene: Scene) -> dict[str, str]:
     words = _object_words("a", request.first, scene.first)
     if request.second is not None:
         words += _object_words("b", request.second, scene.second)
-        words += ["relation"] + ([scene.relation, _verdict(scene.relation == request.relation)] if scene.relation else ["none"])
+        words += ["relation"] + (
+            [scene.relation, _verdict(scene.relation == request.relation)] if scene.relation else ["none"]
+        )
     words += ["extra", "yes" if scene.extra is not None else "no"]
     level = {name: level_word(value) for name, value in scene.levels.items()}
     shadow = next(o.shadow for o in scene.objects if o.shadow)

@@ -5,16 +5,20 @@ Order: background (with palette clash), sun, litter, shadows, objects, overlap, 
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 
 from zr_ray.world.scene import SIZE, Scene, SceneObject
 
 RGB = {
-    "red": (214, 40, 40), "green": (40, 160, 60), "blue": (45, 80, 220),
-    "yellow": (245, 215, 40), "purple": (150, 50, 190), "white": (248, 248, 248),
-}  # fmt: skip
+    "red": (214, 40, 40),
+    "green": (40, 160, 60),
+    "blue": (45, 80, 220),
+    "yellow": (245, 215, 40),
+    "purple": (150, 50, 190),
+    "white": (248, 248, 248),
+}
 OUTLINE = np.array((35, 35, 40), np.float32)
 SKY, GROUND, SUN = (176, 205, 232), (168, 152, 122), (255, 250, 205)
 CLASHES = (((255, 40, 200), (120, 255, 20)), ((255, 120, 0), (0, 230, 230)), ((80, 255, 60), (255, 30, 140)))
@@ -75,13 +79,13 @@ def _litter(image: np.ndarray, count: int, rng: np.random.Generator) -> None:
         image[row : row + high, column : column + wide] = LITTER[kind]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _disc(radius: int) -> np.ndarray:
     axis = np.arange(-radius, radius + 1)
     return (axis[:, None] ** 2 + axis**2) <= (radius + 0.3) ** 2
 
 
-@lru_cache(maxsize=None)
+@cache
 def shape_mask(shape: str, half: int) -> np.ndarray:
     """[2 half + 1, 2 half + 1] bool: the pixels a shape covers."""
     y, x = np.mgrid[-half : half + 1, -half : half + 1]
@@ -95,7 +99,7 @@ def shape_mask(shape: str, half: int) -> np.ndarray:
     return (np.abs(x) <= arm) | (np.abs(y) <= arm)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _outline(shape: str, half: int) -> np.ndarray:
     """[2 half + 1, 2 half + 1] bool: covered pixels with an uncovered 4-neighbour."""
     mask = np.pad(shape_mask(shape, half), 1)
@@ -122,7 +126,7 @@ def _draw(image: np.ndarray, item: SceneObject) -> None:
     _paint(image, _outline(item.shape, item.half), item.x, item.y, OUTLINE)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _shadow_mask(half: int) -> np.ndarray:
     y, x = np.mgrid[-3:4, -(half + 2) : half + 3]
     return (y / 3.3) ** 2 + (x / (half + 2.3)) ** 2 <= 1
@@ -169,7 +173,9 @@ def _blocks(image: np.ndarray, weight: float) -> np.ndarray:
     """Blend towards the means of 4 x 4 blocks."""
     tall = image.reshape(SIZE // 4, 4, SIZE, 3)
     strips = (tall[:, 0] + tall[:, 1] + tall[:, 2] + tall[:, 3]).reshape(SIZE // 4, SIZE // 4, 4, 3)
-    means = (strips[:, :, 0] + strips[:, :, 1] + strips[:, :, 2] + strips[:, :, 3]) * np.float32(weight / 16)  # [16, 16, 3]
+    means = (strips[:, :, 0] + strips[:, :, 1] + strips[:, :, 2] + strips[:, :, 3]) * np.float32(
+        weight / 16
+    )  # [16, 16, 3]
     image *= np.float32(1 - weight)
     image.reshape(SIZE // 4, 4, SIZE, 3)[:] += np.repeat(means, 4, axis=1)[:, None]
     return image

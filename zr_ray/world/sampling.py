@@ -14,8 +14,20 @@ import numpy as np
 
 from zr_ray.world.reasoning import reasoning_chains
 from zr_ray.world.scene import (
-    AESTHETICS, COLOURS, LEVELS, MIN_LEVEL, REALISM, RELATIONS, SHAPES, SIZES, Asked, Layout, Request, Scene, place,
-)  # fmt: skip
+    AESTHETICS,
+    COLOURS,
+    LEVELS,
+    MIN_LEVEL,
+    REALISM,
+    RELATIONS,
+    SHAPES,
+    SIZES,
+    Asked,
+    Layout,
+    Request,
+    Scene,
+    place,
+)
 from zr_ray.world.truth import PENALTY, true_scores
 
 PAIR_SHARE = 0.75
@@ -78,7 +90,12 @@ def _draw_faults(rng: np.random.Generator, request: Request) -> tuple[_Faults, f
         fault, which = options[index]
         target = parts[which]
         if fault == "missing":
-            if None in parts or extra is not None or relation != request.relation or parts != [request.first, request.second]:
+            if (
+                None in parts
+                or extra is not None
+                or relation != request.relation
+                or parts != [request.first, request.second]
+            ):
                 continue
             parts[which] = None
         elif fault == "relation":
@@ -158,10 +175,18 @@ def sample_group(rng: np.random.Generator, candidates: int = 4) -> list[Candidat
             floater=int(free[4] < 0.5),
         )
         scene = place(
-            faults.first, faults.second, faults.extra, faults.relation,
-            light="left" if free[5] < 0.5 else "right", shadow_wrong=shadow_wrong, floating=floating, overlap=overlap,
-            levels={name: levels[name] for name in LEVELS}, layout=layout, seed=int(rng.integers(2**62)),
-        )  # fmt: skip
+            faults.first,
+            faults.second,
+            faults.extra,
+            faults.relation,
+            light="left" if free[5] < 0.5 else "right",
+            shadow_wrong=shadow_wrong,
+            floating=floating,
+            overlap=overlap,
+            levels={name: levels[name] for name in LEVELS},
+            layout=layout,
+            seed=int(rng.integers(2**62)),
+        )
         group.append(Candidate(request, scene, true_scores(request, scene), reasoning_chains(request, scene)))
     return group
 

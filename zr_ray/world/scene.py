@@ -152,7 +152,7 @@ def place(
     together. Cropping moves everything away from the sun until the outermost object is cut by 10 to 45 % of its width.
     Raises: ValueError if an overlap is asked for without two objects, or together with floating in a stack.
     """
-    levels = {name: 0.0 for name in LEVELS} | (levels or {})
+    levels = dict.fromkeys(LEVELS, 0.0) | (levels or {})
     both = first is not None and second is not None
     relation = relation if both else ""
     if overlap and (not both or (floating and relation in ("on", "under"))):
@@ -179,7 +179,9 @@ def place(
     shift, extra_side = 0, layout.extra_side
     if levels["cropping"] > 0:
         extra_side = light
-        shift = _crop_shift(levels["cropping"], light, [(spots[i][0], HALF_WIDTH[o.size]) for i, o in enumerate((first, second)) if o])
+        shift = _crop_shift(
+            levels["cropping"], light, [(spots[i][0], HALF_WIDTH[o.size]) for i, o in enumerate((first, second)) if o]
+        )
     drawn = [
         SceneObject(o.size, o.colour, o.shape, spots[i][0] + shift, *spots[i][1:]) if o is not None else None
         for i, o in enumerate((first, second))

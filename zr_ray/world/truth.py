@@ -10,11 +10,23 @@ from __future__ import annotations
 from zr_ray.world.scene import AESTHETICS, REALISM, Request, Scene
 
 PENALTY = {
-    "size": 0.75, "colour": 1.25, "shape": 1.25, "relation": 1.5, "missing": 2.0, "extra": 1.0,
-    "floating": (0.0, 1.0, 1.75), "shadow": 1.25, "overlap": 1.5,
-    "noise": 1.75, "blur": 1.75, "blocks": 1.5,
-    "clash": 1.5, "clutter": 1.4, "dimming": 1.5, "cropping": 1.4,
-}  # fmt: skip
+    "size": 0.75,
+    "colour": 1.25,
+    "shape": 1.25,
+    "relation": 1.5,
+    "missing": 2.0,
+    "extra": 1.0,
+    "floating": (0.0, 1.0, 1.75),
+    "shadow": 1.25,
+    "overlap": 1.5,
+    "noise": 1.75,
+    "blur": 1.75,
+    "blocks": 1.5,
+    "clash": 1.5,
+    "clutter": 1.4,
+    "dimming": 1.5,
+    "cropping": 1.4,
+}
 """Rubric points taken off; floating per level, degradations at level 1."""
 
 

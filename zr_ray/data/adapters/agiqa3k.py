@@ -24,7 +24,9 @@ OPINIONS = {"realism": "mos_quality", "alignment": "mos_align"}
 LOW, HIGH = 0, 5
 
 
-def convert(source: Path, images: Path, root: Path, *, train_frac: float = 0.0, dev_frac: float = 0.0, **options) -> Summary:
+def convert(
+    source: Path, images: Path, root: Path, *, train_frac: float = 0.0, dev_frac: float = 0.0, **options
+) -> Summary:
     """Convert AGIQA-3K.
 
     Args: source: data.csv, or the folder that holds it. images: folder of the images. train_frac, dev_frac: shares of the prompts; the rest
@@ -42,5 +44,9 @@ def convert(source: Path, images: Path, root: Path, *, train_frac: float = 0.0, 
         return where, AnnotatedImage(Path(name).stem, group, split, prompt, image, scores, "agiqa3k")
 
     files = source_files(Path(source), ("data.csv",))
-    to.annotations(to.parsed((at for file in files for at in csv_rows(file, ("name", "prompt", *OPINIONS.values()))), parse))
-    return to.finish("std_quality and std_align, the spread over raters, have no place in the format and are not converted")
+    to.annotations(
+        to.parsed((at for file in files for at in csv_rows(file, ("name", "prompt", *OPINIONS.values()))), parse)
+    )
+    return to.finish(
+        "std_quality and std_align, the spread over raters, have no place in the format and are not converted"
+    )

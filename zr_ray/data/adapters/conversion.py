@@ -53,11 +53,17 @@ class Summary:
     def lines(self) -> list[str]:
         """For people, one fact a line."""
         splits = ", ".join(f"{name} {self.by_split[name]}" for name in SPLITS if self.by_split[name])
-        head = f"{self.adapter} -> {self.root}: {self.items} items, {self.groups} groups, {self.pairs} pairs with gaps, "
+        head = (
+            f"{self.adapter} -> {self.root}: {self.items} items, {self.groups} groups, {self.pairs} pairs with gaps, "
+        )
         out = [head + f"{self.preferences} pairs without gaps, {self.images} images ({splits})"]
-        out += [f"skipped {count}: {reason} (first: {self.first[reason]})" for reason, count in self.skipped.most_common()]
+        out += [
+            f"skipped {count}: {reason} (first: {self.first[reason]})" for reason, count in self.skipped.most_common()
+        ]
         if self.shared_prompts:
-            out.append(f"warning: {self.shared_prompts} prompts occur in more than one split: held-out results will be optimistic")
+            out.append(
+                f"warning: {self.shared_prompts} prompts occur in more than one split: held-out results will be optimistic"
+            )
         return out + [f"note: {note}" for note in self.notes]
 
 
@@ -95,7 +101,9 @@ class Conversion:
         self.summary.skipped[reason] += count
         self.summary.first.setdefault(reason, where)
 
-    def parsed(self, rows: Iterable[tuple[str, object]], parse: Callable[[str, object], Record | None]) -> Iterator[Record]:
+    def parsed(
+        self, rows: Iterable[tuple[str, object]], parse: Callable[[str, object], Record | None]
+    ) -> Iterator[Record]:
         """`parse(where, row)` of every row; None is a row that parse has skipped. A broken row stops, or is counted if skip_broken."""
         for where, row in rows:
             try:
@@ -118,7 +126,9 @@ class Conversion:
             raise DataError(f"{where}: wanted an image path inside the image folder, got {name!r}; {ADVICE}")
         parts = [part for part in path.parts if part != "."]
         starts = range(len(parts) if by_stem else 1)
-        found = next((self.images.joinpath(*parts[k:]) for k in starts if self.images.joinpath(*parts[k:]).is_file()), None)
+        found = next(
+            (self.images.joinpath(*parts[k:]) for k in starts if self.images.joinpath(*parts[k:]).is_file()), None
+        )
         if found is None:
             self._missing = self._missing or self.images.joinpath(*parts)
             self.skip("image not in the image folder", f"{where}: {name}")
@@ -142,7 +152,9 @@ class Conversion:
             return False
         held = self._groups.setdefault(group, (prompt, split))
         if held != (prompt, split):
-            raise DataError(f"{where}: wanted {held[1]} prompt {held[0]!r} in group {group!r}, got {split} prompt {prompt!r}; {ADVICE}")
+            raise DataError(
+                f"{where}: wanted {held[1]} prompt {held[0]!r} in group {group!r}, got {split} prompt {prompt!r}; {ADVICE}"
+            )
         return True
 
     def annotations(self, items: Iterable[tuple[str, AnnotatedImage]]) -> None:
@@ -160,8 +172,14 @@ class Conversion:
             if not records:
                 file.unlink(missing_ok=True)
         if not s.items + s.preferences:
-            reasons = "; ".join(f"{count} x {reason} (first: {s.first[reason]})" for reason, count in s.skipped.most_common())
-            looked = f"; looked for {self._missing}, correct the image folder" if self._missing else "; choose another source"
+            reasons = "; ".join(
+                f"{count} x {reason} (first: {s.first[reason]})" for reason, count in s.skipped.most_common()
+            )
+            looked = (
+                f"; looked for {self._missing}, correct the image folder"
+                if self._missing
+                else "; choose another source"
+            )
             got = reasons or "the source is empty"
             raise DataError(f"{self.root}: wanted at least one record from {s.adapter}, got none: {got}{looked}")
         s.images, s.groups, s.notes = len(self._images), len(self._written), list(notes)
@@ -222,6 +240,8 @@ def split_by_prompt(prompt: str, train_frac: float, dev_frac: float) -> str:
 
     Raises: ConfigError if the fractions are not in [0, 1] or sum to more than 1."""
     if not (0 <= train_frac <= 1 and 0 <= dev_frac <= 1 and train_frac + dev_frac <= 1):
-        raise ConfigError(f"wanted train_frac and dev_frac in [0, 1], with a sum of at most 1, got {train_frac}, {dev_frac}; correct them")
+        raise ConfigError(
+            f"wanted train_frac and dev_frac in [0, 1], with a sum of at most 1, got {train_frac}, {dev_frac}; correct them"
+        )
     place = int.from_bytes(hashlib.sha256(b"split:" + prompt.encode()).digest()[:8]) / 2**64
     return "train" if place < train_frac else "dev" if place < train_frac + dev_frac else "test"

@@ -22,7 +22,9 @@ from zr_ray.data.adapters.sources import json_records, source_files
 from zr_ray.records import AnnotatedImage
 
 
-def convert(source: Path, images: Path, root: Path, *, train_frac: float = 1.0, dev_frac: float = 0.0, **options) -> Summary:
+def convert(
+    source: Path, images: Path, root: Path, *, train_frac: float = 1.0, dev_frac: float = 0.0, **options
+) -> Summary:
     """Convert EvalMuse-40K.
 
     Args: source: train_list.json, or the folder that holds it. images: folder that img_path is relative to. train_frac, dev_frac: shares of
@@ -41,7 +43,9 @@ def convert(source: Path, images: Path, root: Path, *, train_frac: float = 1.0, 
         group = prompt_group(split, prompt)
         if not to.member(group, prompt, split, where) or (image := to.place(path, where)) is None:
             return None
-        return where, AnnotatedImage(path, group, split, prompt, image, {"alignment": annotated(votes, split)}, "evalmuse")
+        return where, AnnotatedImage(
+            path, group, split, prompt, image, {"alignment": annotated(votes, split)}, "evalmuse"
+        )
 
     files = source_files(Path(source), ("train_list.json",))
     to.annotations(to.parsed((at for file in files for at in json_records(file)), parse))

@@ -23,7 +23,9 @@ from zr_ray.errors import DataError
 from zr_ray.records import AnnotatedImage
 
 
-def convert(source: Path, images: Path, root: Path, *, train_frac: float = 0.0, dev_frac: float = 0.0, **options) -> Summary:
+def convert(
+    source: Path, images: Path, root: Path, *, train_frac: float = 0.0, dev_frac: float = 0.0, **options
+) -> Summary:
     """Convert GenAI-Bench (images).
 
     Args: source: genai_image.json, or the folder that holds it. images: folder with one folder per model. train_frac, dev_frac: shares of

@@ -33,7 +33,11 @@ def convert(source: Path, images: Path, root: Path, **options) -> Summary:
     Args: source: train.json or test.json, or the folder with both. images: folder with train/ and test/.
     options: copy_images, skip_broken (`Conversion`).   Raises: DataError."""
     to = Conversion("hpdv2", images, root, **options)
-    to.preferences(one for found in to.parsed(split_records(source), lambda where, row: _preferences(to, where, *row)) for one in found)
+    to.preferences(
+        one
+        for found in to.parsed(split_records(source), lambda where, row: _preferences(to, where, *row))
+        for one in found
+    )
     return to.finish()
 
 
@@ -73,7 +77,9 @@ def _ranking(row: dict, where: str, files: tuple[str, ...]) -> _Order:
     rank = numbers(row, "rank", where, 0, 1000, length=len(files))
     raw = row.get("raw_annotations") or []
     if not isinstance(raw, list) or not all(isinstance(one, dict) for one in raw):
-        raise DataError(f"{where}: wanted a list of {{'rank', 'user_hash'}} in 'raw_annotations', got {str(raw)[:60]}; {ADVICE}")
+        raise DataError(
+            f"{where}: wanted a list of {{'rank', 'user_hash'}} in 'raw_annotations', got {str(raw)[:60]}; {ADVICE}"
+        )
     votes = [numbers(one, "rank", f"{where}: raw_annotations", 0, 1000, length=len(files)) for one in raw]
 
     def order(a: int, b: int) -> tuple[int | None, tuple[int, int] | None]:

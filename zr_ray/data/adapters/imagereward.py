@@ -48,7 +48,9 @@ def convert(source: Path, images: Path, root: Path, **options) -> Summary:
         parts = path.split("/")
         split = SPLITS.get(parts[1]) if len(parts) > 2 else None
         if split is None:
-            raise DataError(f"{where}: wanted image_path images/train|validation|test/..., got {path!r}; is it ImageRewardDB?")
+            raise DataError(
+                f"{where}: wanted image_path images/train|validation|test/..., got {path!r}; is it ImageRewardDB?"
+            )
         ratings = {d: to_rubric(number(row, name, where, LOW, HIGH), LOW, HIGH) for d, name in RATINGS.items()}
         rank = int(number(row, "rank", where, 1, 100))
         group = f"{split}-{text(row, 'prompt_id', where)}"
@@ -61,7 +63,9 @@ def convert(source: Path, images: Path, root: Path, **options) -> Summary:
 
     to.annotations(to.parsed(_rows(Path(source)), parse))
     to.preferences(_from_ranks(to, ranked))
-    return to.finish("overall_rating has no dimension here and is not converted; the ranking of all images of a prompt is, as preferences")
+    return to.finish(
+        "overall_rating has no dimension here and is not converted; the ranking of all images of a prompt is, as preferences"
+    )
 
 
 def _rows(source: Path) -> Iterator[tuple[str, dict]]:

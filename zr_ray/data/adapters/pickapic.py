@@ -76,7 +76,9 @@ def image(to: Conversion, name: str, data: bytes | None, where: str) -> Path | N
     if data:
         return to.write_image(f"{name}.jpg", data)
     if to.images is None:
-        raise DataError(f"{where}: wanted image bytes, or an image folder, for {name!r}, got neither; name the folder of <uid>.jpg files")
+        raise DataError(
+            f"{where}: wanted image bytes, or an image folder, for {name!r}, got neither; name the folder of <uid>.jpg files"
+        )
     return to.place(f"{name}.png" if (to.images / f"{name}.png").is_file() else f"{name}.jpg", where)
 
 
@@ -89,7 +91,11 @@ def split_files(source: Path) -> list[tuple[str, Path]]:
             raise DataError(f"{file}: wanted a name that starts with {', '.join(SPLITS)}, got {file.name!r}; rename it")
         named.append((name, file))
     there = {name for name, _ in named}
-    return [(SPLITS[name], file) for name, file in named if not (name.endswith("_unique") and name.removesuffix("_unique") in there)]
+    return [
+        (SPLITS[name], file)
+        for name, file in named
+        if not (name.endswith("_unique") and name.removesuffix("_unique") in there)
+    ]
 
 
 def find_images(source: Path, wanted: set[str]) -> Iterator[tuple[str, str, bytes | None]]:
@@ -102,7 +108,9 @@ def find_images(source: Path, wanted: set[str]) -> Iterator[tuple[str, str, byte
             with pq.ParquetFile(file) as table:
                 missing = [name for name in ("caption", *UIDS) if name not in table.schema_arrow.names]
                 if missing:
-                    raise DataError(f"{file}: wanted the columns of Pick-a-Pic, missing {', '.join(missing)}; name its Parquet files")
+                    raise DataError(
+                        f"{file}: wanted the columns of Pick-a-Pic, missing {', '.join(missing)}; name its Parquet files"
+                    )
                 held = [name for name in BYTES if name in table.schema_arrow.names]
                 for part in range(table.num_row_groups):
                     rows = table.read_row_group(part, columns=["caption", *UIDS]).to_pylist()
@@ -112,7 +120,11 @@ def find_images(source: Path, wanted: set[str]) -> Iterator[tuple[str, str, byte
                         name = rows[n][UIDS[side]]
                         if name in left:
                             left.remove(name)
-                            yield name, rows[n]["caption"] or "", data[BYTES[side]][n].as_py() if BYTES[side] in held else None
+                            yield (
+                                name,
+                                rows[n]["caption"] or "",
+                                data[BYTES[side]][n].as_py() if BYTES[side] in held else None,
+                            )
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{file}: wanted a Parquet file, pyarrow says: {error}; download the file again") from error
 

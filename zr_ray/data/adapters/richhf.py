@@ -50,7 +50,13 @@ class _Rated:
 
 
 def convert(
-    source: Path, images: Path | None, root: Path, *, pickapic: Path | None = None, artifact_to: str = "plausibility", **options
+    source: Path,
+    images: Path | None,
+    root: Path,
+    *,
+    pickapic: Path | None = None,
+    artifact_to: str = "plausibility",
+    **options,
 ) -> Summary:
     """Convert RichHF-18K.
 
@@ -62,7 +68,9 @@ def convert(
         raise ConfigError(f"wanted artifact_to {', '.join(ARTIFACT_TO)}, got {artifact_to!r}; correct it")
     files = source_files(Path(source), ("*.tfrecord", "*.parquet"))
     if pickapic is None and any(file.suffix == ".tfrecord" for file in files):
-        raise ConfigError("RichHF-18K's TFRecords hold no prompts; name the Parquet files of Pick-a-Pic v1 (pickapic), which have them")
+        raise ConfigError(
+            "RichHF-18K's TFRecords hold no prompts; name the Parquet files of Pick-a-Pic v1 (pickapic), which have them"
+        )
     to = Conversion("richhf", images, root, **options)
     rated = to.parsed(_rows(files), lambda where, at: _rated(where, *at, artifact_to))
     known: dict[str, tuple[str, bool]] = {}

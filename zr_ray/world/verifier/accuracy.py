@@ -10,13 +10,13 @@ from itertools import islice
 
 import numpy as np
 
+from zr_ray.rubric import DIMENSIONS
 from zr_ray.world.render import render
 from zr_ray.world.sampling import Candidate, sample_candidates
 from zr_ray.world.scene import MIN_LEVEL, Scene
 from zr_ray.world.truth import true_scores
 from zr_ray.world.verifier.reading import SceneReading, read_scene
 from zr_ray.world.verifier.scores import alignment_score, plausibility_score, quality_scores
-from zr_ray.rubric import DIMENSIONS
 
 STRENGTHS = ("clean", "mild", "strong")
 """No degradation; each at half the level drawn (at least MIN_LEVEL); as drawn by the world, up to 1. Cropping, which is geometry, is
@@ -46,7 +46,11 @@ def reading_verdicts(scene: Scene, reading: SceneReading) -> dict[str, list[bool
     verdicts: dict[str, list[bool]] = defaultdict(list)
     answers: dict[int, int] = {}
     for index, item in enumerate(scene.objects):
-        distance = {i: max(abs(seen.x - item.x), abs(seen.y - item.y)) for i, seen in enumerate(reading.objects) if i not in answers.values()}
+        distance = {
+            i: max(abs(seen.x - item.x), abs(seen.y - item.y))
+            for i, seen in enumerate(reading.objects)
+            if i not in answers.values()
+        }
         nearest = min(distance, key=distance.get, default=None)
         seen = reading.objects[nearest] if nearest is not None and distance[nearest] <= NEAR else None
         if seen is not None:
@@ -55,16 +59,26 @@ def reading_verdicts(scene: Scene, reading: SceneReading) -> dict[str, list[bool
             verdicts[name].append(seen is not None and getattr(seen, name) == getattr(item, name))
         verdicts["place"].append(seen is not None and distance[nearest] <= 1)
     verdicts["count"].append(len(reading.objects) == len(scene.objects))
-    verdicts["objects"].append(verdicts["count"][0] and all(all(verdicts[name]) for name in ("colour", "shape", "size")))
+    verdicts["objects"].append(
+        verdicts["count"][0] and all(all(verdicts[name]) for name in ("colour", "shape", "size"))
+    )
     related = True
     if scene.relation:
-        first, second = (next(i for i, o in enumerate(scene.objects) if o is item) for item in (scene.first, scene.second))
-        related = first in answers and second in answers and reading.relations[answers[first], answers[second]] == scene.relation
+        first, second = (
+            next(i for i, o in enumerate(scene.objects) if o is item) for item in (scene.first, scene.second)
+        )
+        related = (
+            first in answers
+            and second in answers
+            and reading.relations[answers[first], answers[second]] == scene.relation
+        )
         verdicts["relation"].append(related)
     for name in ("floating", "overlap", "light"):
         verdicts[name].append(getattr(reading, name) == getattr(scene, name))
     verdicts["shadow"].append(reading.shadow_wrong == scene.shadow_wrong)
-    verdicts["exact"].append(related and all(verdicts[name][0] for name in ("objects", "floating", "shadow", "overlap")))
+    verdicts["exact"].append(
+        related and all(verdicts[name][0] for name in ("objects", "floating", "shadow", "overlap"))
+    )
     return verdicts
 
 

@@ -6,7 +6,7 @@ is left over. Nothing here knows the renderer's levels; they are inverted from t
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from itertools import combinations
 
 import numpy as np
@@ -39,7 +39,7 @@ def draw(backdrop: Backdrop, shade: np.ndarray | None, found: list[Found]) -> np
     return picture
 
 
-@lru_cache(maxsize=None)
+@cache
 def _disc() -> np.ndarray:
     axis = np.arange(-5, 6)
     return axis[:, None] ** 2 + axis**2 <= 5.3**2
@@ -101,7 +101,9 @@ def deblock(bright: np.ndarray, weight: float, noise: float, blur: int) -> tuple
     return means + (bright - means) * np.float32(wiener), int(np.argmin(np.abs(np.array(BLURS) - sigma)))
 
 
-def levels(bright: np.ndarray, drawn: np.ndarray, backdrop: Backdrop, blur: float, weight: float, found: list[Found]) -> dict[str, float]:
+def levels(
+    bright: np.ndarray, drawn: np.ndarray, backdrop: Backdrop, blur: float, weight: float, found: list[Found]
+) -> dict[str, float]:
     """LEVELS -> [0, 1], by inverting the renderer's formulas; below 0.1 counts as absent.
 
     Args: bright: [64, 64, 3] the picture at full brightness. drawn: the scene read from it, blurred and blocked as measured.
@@ -140,7 +142,9 @@ def _clutter(moved: np.ndarray, length: np.ndarray, backdrop: Backdrop, found: l
     free = np.ones((SIZE, SIZE), bool)
     for item in found:
         reach = item.half + 2
-        free[max(0, item.y - reach) : max(0, item.y + reach + 1), max(0, item.x - reach) : max(0, item.x + reach + 1)] = False
+        free[
+            max(0, item.y - reach) : max(0, item.y + reach + 1), max(0, item.x - reach) : max(0, item.x + reach + 1)
+        ] = False
     free &= length > 60.0**2  # on shadows litter does not show
     cover = np.where(free, np.clip(moved, -1.5, 1.5), 0)
     n, row = SIZE // BLOCK, (backdrop.ground or SIZE) // BLOCK
@@ -167,5 +171,7 @@ def _artefacts(error: np.ndarray, moved: np.ndarray) -> float:
 
 def _cropping(found: list[Found]) -> float:
     """Cut share of the object that the frame cuts most."""
-    cut = max((max(item.half - item.x, item.x + item.half - SIZE + 1, 0) / (2 * item.half + 1) for item in found), default=0.0)
+    cut = max(
+        (max(item.half - item.x, item.x + item.half - SIZE + 1, 0) / (2 * item.half + 1) for item in found), default=0.0
+    )
     return (cut - 0.1) / 0.35 if cut > 0 else 0.0

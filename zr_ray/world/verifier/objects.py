@@ -47,7 +47,12 @@ def pad(picture: np.ndarray) -> np.ndarray:
 
 
 def fit_objects(
-    sheet: Sheet, places: list[tuple[int, int]], blur: int, reach: int, coarse: bool = False, met: tuple[Found, ...] = ()
+    sheet: Sheet,
+    places: list[tuple[int, int]],
+    blur: int,
+    reach: int,
+    coarse: bool = False,
+    met: tuple[Found, ...] = (),
 ) -> list[Found]:
     """The object that explains most around each place (x, y), pixels of the picture; all places at once, in one matrix product.
 
@@ -63,7 +68,9 @@ def fit_objects(
             break
         if coarse:
             moving = {index: (x - x % 2, y - y % 2) for index, (x, y) in moving.items()}
-        terms = np.stack([_cell_terms(layers, x, y, coarse, met) for x, y in moving.values()], 1)  # [cells * 5, places, 6]
+        terms = np.stack(
+            [_cell_terms(layers, x, y, coarse, met) for x, y in moving.values()], 1
+        )  # [cells * 5, places, 6]
         gains = (templates @ terms.reshape(len(terms), -1)).reshape(len(templates), len(moving), -1)
         for which, (index, (x, y)) in enumerate(list(moving.items())):
             gain = gains[:, which]
@@ -91,7 +98,13 @@ def _cell_terms(layers: list[np.ndarray], x: int, y: int, coarse: bool, met: tup
         masks = [(padded_cover(item)[window].ravel(), PALETTE[item.colour]) for item in met]
         return (_mixed_terms(residual, b, masks) * w[:, None]).reshape(-1, len(COLOURS))
     cell = np.empty((len(b), 9), np.float32)
-    cell[:, :3], cell[:, 3:4], cell[:, 4:7], cell[:, 7:8], cell[:, 8] = residual, (residual * b) @ _ONES, b, (b * b) @ _ONES, 1
+    cell[:, :3], cell[:, 3:4], cell[:, 4:7], cell[:, 7:8], cell[:, 8] = (
+        residual,
+        (residual * b) @ _ONES,
+        b,
+        (b * b) @ _ONES,
+        1,
+    )
     cell *= w * grain**2
     return (cell @ _TERMS).reshape(-1, len(COLOURS))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache, reduce
+from functools import cache, reduce
 from itertools import product
 
 import numpy as np
@@ -64,7 +64,7 @@ def seen_shade(bright: np.ndarray, backdrop: Backdrop) -> np.ndarray:
     return shade
 
 
-@lru_cache(maxsize=None)
+@cache
 def _ellipse(half: int) -> np.ndarray:
     y, x = np.mgrid[-3:4, -(half + 2) : half + 3]
     return (y / 3.3) ** 2 + (x / (half + 2.3)) ** 2 <= 1
@@ -79,7 +79,9 @@ def shadow_mask(item: Found, side: str, ground: int) -> np.ndarray:
     return mask[:, 40:-40]
 
 
-def read_shadows(bright: np.ndarray, backdrop: Backdrop, found: list[Found], casting: list[bool], blur: float) -> tuple[list[str], np.ndarray]:
+def read_shadows(
+    bright: np.ndarray, backdrop: Backdrop, found: list[Found], casting: list[bool], blur: float
+) -> tuple[list[str], np.ndarray]:
     """Side on which every object casts its shadow, and what the shadows do to the picture.
 
     Every combination of left, right and none is drawn and the one nearest to the ground's darkness wins. Shadows outside the frame
@@ -98,8 +100,13 @@ def read_shadows(bright: np.ndarray, backdrop: Backdrop, found: list[Found], cas
     for choice in product(("left", "right", ""), repeat=len(who)):
         union = reduce(np.maximum, (soft[i, side] for i, side in zip(who, choice, strict=True) if side), np.float32(0))
         error = dark - 0.5 * union
-        best = min(best, (float(np.vdot(error, error)) + DISAGREEMENT * (len(set(choice)) - 1) + ABSENCE * choice.count(""), choice))
-    shade -= 0.5 * reduce(np.maximum, (masks[i, side] for i, side in zip(who, best[1], strict=True) if side), np.float32(0))
+        best = min(
+            best,
+            (float(np.vdot(error, error)) + DISAGREEMENT * (len(set(choice)) - 1) + ABSENCE * choice.count(""), choice),
+        )
+    shade -= 0.5 * reduce(
+        np.maximum, (masks[i, side] for i, side in zip(who, best[1], strict=True) if side), np.float32(0)
+    )
     for i, side in zip(who, best[1], strict=True):
         sides[i] = side
     return sides, shade

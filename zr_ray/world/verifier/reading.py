@@ -16,7 +16,15 @@ import numpy as np
 
 from zr_ray.world.scene import COLOURS, OVERLAP_PIXELS, SIZE, SceneObject
 from zr_ray.world.verifier.backdrop import Backdrop, read_backdrop
-from zr_ray.world.verifier.degradation import block_means, blur_of_sun, deblock, draw, fit_blur_and_blocks, levels, soften
+from zr_ray.world.verifier.degradation import (
+    block_means,
+    blur_of_sun,
+    deblock,
+    draw,
+    fit_blur_and_blocks,
+    levels,
+    soften,
+)
 from zr_ray.world.verifier.objects import MIN_FIT, MIN_GAIN, Sheet, fit_objects, pad
 from zr_ray.world.verifier.physics import overlapping, read_shadows, relation, seen_shade, supports
 from zr_ray.world.verifier.search import propose
@@ -81,7 +89,9 @@ def read_scene(image: np.ndarray) -> SceneReading:
     Two passes: objects on the plain backdrop; then, with blur, blocks and shadows known from a redrawing, every object again.
     Raises: ValueError for another shape or type."""
     if image.shape != (SIZE, SIZE, 3) or image.dtype != np.uint8:
-        raise ValueError(f"image must be uint8 [{SIZE}, {SIZE}, 3], got {image.dtype} {list(image.shape)}; resize or convert it first")
+        raise ValueError(
+            f"image must be uint8 [{SIZE}, {SIZE}, 3], got {image.dtype} {list(image.shape)}; resize or convert it first"
+        )
     raw = image.astype(np.float32)
     backdrop = read_backdrop(raw)
     bright = raw * np.float32(1 / backdrop.gain)
@@ -103,7 +113,17 @@ def read_scene(image: np.ndarray) -> SceneReading:
     soft = soften(drawn, BLURS[blur])
     model = soft + np.float32(weight) * (block_means(soft) - soft)
     objects = tuple(
-        SeenObject(f.size, COLOURS[f.colour], f.shape, f.x, f.y + f.half, level, side, _likeness(bright, model, f, found, noise), over)
+        SeenObject(
+            f.size,
+            COLOURS[f.colour],
+            f.shape,
+            f.x,
+            f.y + f.half,
+            level,
+            side,
+            _likeness(bright, model, f, found, noise),
+            over,
+        )
         for f, (over, level), side in zip(found, stands, sides, strict=True)
     )
     known = [i for i, item in enumerate(objects) if item.fit >= MIN_LIKENESS and blur < len(BLURS) - 1]
@@ -123,7 +143,9 @@ def read_scene(image: np.ndarray) -> SceneReading:
 def _empty(bright: np.ndarray, backdrop: Backdrop, blur: int, weight: float) -> SceneReading:
     """The reading of a picture in which no object is recognised."""
     model = soften(draw(backdrop, None, []), BLURS[blur])
-    return SceneReading((), {}, backdrop.light, backdrop.ground, False, levels(bright, model, backdrop, BLURS[blur], weight, []))
+    return SceneReading(
+        (), {}, backdrop.light, backdrop.ground, False, levels(bright, model, backdrop, BLURS[blur], weight, [])
+    )
 
 
 def _likeness(bright: np.ndarray, model: np.ndarray, item: Found, found: list[Found], noise: float) -> float:
@@ -158,7 +180,9 @@ def _find(sharp: np.ndarray, background: np.ndarray, blur: int, noise: float) ->
             places = propose(sharp, explained, noise)
             new = [place for place in places if not fits.get(place) and _unexplained(sharp, explained, *place)]
             fits.update(zip(new, fit_objects(sheet, new, blur, 2, coarse=True), strict=True))
-        while good := {place: item for place, item in fits.items() if item and item.fit >= least and item.gain >= MIN_GAIN}:
+        while good := {
+            place: item for place, item in fits.items() if item and item.fit >= least and item.gain >= MIN_GAIN
+        }:
             place = max(good, key=lambda place: good[place].gain)
             best = good[place]
             if place in stale:
@@ -219,5 +243,7 @@ def _same_place(first: Found, second: Found) -> bool:
 def _fade(weight: np.ndarray, other: Found) -> None:
     """Pixels of an interpenetrating object say little about this one."""
     half = other.half
-    window = weight[other.y + MARGIN - half : other.y + MARGIN + half + 1, other.x + MARGIN - half : other.x + MARGIN + half + 1]
+    window = weight[
+        other.y + MARGIN - half : other.y + MARGIN + half + 1, other.x + MARGIN - half : other.x + MARGIN + half + 1
+    ]
     window[sum(coverage(other.kind)) > 0] *= 0.3

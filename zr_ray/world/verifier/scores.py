@@ -9,11 +9,11 @@ from itertools import permutations
 
 import numpy as np
 
+from zr_ray.errors import DataError
+from zr_ray.rubric import DIMENSIONS
 from zr_ray.world.scene import AESTHETICS, COLOURS, PHRASES, REALISM, SHAPES, SIZES, Asked, Request
 from zr_ray.world.truth import PENALTY
 from zr_ray.world.verifier.reading import SceneReading, read_scene
-from zr_ray.errors import DataError
-from zr_ray.rubric import DIMENSIONS
 
 
 def parse_prompt(prompt: str) -> Request:
@@ -49,7 +49,9 @@ def _alignment_penalty(reading: SceneReading, request: Request) -> float:
         for want, index in zip(asked, choice, strict=True):
             if index is not None:
                 seen = reading.objects[index]
-                penalty += sum(PENALTY[name] for name in ("size", "colour", "shape") if getattr(want, name) != getattr(seen, name))
+                penalty += sum(
+                    PENALTY[name] for name in ("size", "colour", "shape") if getattr(want, name) != getattr(seen, name)
+                )
         if len(used) == 2 and reading.relations[choice[0], choice[1]] != request.relation:
             penalty += PENALTY["relation"]
         best = min(best, penalty)
@@ -75,7 +77,9 @@ def plausibility_score(reading: SceneReading) -> float:
     if not reading.objects or reading.ground is None:
         return 1.0
     return _score(
-        PENALTY["floating"][reading.floating] + PENALTY["shadow"] * reading.shadow_wrong + PENALTY["overlap"] * reading.overlap
+        PENALTY["floating"][reading.floating]
+        + PENALTY["shadow"] * reading.shadow_wrong
+        + PENALTY["overlap"] * reading.overlap
     )
 
 
@@ -93,7 +97,10 @@ def verify(image: np.ndarray, prompt: str) -> dict[str, float]:
     Every score is 1 when no object is seen: there is nothing to judge, and emptiness must not pay.
     Raises: ValueError for a picture of another shape or type, DataError for a foreign prompt."""
     reading = read_scene(image)
-    scores = {"alignment": alignment_score(reading, prompt), "plausibility": plausibility_score(reading)} | quality_scores(reading)
+    scores = {
+        "alignment": alignment_score(reading, prompt),
+        "plausibility": plausibility_score(reading),
+    } | quality_scores(reading)
     return {dimension: scores[dimension] for dimension in DIMENSIONS}
 
 

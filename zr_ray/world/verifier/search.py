@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 
@@ -26,7 +26,7 @@ _HALF = 40
 """Side of the half-resolution FFT grid: 32 cells and room for templates that stick out."""
 
 
-@lru_cache(maxsize=None)
+@cache
 def _half_bank() -> np.ndarray:
     """[2, 8, 40, 21] complex64: conjugate spectra of fills and outlines averaged over 2 x 2 pixels, centred on the origin."""
     canvas = np.zeros((2, len(KINDS), 2 * _HALF, 2 * _HALF), np.float32)
@@ -55,7 +55,9 @@ def propose(image: np.ndarray, background: np.ndarray, noise: float) -> list[tup
     evidence[2, :32, :32] = np.clip(anything[:, :, 0], -BLIND_FLOOR, 2 * BLIND_FLOOR)
     spectrum = np.fft.rfft2(evidence)
     fills, outlines = _half_bank()
-    scores = np.concatenate((spectrum[0] * fills + spectrum[1] * outlines, spectrum[2] * fills[:2]))  # blind: discs, small and big
+    scores = np.concatenate(
+        (spectrum[0] * fills + spectrum[1] * outlines, spectrum[2] * fills[:2])
+    )  # blind: discs, small and big
     maps = np.fft.irfft2(scores, s=(_HALF, _HALF))
     places = _peaks(maps[:-2].max(0), CANDIDATES)
     blind = _peaks(maps[-2:].max(0), BLIND_CANDIDATES)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from itertools import product
 
 import numpy as np
@@ -54,7 +54,7 @@ class Found:
         return HALF_WIDTH[self.size]
 
 
-@lru_cache(maxsize=None)
+@cache
 def coverage(kind: int) -> tuple[np.ndarray, np.ndarray]:
     """Fill and outline of a kind, each [2 half + 1, 2 half + 1] bool."""
     shape, size = KINDS[kind]
@@ -73,7 +73,7 @@ def paint(image: np.ndarray, kind: int, colour: int, x: int, y: int) -> None:
         image[rows, columns][mask[cut]] = ink
 
 
-@lru_cache(maxsize=None)
+@cache
 def gaussian(length: int, sigma: float) -> np.ndarray:
     """[length, length] float32 matrix that blurs along an axis, weights renormalised at the ends; the identity for sigma 0."""
     if sigma <= 0:
@@ -83,7 +83,7 @@ def gaussian(length: int, sigma: float) -> np.ndarray:
     return (kernel / kernel.sum(1, keepdims=True)).astype(np.float32)
 
 
-@lru_cache(maxsize=None)
+@cache
 def bank(blur: int, reach: int, coarse: bool) -> np.ndarray:
     """Templates of BLURS[blur], [8 kinds * (2 reach + 1)^2 shifts, window cells * 5].
 
