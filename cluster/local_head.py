@@ -1,10 +1,12 @@
-"""The local Ray head of this checkout: `start` (if it does not answer yet), `stop`, `status`. What `make gdso` and `make stop` call.
+"""The local Ray head of this checkout: `start` (if it does not answer yet), `stop`, `status`. What `make gdso` and
+`make stop` call.
 
     eval "$(python cluster/local_head.py start)"     # exports RAY_ADDRESS and the token settings; messages go to stderr
 
-Only the head recorded in .cache/ray_head is reused or stopped, so several checkouts and other people's clusters live side by side.
-Ray's ports (not its dashboard, which is bound to loopback) listen on all interfaces, and whoever reaches them may run code: the head
-therefore asks for a token, kept in .cache/ray_head/token with mode 0600. RAY_AUTH_MODE=disabled switches that off.
+Only the head recorded in .cache/ray_head is reused or stopped, so several checkouts and other people's clusters live
+side by side. Ray's ports (not its dashboard, which is bound to loopback) listen on all interfaces, and whoever reaches
+them may run code: the head therefore asks for a token, kept in .cache/ray_head/token with mode 0600.
+RAY_AUTH_MODE=disabled switches that off.
 Left out on purpose: worker nodes and accelerators of other machines; see the cluster YAML files for those.
 """
 
@@ -94,7 +96,8 @@ def _launch() -> dict:
         os.environ
         | _client_environment(address)
         | {
-            "PATH": f"{bin_folder}{os.pathsep}{os.environ.get('PATH', '')}",  # the job's `python`, and ninja for DeepSpeed
+            # the job's `python`, and ninja for DeepSpeed
+            "PATH": f"{bin_folder}{os.pathsep}{os.environ.get('PATH', '')}",
             "RAY_USAGE_STATS_ENABLED": "0",
             "TORCH_EXTENSIONS_DIR": os.environ.get(
                 "TORCH_EXTENSIONS_DIR", str(CHECKOUT / ".cache" / "torch_extensions")

@@ -1,6 +1,8 @@
-"""Keep a student honest: sample items it scores, ask its teacher, report how far they are apart. Exit code 1 beyond the limits.
+"""Keep a student honest: sample items it scores, ask its teacher, report how far they are apart. Exit code 1 beyond the
+limits.
 
-ray job submit --working-dir . -- python jobs/audit.py judge.path=/path/to/student teacher.path=/path/to/teacher data.path=/path/to/images
+ray job submit --working-dir . -- python jobs/audit.py judge.path=/path/to/student teacher.path=/path/to/teacher
+data.path=/path/to/images
 """
 
 from __future__ import annotations

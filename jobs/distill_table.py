@@ -1,4 +1,5 @@
-"""The student's table: SFT, GDSO, OPD and RISD from one untrained student, several seeds each, next to the teacher. Resumable.
+"""The student's table: SFT, GDSO, OPD and RISD from one untrained student, several seeds each, next to the teacher.
+Resumable.
 
 ray job submit --working-dir . -- python jobs/distill_table.py --config jobs/configs/distill_table.yaml
 """

@@ -1,9 +1,11 @@
-"""Judge an annotated data set with any judge folder: agreement, likelihood, calibration, ties, with intervals; Markdown, JSON, report.
+"""Judge an annotated data set with any judge folder: agreement, likelihood, calibration, ties, with intervals;
+Markdown, JSON, report.
 
 ray job submit --working-dir . -- python jobs/evaluate.py --judge builtin --data /path/to/annotations --samples 1 2 4 8
 
 --judge PATH        judge folder, or builtin              (judge.path)
---data PATH         annotated data set                    (data.path; without it the simulated world is written and judged)
+--data PATH         annotated data set                    (data.path; without it the simulated world is written and
+judged)
 --split NAME        train, dev or test                    (evaluate.split)
 --reasoning         only after a reasoning trace          (evaluate.mode; the default is both ways)
 --direct            only directly, one token

@@ -1,4 +1,5 @@
-"""Train a reasoning judge with GDSO on Ray: vLLM actors roll out, DeepSpeed learners update, a table says how much better it became.
+"""Train a reasoning judge with GDSO on Ray: vLLM actors roll out, DeepSpeed learners update, a table says how much
+better it became.
 
 ray job submit --working-dir . -- python jobs/gdso.py --config jobs/configs/gdso_tiny.yaml
 """

@@ -1,4 +1,5 @@
-"""On-policy distillation, the token-by-token baseline of RISD: the student reasons, the teacher scores the tokens it visited.
+"""On-policy distillation, the token-by-token baseline of RISD: the student reasons, the teacher scores the tokens it
+visited.
 
 ray job submit --working-dir . -- python jobs/opd.py --config jobs/configs/opd_tiny.yaml
 """

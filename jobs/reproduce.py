@@ -1,4 +1,5 @@
-"""Every row of the paper's table: zero-shot, SFT, RewardDance, GRPO, GDSO, the parsing ablation, for two judges and three seeds. Resumable.
+"""Every row of the paper's table: zero-shot, SFT, RewardDance, GRPO, GDSO, the parsing ablation, for two judges and
+three seeds. Resumable.
 
 ray job submit --working-dir . -- python jobs/reproduce.py --config jobs/configs/reproduce_tiny.yaml
 """

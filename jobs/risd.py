@@ -1,4 +1,5 @@
-"""Distil a reasoning teacher into a student that scores in one token (RISD): Ray Data labels with vLLM, DeepSpeed learners train.
+"""Distil a reasoning teacher into a student that scores in one token (RISD): Ray Data labels with vLLM, DeepSpeed
+learners train.
 
 ray job submit --working-dir . -- python jobs/risd.py --config jobs/configs/risd_tiny.yaml
 """

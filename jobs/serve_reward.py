@@ -1,8 +1,10 @@
-"""Serve a student (and, if asked, a reasoning teacher) as a reward: score distributions, and the reward's gradient for pixels.
+"""Serve a student (and, if asked, a reasoning teacher) as a reward: score distributions, and the reward's gradient for
+pixels.
 
     ray job submit --working-dir . -- python jobs/serve_reward.py
 
-Runs until it is stopped (`ray job stop`, Ctrl-C); then the application is deleted. Callers: zr_ray/serving/client.py, or HTTP (<route>/docs).
+Runs until it is stopped (`ray job stop`, Ctrl-C); then the application is deleted. Callers: zr_ray/serving/client.py,
+or HTTP (<route>/docs).
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Train a judge on annotated score tokens: SFT (direct, one token), or RewardDance with reasoning chains (sft.reasoning=true).
+"""Train a judge on annotated score tokens: SFT (direct, one token), or RewardDance with reasoning chains
+(sft.reasoning=true).
 
 ray job submit --working-dir . -- python jobs/sft.py --config jobs/configs/sft_tiny.yaml
 """

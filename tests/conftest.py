@@ -1,4 +1,5 @@
-"""Shared fixtures: the built-in judge, a few world items, one local Ray cluster and one real vLLM engine for the whole session."""
+"""Shared fixtures: the built-in judge, a few world items, one local Ray cluster and one real vLLM engine for the whole
+session."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ import zr_ray  # noqa: F401  the torchvision shim, before anything imports trans
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """With several test processes: a file stays in one, and all files that share the engine, or the Serve instance, in the same one."""
+    """With several test processes: a file stays in one, and all files that share the engine, or the Serve instance, in
+    the same one."""
     shared = {item.path: name for name in ("fleet", "serve_url") for item in items if name in item.fixturenames}
     for item in items:
         item.add_marker(pytest.mark.xdist_group(shared.get(item.path, item.path.stem)))
@@ -47,7 +49,8 @@ def world_items(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def ray_cluster():
-    """A private Ray cluster of six logical CPUs, as its address; all tests share it, jobs in processes of their own too."""
+    """A private Ray cluster of six logical CPUs, as its address; all tests share it, jobs in processes of their own
+    too."""
     import ray
 
     ray.init(address="local", num_cpus=6, include_dashboard=False, log_to_driver=False, namespace="test")

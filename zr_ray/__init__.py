@@ -1,6 +1,7 @@
 """zr_ray: Ray-distributed RL post-training for visual reward models and the image generators that learn from them.
 
-`PUBLIC` lists every name that users import from here; each is loaded when it is first asked for, so `import zr_ray` stays cheap.
+`PUBLIC` lists every name that users import from here; each is loaded when it is first asked for, so `import zr_ray`
+stays cheap.
 """
 
 from importlib import import_module

@@ -14,7 +14,8 @@ from pathlib import Path
 from zr_ray.errors import JudgeError
 
 DIMENSIONS = ("alignment", "realism", "aesthetics", "plausibility")
-"""Text-image alignment, realism, aesthetics, physical plausibility (method section 1), in this order in every [.., D] tensor."""
+"""Text-image alignment, realism, aesthetics, physical plausibility (method section 1), in this order in every [.., D]
+tensor."""
 
 SCORE_BINS = (1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0)
 """S: nine half-points; the five integers are rubric anchors."""
@@ -26,9 +27,9 @@ FORMAT_FILE = "scoring_format.json"
 
 _RUBRIC = {
     "alignment": (
-        "text-image alignment: does the image show what the prompt asks for, objects, attributes, counts and relations?\n"
-        "1 nothing asked for is there; 2 the main subject or most attributes are wrong; 3 the subject is right, one important "
-        "request is missed; 4 only a small detail differs; 5 every request is met."
+        "text-image alignment: does the image show what the prompt asks for, objects, attributes, counts and"
+        " relations?\n1 nothing asked for is there; 2 the main subject or most attributes are wrong; 3 the subject is"
+        " right, one important request is missed; 4 only a small detail differs; 5 every request is met."
     ),
     "realism": (
         "realism: is the image free of noise, blur, compression blocks and generation artefacts?\n"
@@ -54,8 +55,9 @@ class ScoringFormat:
     marker: str = "Score: "
     """Text right before the label. The label token after the last marker is the score token."""
     system: str = (
-        "You rate one quality of a generated image. Look at the image, reason step by step about the question, then end with a "
-        "line 'Score: N', N one digit from 1 to 9, where 1 means rubric score 1.0, 2 means 1.5, and so on to 9 for 5.0."
+        "You rate one quality of a generated image. Look at the image, reason step by step about the question, then end"
+        " with a line 'Score: N', N one digit from 1 to 9, where 1 means rubric score 1.0, 2 means 1.5, and so on to 9"
+        " for 5.0."
     )
     """System prompt; empty for none."""
     questions: dict[str, str] = field(

@@ -1,10 +1,11 @@
-"""Three figures of the GDSO step, measured in one run on this machine: against TRL, against its own parts, and its memory.
+"""Three figures of the GDSO step, measured in one run on this machine: against TRL, against its own parts, and its
+memory.
 
     python jobs/bench/gdso.py                       (needs the extra `bench`: pip install -e '.[bench]')
 
-(a) samples per second of the whole step against TRL's GRPOTrainer: same judge, prompts, group size, completion limit, cores
-(b) step wall time against a bare vLLM generate plus a bare forward+backward of the same tokens
-(c) peak memory of the whole job (proportional set size of all its processes)
+(a) samples per second of the whole step against TRL's GRPOTrainer: same judge, prompts, group size, completion limit,
+cores (b) step wall time against a bare vLLM generate plus a bare forward+backward of the same tokens (c) peak memory of
+the whole job (proportional set size of all its processes)
 Every part runs in processes of its own, one after another. Left out on purpose: quality; `jobs/gdso.py` reports that.
 """
 
@@ -118,11 +119,21 @@ def report(args, figures: dict) -> str:
     spread = lambda values: f"{min(values):.2f}-{max(values):.2f}"
     return "\n".join(
         [
-            f"{samples} samples a step, {figures['tokens_per_sample']:.1f} tokens each, {args.threads} threads, {args.steps} timed steps; medians (min-max)",
-            f"(a) zr_ray GDSO step {step:.2f} s ({spread(figures['job_steps_s'])}): {samples / step:.0f} samples/s;  TRL GRPO step {trl:.2f} s ({spread(figures['trl']['steps_s'])}): "
-            f"{samples / trl:.0f} samples/s;  ratio {trl / step:.2f}   (aim: at least 2, better 3)",
-            f"(b) step / bare parts = {step:.2f} / ({statistics.median(figures['generate']['seconds']):.2f} generate + {statistics.median(figures['train']['seconds']):.2f} forward+backward) = {step / bare:.2f}   (aim: at most 1.2)"
-            f";  phases {', '.join(f'{n} {s:.2f}' for n, s in figures['phases_s'].items() if n != 'step')} s",
+            (
+                f"{samples} samples a step, {figures['tokens_per_sample']:.1f} tokens each, {args.threads} threads,"
+                f" {args.steps} timed steps; medians (min-max)"
+            ),
+            (
+                f"(a) zr_ray GDSO step {step:.2f} s ({spread(figures['job_steps_s'])}): {samples / step:.0f} samples/s;"
+                f"  TRL GRPO step {trl:.2f} s ({spread(figures['trl']['steps_s'])}): {samples / trl:.0f} samples/s; "
+                f" ratio {trl / step:.2f}   (aim: at least 2, better 3)"
+            ),
+            (
+                f"(b) step / bare parts = {step:.2f} / ({statistics.median(figures['generate']['seconds']):.2f}"
+                f" generate + {statistics.median(figures['train']['seconds']):.2f} forward+backward) ="
+                f" {step / bare:.2f}   (aim: at most 1.2);  phases"
+                f" {', '.join(f'{n} {s:.2f}' for n, s in figures['phases_s'].items() if n != 'step')} s"
+            ),
             f"(c) peak memory of the job {figures['peak_gib']:.2f} GiB",
         ]
     )

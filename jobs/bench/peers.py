@@ -1,4 +1,5 @@
-"""The peers of `jobs/bench/reward.py`: a reward server as text-to-image systems write it, and how to ask vLLM's OpenAI-compatible server.
+"""The peers of `jobs/bench/reward.py`: a reward server as text-to-image systems write it, and how to ask vLLM's
+OpenAI-compatible server.
 
     python -m uvicorn --app-dir jobs/bench --factory peers:pickled_jpegs
 
@@ -17,8 +18,9 @@ from zr_ray.rubric import ScoringFormat
 
 
 def pickled_jpegs():
-    """A FastAPI application, one process: POST /score takes pickled {"images": [JPEG], "prompts": [text]} and returns a pickled float per image,
-    the mean over the four dimensions. One request at a time, its images in one forward; nothing is batched across callers."""
+    """A FastAPI application, one process: POST /score takes pickled {"images": [JPEG], "prompts": [text]} and returns a
+    pickled float per image, the mean over the four dimensions. One request at a time, its images in one forward;
+    nothing is batched across callers."""
     import numpy as np
     import torch
     from fastapi import FastAPI, Request
@@ -59,7 +61,8 @@ class _Plain(pickle.Unpickler):
 
 
 def vllm_body(model: str, png: bytes, prompt: str, dimension: str, form: ScoringFormat) -> dict:
-    """Body of /v1/chat/completions for one question: one output token and the log-probs of the nine most probable ones."""
+    """Body of /v1/chat/completions for one question: one output token and the log-probs of the nine most probable
+    ones."""
     url = "data:image/png;base64," + base64.b64encode(png).decode()
     text = form.questions[dimension].replace("{prompt}", prompt)
     system = [{"role": "system", "content": form.system}] if form.system else []

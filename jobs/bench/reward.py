@@ -1,10 +1,12 @@
-"""Images per second and latency of the reward service, against the bare forward, a pickled-JPEG endpoint and vLLM's own server.
+"""Images per second and latency of the reward service, against the bare forward, a pickled-JPEG endpoint and vLLM's own
+server.
 
     python jobs/bench/reward.py --seconds 3
 
-Every caller asks for four dimensions of 64 x 64 images and sends the next call when the last is answered; no image comes twice. Files (PNG,
-JPEG) are encoded beforehand. One replica, one endpoint and one engine with one thread each, like the bare forward, which is measured before
-and after each row: `of bare` compares with the mean of the two, so a machine that others use stays comparable.
+Every caller asks for four dimensions of 64 x 64 images and sends the next call when the last is answered; no image
+comes twice. Files (PNG, JPEG) are encoded beforehand. One replica, one endpoint and one engine with one thread each,
+like the bare forward, which is measured before and after each row: `of bare` compares with the mean of the two, so a
+machine that others use stays comparable.
 """
 
 from __future__ import annotations
@@ -117,7 +119,8 @@ class Bench:
         )
 
     async def _drive(self, call: Call, callers: int, images: int) -> tuple[int, list[float], float]:
-        """(calls answered, latency of each in s, seconds) after a warm-up of a quarter of the time, which is not counted."""
+        """(calls answered, latency of each in s, seconds) after a warm-up of a quarter of the time, which is not
+        counted."""
         latencies: list[tuple[float, float]] = []
         start = time.perf_counter() + self.seconds / 4
         end = start + self.seconds
@@ -197,7 +200,8 @@ class Bench:
         off = float((x.grad - y.grad).abs().max() / x.grad.abs().max())
         local, served = float(np.median(local_s)), float(np.median(served_s))
         say(
-            f"gradient of 16 images: local autograd {local:.3f} s, served {served:.3f} s, ratio {served / local:.2f}, largest relative difference {off:.1e}"
+            f"gradient of 16 images: local autograd {local:.3f} s, served {served:.3f} s, ratio {served / local:.2f},"
+            f" largest relative difference {off:.1e}"
         )
         return {"local_s": local, "served_s": served, "largest_relative_difference": off}
 
@@ -342,7 +346,8 @@ def main() -> None:
     args = parser.parse_args()
     bench = Bench(args.judge, args.seconds)
     say(
-        f"bare forward of {BARE_BATCH[False]} images, one thread: {bench.bare(2):.1f} images/s; with backward of {BARE_BATCH[True]}: {bench.bare(2, True):.1f}"
+        f"bare forward of {BARE_BATCH[False]} images, one thread: {bench.bare(2):.1f} images/s; with backward of"
+        f" {BARE_BATCH[True]}: {bench.bare(2, True):.1f}"
     )
     say("| way | callers | images a call | images/s | p50 ms | p99 ms | of bare |\n|---|---|---|---|---|---|---|")
     gradient = None

@@ -1,4 +1,5 @@
-"""Kill replicas of a reward service at random while callers ask: every request must be answered once, correctly, none lost, none scored 0.
+"""Kill replicas of a reward service at random while callers ask: every request must be answered once, correctly, none
+lost, none scored 0.
 
     ray job submit --working-dir . -- python jobs/bench/reward_faults.py --seconds 60 --callers 16 --replicas 2
 

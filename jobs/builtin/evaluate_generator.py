@@ -1,10 +1,11 @@
-"""Measure a generator against its gate with the world's verifier, on held-out prompts. Images are generated or SIMULATED, not photos.
+"""Measure a generator against its gate with the world's verifier, on held-out prompts. Images are generated or
+SIMULATED, not photos.
 
     python jobs/builtin/evaluate_generator.py --output runs/generator_gate
     python jobs/builtin/evaluate_generator.py --generator runs/generator/generator --prompts 128 --output runs/gate_now
 
-Prints a table, writes evaluation.json and grid.png: 16 prompts on the left, the same noise with their shuffled texts on the right.
-Exits with 0 when measured, gate met or not; --require-gate makes a missed gate exit with 2.
+Prints a table, writes evaluation.json and grid.png: 16 prompts on the left, the same noise with their shuffled texts on
+the right. Exits with 0 when measured, gate met or not; --require-gate makes a missed gate exit with 2.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 @torch.no_grad()
 def codec_figures(pipeline, count: int, seed: int) -> dict[str, float]:
-    """What the codec alone costs: the verifier's matches on flawless rendered scenes, before and after it, and PSNR in dB."""
+    """What the codec alone costs: the verifier's matches on flawless rendered scenes, before and after it, and PSNR in
+    dB."""
     rng = np.random.default_rng((seed, 0xC0DEC))
     drawn = [sample_scene(rng, Defects(0, 0, 0, 0, 0.5)) for _ in range(count)]
     prompts, images = [request.prompt for request, _ in drawn], np.stack([render(scene) for _, scene in drawn])

@@ -1,9 +1,10 @@
-"""How far can the verifier's reading be trusted? Its accuracy on rendered scenes per attribute and strength of degradation, and its speed.
+"""How far can the verifier's reading be trusted? Its accuracy on rendered scenes per attribute and strength of
+degradation, and its speed.
 
     python jobs/builtin/evaluate_verifier.py --images 500 --seed 0 --output verifier.json
 
-Prints one row per attribute, one column per strength (see `zr_ray/world/verifier/accuracy.py`), and writes the same as JSON.
-Needs no accelerator and no Ray; one thread.
+Prints one row per attribute, one column per strength (see `zr_ray/world/verifier/accuracy.py`), and writes the same as
+JSON. Needs no accelerator and no Ray; one thread.
 """
 
 from __future__ import annotations

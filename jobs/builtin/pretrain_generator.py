@@ -1,9 +1,10 @@
 """Pre-train the built-in text-to-image generator by flow matching on SIMULATED world scenes.
 
-    python jobs/builtin/pretrain_generator.py --config jobs/configs/generator_tiny.yaml --minutes 5 --output runs/generator
+    python jobs/builtin/pretrain_generator.py --config jobs/configs/generator_tiny.yaml --minutes 5 --output
+    runs/generator
 
-Call it again with the same --output to continue after an end or a kill. In --output: generator/ (averaged weights, a folder for
-ZImagePipeline.from_pretrained), checkpoint.pt, grids/step_*.png, metrics.jsonl, tensorboard/, config.yaml.
+Call it again with the same --output to continue after an end or a kill. In --output: generator/ (averaged weights, a
+folder for ZImagePipeline.from_pretrained), checkpoint.pt, grids/step_*.png, metrics.jsonl, tensorboard/, config.yaml.
 """
 
 from __future__ import annotations
@@ -91,7 +92,8 @@ def keep_metrics_until(path: Path, step: int) -> None:
 
 
 def train(run: GeneratorPretraining, minutes: float, output: Path) -> None:
-    """Steps until `minutes` of training have passed; writes metrics, grids, checkpoints and the pipeline folder on the way."""
+    """Steps until `minutes` of training have passed; writes metrics, grids, checkpoints and the pipeline folder on the
+    way."""
     from torch.utils.tensorboard import SummaryWriter
 
     cadence, limit_s = run.config.cadence, minutes * 60
@@ -137,8 +139,8 @@ def train(run: GeneratorPretraining, minutes: float, output: Path) -> None:
             log(values)
             pace = f"  {values['time/images_per_s']:.0f} images/s" if "time/images_per_s" in values else ""
             print(
-                f"step {run.step_count}  {run.trained_s / 60:.1f}/{minutes:g} min  velocity {values['loss/velocity']:.4f}"
-                f"  object map {values['loss/object_map']:.4f}{pace}",
+                f"step {run.step_count}  {run.trained_s / 60:.1f}/{minutes:g} min  velocity"
+                f" {values['loss/velocity']:.4f}  object map {values['loss/object_map']:.4f}{pace}",
                 flush=True,
             )
             window = []

@@ -1,12 +1,14 @@
 """Makes the built-in base judge from the simulated rubric world, on one CPU core.
 
-    python jobs/builtin/pretrain_judge.py --config jobs/configs/pretrain_judge.yaml --out FOLDER [--resume] [key=value ...]
+    python jobs/builtin/pretrain_judge.py --config jobs/configs/pretrain_judge.yaml --out FOLDER [--resume] [key=value
+    ...]
 
 Stage 1, perception: the vision tower learns what stands where and how degraded the image is, through throw-away heads.
 Stage 2, language: questions and answers `<chain> score <label>` and `score <label>`, the perception loss going on.
-Score labels are an overall impression (mean of the four true scores plus noise, the same for every dimension): the base perceives and
-reasons, but has never seen the rubric. Scenes are drawn fresh for every step, from the seed and the step number alone.
-FOLDER gets metrics.jsonl, checkpoint.pt (with --resume the run goes on from it) and judge/, a complete folder with a model card.
+Score labels are an overall impression (mean of the four true scores plus noise, the same for every dimension): the base
+perceives and reasons, but has never seen the rubric. Scenes are drawn fresh for every step, from the seed and the step
+number alone. FOLDER gets metrics.jsonl, checkpoint.pt (with --resume the run goes on from it) and judge/, a complete
+folder with a model card.
 Left out on purpose: Ray; this is one process on one core, run once per change of the world.
 """
 
@@ -97,7 +99,8 @@ class PretrainConfig(_Section):
 
 
 def draw_scenes(seed: int, stage: str, step: int, images: int) -> list[Candidate]:
-    """Fresh candidates of one step; a function of its arguments alone, so that a resumed run sees what an uninterrupted one would."""
+    """Fresh candidates of one step; a function of its arguments alone, so that a resumed run sees what an uninterrupted
+    one would."""
     rng = np.random.default_rng((seed, STAGES.index(stage), step))
     groups = [sample_group(rng) for _ in range(-(-images // 4))]
     return [c for group in groups for c in group][:images]
@@ -246,7 +249,8 @@ def train(run: Pretraining, out: Path, resume: bool) -> float:
                     journal.flush()
                     shown = "  ".join(f"{k} {v:.3f}" for k, v in metrics.items() if k in SHOWN[stage])
                     print(
-                        f"{stage} {step + 1}/{steps}  {shown}  {pace:.2f} s/step  ETA of stage {pace * (steps - step - 1) / 60:.1f} min",
+                        f"{stage} {step + 1}/{steps}  {shown}  {pace:.2f} s/step  ETA of stage"
+                        f" {pace * (steps - step - 1) / 60:.1f} min",
                         flush=True,
                     )
                 if (step + 1) % config.checkpoint_steps == 0 or step + 1 == steps:

@@ -1,17 +1,20 @@
-"""Which pictures does a judge mistake for good ones? Noise, flat colour, checkerboards, blobs, a grid over a good scene.
+"""Which pictures does a judge mistake for good ones? Noise, flat colour, checkerboards, blobs, a grid over a good
+scene.
 
-    python jobs/builtin/probe_judges.py --judge rendered=runs/rendered/judge --judge mix=runs/mix/judge --data rendered=$PWD/W --data generated=$PWD/G
+    python jobs/builtin/probe_judges.py --judge rendered=runs/rendered/judge --judge mix=runs/mix/judge --data
+    rendered=$PWD/W --data generated=$PWD/G
 
 What generated images in its training data do to a judge, from the start (two runs of the same steps):
 
     python jobs/data/make_world.py --out W --train-groups 500 --test-groups 250 --seed 41
     python jobs/data/make_generated.py --out G --train-groups 160 --test-groups 50 --seed 41
     python jobs/data/mix_annotations.py --out MIX rendered=W generated=G:train
-    ray job submit --working-dir . -- python jobs/sft.py --config jobs/configs/sft_tiny.yaml run.name=rendered data.path=$PWD/W
-    ray job submit --working-dir . -- python jobs/sft.py --config jobs/configs/sft_tiny.yaml run.name=mix data.path=$PWD/MIX
+    ray job submit --working-dir . -- python jobs/sft.py --config jobs/configs/sft_tiny.yaml run.name=rendered
+    data.path=$PWD/W ray job submit --working-dir . -- python jobs/sft.py --config jobs/configs/sft_tiny.yaml
+    run.name=mix data.path=$PWD/MIX
 
-Prints per judge the mean score of every probe, the verifier's beside them, and HPA on the test split of every data set; writes the
-same as JSON. One forward per image in this process, no Ray and no engine.
+Prints per judge the mean score of every probe, the verifier's beside them, and HPA on the test split of every data set;
+writes the same as JSON. One forward per image in this process, no Ray and no engine.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
-"""Convert a public data set of human judgements into the on-disk format of `zr_ray/data/annotations.py` and `preferences.py`.
+"""Convert a public data set of human judgements into the on-disk format of `zr_ray/data/annotations.py` and
+`preferences.py`.
 
     python jobs/data/convert.py --from agiqa3k --source data.csv --images AGIQA-3K --out data/agiqa3k
 
-Nothing is downloaded. Images are hard-linked into the output folder (copied where a link is impossible). The result is read back with
-every check before the summary is printed. Scales, dimensions, sources and what was verified: zr_ray/data/adapters/README.md.
+Nothing is downloaded. Images are hard-linked into the output folder (copied where a link is impossible). The result is
+read back with every check before the summary is printed. Scales, dimensions, sources and what was verified:
+zr_ray/data/adapters/README.md.
 """
 
 from __future__ import annotations

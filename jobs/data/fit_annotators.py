@@ -1,13 +1,15 @@
-"""How much do real raters disagree? Fits the constants of the rubric world's SIMULATED annotators to real rating statistics.
+"""How much do real raters disagree? Fits the constants of the rubric world's SIMULATED annotators to real rating
+statistics.
 
     python jobs/data/fit_annotators.py FOLDER
 
-FOLDER holds the public rating tables named in TABLES (ratings without images; they are not part of this package). Model, per data set:
-a rating is round(t + b_r + sigma e), clipped to the scale, with t the item's true score, b_r the rater's bias, e standard normal, and
-round to the data set's own grid. Scales are mapped linearly to 1..5. The distribution of t is free (41 grid points, EM); sigma and b_r
-maximise the likelihood. Without rater identities b_r is absent and sigma holds bias and noise together.
-Prints one line per data set, with the pooled within-item SD that the fitted model predicts next to the one in the data.
-The numbers chosen from it stand in `zr_ray/world/annotators.py`.
+FOLDER holds the public rating tables named in TABLES (ratings without images; they are not part of this package).
+Model, per data set:
+a rating is round(t + b_r + sigma e), clipped to the scale, with t the item's true score, b_r the rater's bias, e
+standard normal, and round to the data set's own grid. Scales are mapped linearly to 1..5. The distribution of t is free
+(41 grid points, EM); sigma and b_r maximise the likelihood. Without rater identities b_r is absent and sigma holds bias
+and noise together. Prints one line per data set, with the pooled within-item SD that the fitted model predicts next to
+the one in the data. The numbers chosen from it stand in `zr_ray/world/annotators.py`.
 """
 
 from __future__ import annotations
@@ -42,7 +44,8 @@ def category_probabilities(sigma: float, bias: float, categories: int) -> np.nda
 def marginal_loglikelihood(
     counts: np.ndarray, sigma: float, biases: np.ndarray, rounds: int = 30
 ) -> tuple[float, np.ndarray]:
-    """Log-likelihood after EM over the distribution of true scores. counts: [N, R, C], votes per item, rater and category."""
+    """Log-likelihood after EM over the distribution of true scores. counts: [N, R, C], votes per item, rater and
+    category."""
     per_truth = sum(
         counts[:, r] @ np.log(category_probabilities(sigma, b, counts.shape[2])).T for r, b in enumerate(biases)
     )

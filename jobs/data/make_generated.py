@@ -1,8 +1,10 @@
-"""Write annotated data of origin "generated": images by a generator, scores measured by the verifier, SIMULATED annotators on top.
+"""Write annotated data of origin "generated": images by a generator, scores measured by the verifier, SIMULATED
+annotators on top.
 
     python jobs/data/make_generated.py --out DIR --train-groups 250 --test-groups 100 --seed 0
 
-Training prompts are those that the built-in generator was trained on, dev and test prompts of two objects are held out from it.
+Training prompts are those that the built-in generator was trained on, dev and test prompts of two objects are held out
+from it.
 """
 
 from __future__ import annotations
@@ -81,7 +83,8 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     measured = "  ".join(f"{d} {np.mean([item.truth[d] for item in items]):.2f}" for d in DIMENSIONS)
     print(
-        f"wrote {images} generated images and {len(items)} checked records to {args.out.absolute()}: {images / seconds:.0f} images/s"
+        f"wrote {images} generated images and {len(items)} checked records to {args.out.absolute()}:"
+        f" {images / seconds:.0f} images/s"
     )
     print(f"measured scores, mean: {measured}")
     return 0

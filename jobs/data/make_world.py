@@ -1,4 +1,5 @@
-"""Write the built-in rubric world (SIMULATED images, scores and reasoning) in the on-disk format of `zr_ray/data/annotations.py`.
+"""Write the built-in rubric world (SIMULATED images, scores and reasoning) in the on-disk format of
+`zr_ray/data/annotations.py`.
 
 python jobs/data/make_world.py --out DIR --train-groups 500 --test-groups 250 --seed 0
 """
@@ -49,7 +50,8 @@ def main() -> int:
         print(f"make_world: {error}", file=sys.stderr)
         return 1
     print(
-        f"wrote {images} simulated images and {records} checked records to {args.out.absolute()}: {images / seconds:.0f} images/s"
+        f"wrote {images} simulated images and {records} checked records to {args.out.absolute()}:"
+        f" {images / seconds:.0f} images/s"
     )
     return 0
 

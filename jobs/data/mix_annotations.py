@@ -3,7 +3,8 @@
     python jobs/data/mix_annotations.py --out MIX rendered=WORLD generated=GENERATED
     python jobs/data/mix_annotations.py --out MIX rendered=WORLD generated=GENERATED:train
 
-NAME=FOLDER takes all of a set, NAME=FOLDER:train only that split (several with commas). Train on the mix with data.path=MIX.
+NAME=FOLDER takes all of a set, NAME=FOLDER:train only that split (several with commas). Train on the mix with
+data.path=MIX.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The built-in generator's parts: codec, conventions of the pipeline, fast transformer, scenes, resume, the shipped folder."""
+"""The built-in generator's parts: codec, conventions of the pipeline, fast transformer, scenes, resume, the shipped
+folder."""
 
 from __future__ import annotations
 
@@ -390,7 +391,8 @@ class TestShipped:
         ).abs().float().mean() > 1
 
     def test_follows_prompts_it_was_not_trained_on(self, shipped):
-        """The gate, .35 on 512 prompts, less its standard error on 24; a match wants every colour, shape, size and relation right."""
+        """The gate, .35 on 512 prompts, less its standard error on 24; a match wants every colour, shape, size and
+        relation right."""
         prompts = evaluation_prompts(24, seed=5)
         read = read_images(
             generate(shipped, prompts, seed=5, steps=SAMPLING_STEPS, guidance_scale=GUIDANCE_SCALE).numpy(), prompts

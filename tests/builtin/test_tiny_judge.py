@@ -147,7 +147,8 @@ def test_shipped_judge_fits_its_world_and_its_limits(name):
 
 @pytest.mark.parametrize("name", ["builtin", "small"])
 def test_shipped_judge_writes_well_formed_answers_about_what_it_sees(name):
-    """Greedy, through the public classes only; 24 images x 4 dimensions. Chance of an exact realism chain would be about 1 %."""
+    """Greedy, through the public classes only; 24 images x 4 dimensions. Chance of an exact realism chain would be
+    about 1 %."""
     folder = BUILTIN_JUDGES[name]
     processor = AutoProcessor.from_pretrained(folder)
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()

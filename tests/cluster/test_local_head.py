@@ -1,4 +1,5 @@
-"""The head behind `make gdso`: starts beside other clusters, asks for its token, is found again, and leaves nothing behind."""
+"""The head behind `make gdso`: starts beside other clusters, asks for its token, is found again, and leaves nothing
+behind."""
 
 import importlib.util
 import os

@@ -83,8 +83,10 @@ def test_dump_and_load_are_inverse(tmp_path):
         ("data.world.candidates=1", "data.world.candidates must be at least 2 to form same-prompt pairs, got 1"),
         (
             "learner.workers=5",
-            "gdso.pairs_per_step must be a multiple of learner.workers (5), so that every rank averages over the same "
-            "number of pairs, got 48; write 45 or 50",
+            (
+                "gdso.pairs_per_step must be a multiple of learner.workers (5), so that every rank averages over the"
+                " same number of pairs, got 48; write 45 or 50"
+            ),
         ),
         ("learner.workers=64", "got 48; write 64"),
         ("learner.warmup_steps=60", "learner.warmup_steps must be below the run's 60 optimizer updates, got 60"),

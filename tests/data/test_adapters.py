@@ -1,4 +1,5 @@
-"""Every adapter on a small file of the published layout: our readers accept the result, values worked out by hand, broken lines named."""
+"""Every adapter on a small file of the published layout: our readers accept the result, values worked out by hand,
+broken lines named."""
 
 import importlib.util
 import shutil
@@ -49,20 +50,24 @@ IMAGES = {
     ),
     "evalmuse": ("SDXL/00110.png", "SD_v1.5/00110.png", "SDXL/00111.png", "SDXL/00112.png"),
     "genai_bench": ("DALLE_3/00001.jpeg", "SDXL_Turbo/00001.jpeg", "DALLE_3/00002.jpeg"),
-    "hpdv2": tuple(f"train/0000000{k}.jpg" for k in (1, 2, 3, 4, 5))
-    + tuple(f"test/0000000{k}.jpg" for k in (1, 2, 3, 4)),
+    "hpdv2": (
+        tuple(f"train/0000000{k}.jpg" for k in (1, 2, 3, 4, 5)) + tuple(f"test/0000000{k}.jpg" for k in (1, 2, 3, 4))
+    ),
     "hpdv3": tuple(
         f"images/{name}"
         for name in "uuid1/a.jpg uuid1/b.jpg uuid1/c.jpg mj/d.png mj/e.png test/f.jpg test/g.jpg".split()
     ),
-    "imagereward": tuple(f"train_1/0a000000-0000-4000-8000-00000000000{k}.webp" for k in (1, 2, 3))
-    + ("images/test/test_1/0b000000-0000-4000-8000-000000000001.webp",),
+    "imagereward": (
+        tuple(f"train_1/0a000000-0000-4000-8000-00000000000{k}.webp" for k in (1, 2, 3))
+        + ("images/test/test_1/0b000000-0000-4000-8000-000000000001.webp",)
+    ),
 }
 
 
 @pytest.fixture()
 def convert(tmp_path):
-    """convert(name, **options): sample files and fresh images through an adapter -> (summary, items by id, preferences)."""
+    """convert(name, **options): sample files and fresh images through an adapter -> (summary, items by id,
+    preferences)."""
 
     def run(name, source=None, images=None, **options):
         images = pictures(tmp_path / "images", *IMAGES[name]) if images is None else images
@@ -127,7 +132,7 @@ def test_imagereward(convert):
     names = [item.image.name[-6:-5] for item in (first, second, third)]
     assert names == ["1", "2", "3"]
     # Ranks 1, 2, 2: the first image beats both others, the tie is counted; the fourth image was not downloaded
-    assert [(w[-6:-5], l[-6:-5], votes) for w, l, votes in by_name(preferences)] == [("1", "2", None), ("1", "3", None)]
+    assert [(w[-6:-5], x[-6:-5], votes) for w, x, votes in by_name(preferences)] == [("1", "2", None), ("1", "3", None)]
     assert {one.dimension for one in preferences} == {"overall"}
     assert summary.skipped == {"pair with equal ranks": 1, "image not in the image folder": 1}
     assert (summary.items, summary.groups, summary.preferences, summary.images) == (4, 2, 2, 4)

@@ -138,7 +138,8 @@ def test_scores_serve_every_loss(tmp_path):
 
 
 def test_the_named_losses_exist_and_the_pair_losses_want_no_scores(tmp_path):
-    """A preference alone is enough for every loss of PAIR_LOSSES: two distributions in, a finite loss and a gradient out."""
+    """A preference alone is enough for every loss of PAIR_LOSSES: two distributions in, a finite loss and a gradient
+    out."""
     assert all(callable(getattr(gdso, name)) for name in SCORE_LOSSES)
     bins = torch.arange(1, 5.5, 0.5)
     logits = torch.zeros(2, 9, requires_grad=True)

@@ -1,4 +1,5 @@
-"""TFRecords written by TensorBoard's writer and protobuf's serializer, read by ours; RichHF-18K converted with Pick-a-Pic's prompts."""
+"""TFRecords written by TensorBoard's writer and protobuf's serializer, read by ours; RichHF-18K converted with
+Pick-a-Pic's prompts."""
 
 import struct
 from io import BytesIO
@@ -18,7 +19,8 @@ from zr_ray.errors import ConfigError, DataError
 
 
 def message_classes(packed):
-    """tf.train.Feature and Example, built from the field numbers of feature.proto and example.proto; numbers packed or one by one."""
+    """tf.train.Feature and Example, built from the field numbers of feature.proto and example.proto; numbers packed or
+    one by one."""
     made = descriptor_pb2.FileDescriptorProto(name=f"example_{packed}.proto", package=f"test{packed}", syntax="proto3")
     number = descriptor_pb2.FieldDescriptorProto
     for name, kind in (

@@ -1,4 +1,5 @@
-"""Votes under a distribution: NLL, CRPS against its two definitions, proper scoring; calibration of win probabilities."""
+"""Votes under a distribution: NLL, CRPS against its two definitions, proper scoring; calibration of win
+probabilities."""
 
 import math
 
@@ -93,7 +94,8 @@ def test_win_calibration():
     swapped = metrics.win_calibration_error(1 - probability, 1 - outcome)
     assert swapped == pytest.approx(metrics.win_calibration_error(probability, outcome), abs=1e-3)
     assert metrics.win_calibration_error(torch.tensor([0.8, 0.8]), torch.tensor([1.0, 0.0])) == pytest.approx(0.3)
-    # Both ways round: 0.05 and 1 - 0.95 share a bin, one right and one wrong, |0.05 - 0.5|; as called alone it would be (0.05 + 0.95) / 2.
+    # Both ways round: 0.05 and 1 - 0.95 share a bin, one right and one wrong, |0.05 - 0.5|; as called alone it would be
+    # (0.05 + 0.95) / 2.
     lone = torch.tensor([0.05, 0.95]), torch.tensor([0.0, 0.0])
     assert metrics.win_calibration_error(*lone) == pytest.approx(0.45)
     assert metrics.win_calibration_error(torch.tensor([0.95, 0.95]), torch.tensor([1.0, 0.0])) == pytest.approx(0.45)

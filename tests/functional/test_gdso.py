@@ -36,7 +36,8 @@ def test_hand_numbers():
     mu = torch.tensor([[[4.0, 3.0], [2.0, 1.0]]])
     human = torch.tensor([[4.0, 2.0]])
     assert gdso.pointwise_error(mu, human, 4.0).tolist() == [[[0.0, 0.25], [0.0, 0.25]]]
-    # winner 4: gaps 2, 3 against 2 -> errors 0, 1 -> mean .5 / 4; winner 3: gaps 1, 2 -> 1, 0; loser 2: gaps -2, -1 -> 0, 1
+    # winner 4: gaps 2, 3 against 2 -> errors 0, 1 -> mean .5 / 4; winner 3: gaps 1, 2 -> 1, 0; loser 2: gaps -2, -1 ->
+    # 0, 1
     assert gdso.pairwise_gap_error(mu, human, 4.0).tolist() == [[[0.125, 0.125], [0.125, 0.125]]]
     assert gdso.gdso_reward(mu, human, 4.0, 1.0, 2.0).tolist() == [[[2.75, 2.5], [2.75, 2.5]]]
     assert gdso.pairwise_loss(mu, human, 4.0).item() == 0.125

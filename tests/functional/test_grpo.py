@@ -1,4 +1,5 @@
-"""Advantages, clipped terms, KL estimators and token aggregation: hand numbers, gradients, properties, micro-batches."""
+"""Advantages, clipped terms, KL estimators and token aggregation: hand numbers, gradients, properties,
+micro-batches."""
 
 import math
 
@@ -191,7 +192,8 @@ def test_kl_by_hand_and_equality():
 
 
 def test_kl_estimators_in_expectation():
-    """Over all tokens of a small vocabulary, exactly: k1 and k3 average to KL, k3 >= 0, k2's gradient is KL's gradient."""
+    """Over all tokens of a small vocabulary, exactly: k1 and k3 average to KL, k3 >= 0, k2's gradient is KL's
+    gradient."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(6, generator=generator, dtype=torch.float64).requires_grad_()
     ref = torch.randn(6, generator=generator, dtype=torch.float64).log_softmax(-1)

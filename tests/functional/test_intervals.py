@@ -1,4 +1,5 @@
-"""Bootstrap intervals: equal to naive resampling with the same draws, prompts and not items resampled, coverage, undefined input."""
+"""Bootstrap intervals: equal to naive resampling with the same draws, prompts and not items resampled, coverage,
+undefined input."""
 
 import math
 import time
@@ -133,7 +134,8 @@ def test_undefined_input():
 
 
 def test_a_resample_of_one_repeated_prompt_is_undefined():
-    """Three prompts, constant inside each: every ninth resample holds one value only and must not become rounding noise."""
+    """Three prompts, constant inside each: every ninth resample holds one value only and must not become rounding
+    noise."""
     group = torch.arange(3).repeat_interleave(7)
     for seed in range(5):
         generator = torch.Generator().manual_seed(seed)

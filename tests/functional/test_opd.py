@@ -1,4 +1,5 @@
-"""On-policy distillation: sign, stop-gradient, mask, micro-batches, and the gradient of the reverse KL in expectation."""
+"""On-policy distillation: sign, stop-gradient, mask, micro-batches, and the gradient of the reverse KL in
+expectation."""
 
 import math
 

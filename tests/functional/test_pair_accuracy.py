@@ -43,7 +43,8 @@ def test_hand_numbers():
     human = torch.tensor([5.0, 4.5, 3.0, 3.0, 2.0, 4.0])
     predicted = torch.tensor([4.0, 4.0, 3.0, 1.0, 3.5, 9.0])
     group = torch.tensor([0, 0, 0, 0, 1, 2])
-    # pairs with untied humans: 5-4.5 (predicted tie: wrong), 5-3, 5-3, 4.5-3, 4.5-3 right; 3-3 not counted; groups 1 and 2 are single
+    # pairs with untied humans: 5-4.5 (predicted tie: wrong), 5-3, 5-3, 4.5-3, 4.5-3 right; 3-3 not counted; groups 1
+    # and 2 are single
     assert metrics.human_pair_accuracy(predicted, human, group) == (4, 5)
     assert metrics.human_pair_accuracy(predicted, human, group, min_gap=0.5) == (
         4,

@@ -36,7 +36,8 @@ def test_resampled_plcc_is_what_the_interval_is_made_of():
 
 
 def test_a_missing_prediction_leaves_the_draws_alone():
-    """Two judges stay paired although one has no answer for some prompt: its value is that of the items that are left."""
+    """Two judges stay paired although one has no answer for some prompt: its value is that of the items that are
+    left."""
     predicted, human, group = random_items()
     gone = group == group[0]
     broken = torch.where(gone, math.nan, predicted)

@@ -1,4 +1,5 @@
-"""Distillation KL: direction, zero at equality, no gradient into the teacher; label mixing, temperature, averaging of traces."""
+"""Distillation KL: direction, zero at equality, no gradient into the teacher; label mixing, temperature, averaging of
+traces."""
 
 import math
 

@@ -87,7 +87,8 @@ def test_gaussian_label_sum_and_mean_are_exact_everywhere():
 
 
 def test_gaussian_label_near_the_end_is_the_tilted_normal():
-    """Among all distributions with this mean it is the one nearest to the normal in KL: every feasible step away raises KL."""
+    """Among all distributions with this mean it is the one nearest to the normal in KL: every feasible step away raises
+    KL."""
     mean, std = torch.tensor(4.6).double(), torch.tensor(0.6).double()
     label = scores.gaussian_soft_label(mean, std, BINS)
     mass = torch.special.ndtr((BINS + 0.25 - mean) / std) - torch.special.ndtr((BINS - 0.25 - mean) / std)

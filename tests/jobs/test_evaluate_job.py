@@ -1,4 +1,5 @@
-"""The evaluation job: its switches are overrides; it judges a data set end to end and leaves table, JSON, report and judgements."""
+"""The evaluation job: its switches are overrides; it judges a data set end to end and leaves table, JSON, report and
+judgements."""
 
 import json
 import runpy

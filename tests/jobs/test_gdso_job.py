@@ -1,4 +1,5 @@
-"""The main job as a user runs it: bad input is refused in one line; two ranks train; a killed run resumes to the same numbers."""
+"""The main job as a user runs it: bad input is refused in one line; two ranks train; a killed run resumes to the same
+numbers."""
 
 import io
 import json
@@ -89,7 +90,8 @@ def test_on_policy_ratio_and_sync_at_every_step(uninterrupted):
 
 
 def test_killed_run_resumes_to_the_same_numbers(job_environment, uninterrupted, gdso, tmp_path):
-    """SIGKILL of a driver in a process of its own after step 3: the checkpoint of step 2 is the newest, step 3's line must be dropped and made again."""
+    """SIGKILL of a driver in a process of its own after step 3: the checkpoint of step 2 is the newest, step 3's line
+    must be dropped and made again."""
     command = [sys.executable, str(ROOT / "jobs" / "gdso.py"), *SMALL, f"run.root={tmp_path}", "run.name=killed"]
     process = subprocess.Popen(
         command, cwd=ROOT, env=job_environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

@@ -1,4 +1,5 @@
-"""The jobs around the generator as a user runs them: images by a real (untrained) pipeline, measured, labelled, mixed, probed."""
+"""The jobs around the generator as a user runs them: images by a real (untrained) pipeline, measured, labelled, mixed,
+probed."""
 
 from __future__ import annotations
 

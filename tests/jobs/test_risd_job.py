@@ -1,4 +1,5 @@
-"""RISD, OPD and the audit as a user runs them, in one cluster: offline and online give one loss; what they leave behind.
+"""RISD, OPD and the audit as a user runs them, in one cluster: offline and online give one loss; what they leave
+behind.
 
 Four jobs with their engines take over a minute on two quiet cores: run with ZR_SLOW=1 in the environment.
 """

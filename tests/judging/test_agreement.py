@@ -1,4 +1,5 @@
-"""The full row of an evaluation: each figure equals its metric called by hand; votes, malformed outputs, halves of prompts."""
+"""The full row of an evaluation: each figure equals its metric called by hand; votes, malformed outputs, halves of
+prompts."""
 
 import math
 from pathlib import Path
@@ -30,7 +31,8 @@ def items(seed=0):
 
 
 def judged(made, seed=0):
-    """A judge that knows the human score, with noise; 10 % of the mass is outside the labels; item 5 is malformed in alignment."""
+    """A judge that knows the human score, with noise; 10 % of the mass is outside the labels; item 5 is malformed in
+    alignment."""
     generator = torch.Generator().manual_seed(seed)
     human = human_scores(made).nan_to_num(3.0)
     centre = human[..., None] + 0.5 * torch.randn(*human.shape, SAMPLES, generator=generator, dtype=torch.float64)
@@ -117,7 +119,8 @@ def test_votes_on_bins_only():
 
 
 def test_calibrated_judge_has_a_small_error_against_votes():
-    """q = the distribution that single votes are drawn from: P(a beats b) is right for votes and too careful for their mean."""
+    """q = the distribution that single votes are drawn from: P(a beats b) is right for votes and too careful for their
+    mean."""
     rng = np.random.default_rng(1)
     made, q = [], []
     for prompt in range(400):

@@ -1,4 +1,5 @@
-"""Agreement rows by hand: pairs stay inside a prompt and a dimension, a missing score is wrong in HPA and absent from correlations."""
+"""Agreement rows by hand: pairs stay inside a prompt and a dimension, a missing score is wrong in HPA and absent from
+correlations."""
 
 import math
 from pathlib import Path

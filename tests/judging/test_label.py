@@ -43,8 +43,8 @@ class DriverDies(Exception):
 
 @pytest.fixture(scope="module")
 def labelled(ray_cluster, judge_path, items, provenance, tmp_path_factory):
-    """(labels, what is known, first part as the first driver left it): the driver dies after its first part; the next one's worker
-    is killed in mid-run."""
+    """(labels, what is known, first part as the first driver left it): the driver dies after its first part; the next
+    one's worker is killed in mid-run."""
     labels = LabelSet(tmp_path_factory.mktemp("labels"), provenance)
 
     def dies(line):

@@ -1,4 +1,5 @@
-"""The GDSO objective on made-up outputs: any split over micro-batches gives the same loss and gradient; malformed samples stay out."""
+"""The GDSO objective on made-up outputs: any split over micro-batches gives the same loss and gradient; malformed
+samples stay out."""
 
 import numpy as np
 import pytest
@@ -151,7 +152,8 @@ def test_dr_grpo_divides_by_the_length_limit():
 
 
 def test_soft_pointwise_targets():
-    """A Gaussian label pulls towards its neighbours too; on a bin, two-hot is the hard label. d CE / d label log-probs = (q - y) / n."""
+    """A Gaussian label pulls towards its neighbours too; on a bin, two-hot is the hard label. d CE / d label log-probs
+    = (q - y) / n."""
     plain = {"group_size": G, "alpha_pairwise": 0, "beta_kl": 0, "lambda_pairwise": 0}
     hard = run(GdsoSection(**plain), [[0, 1, 2]])
     two_hot = run(GdsoSection(pointwise_target="two_hot", **plain), [[0, 1, 2]])

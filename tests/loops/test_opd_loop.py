@@ -1,4 +1,5 @@
-"""OPD's objective by hand, the teacher's log-probs against a plain forward, and real steps that bring the reverse KL down."""
+"""OPD's objective by hand, the teacher's log-probs against a plain forward, and real steps that bring the reverse KL
+down."""
 
 import math
 import shutil

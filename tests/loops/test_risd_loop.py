@@ -1,4 +1,5 @@
-"""RISD's objective by hand, its data order, and real steps: the student moves to the teacher, one forward for four questions."""
+"""RISD's objective by hand, its data order, and real steps: the student moves to the teacher, one forward for four
+questions."""
 
 import math
 

@@ -1,4 +1,5 @@
-"""Tables from made runs: which runs are planned, pooled seeds, claims and their verdicts, curves; command lines that load."""
+"""Tables from made runs: which runs are planned, pooled seeds, claims and their verdicts, curves; command lines that
+load."""
 
 import json
 from dataclasses import replace
@@ -206,7 +207,8 @@ def test_untrained_rows_stand_for_every_seed_and_judges_stay_apart(answers, tmp_
     folder = RunFolder(tmp_path / "table")
     folder.path.mkdir()
     assert "| s | gdso | 0 | 0.250 | 50.0 | 7 |" in write_table(folder, table)
-    # step 0 is the base row, the last point the final evaluation; both on the first half of the items, where `half` is right
+    # step 0 is the base row, the last point the final evaluation; both on the first half of the items, where `half` is
+    # right
     assert curves(runs, items, config) == {"s": {"gdso": {0: [1.0, 1.0], 1: [0.6, 0.5], 3: [1.0, 1.0]}}}
     write_curves(folder, runs, items, config)
     assert (folder.path / "curves.png").read_bytes().startswith(b"\x89PNG")
@@ -232,19 +234,18 @@ def test_anchor_labels_have_five_levels_and_leave_the_test_split_alone(tmp_path)
 
 
 def test_runs_start_in_order_and_a_failure_is_told(ray_cluster, answers, tmp_path):
-    """Stand-in jobs: scripts that leave a result, or fail. What starts from another row's judge waits for it; finished runs stay."""
+    """Stand-in jobs: scripts that leave a result, or fail. What starts from another row's judge waits for it; finished
+    runs stay."""
     from zr_ray.loops.table import _run_missing
 
     jobs = tmp_path / "jobs"
     jobs.mkdir()
     script = (
-        "import json, pathlib, sys, time\n"
-        "keys = dict(word.split('=', 1) for word in sys.argv[1:])\n"
-        "if keys['run.seed'] == '1': sys.exit('no such luck')\n"
-        "assert 'rows' not in keys['judge.path'] or (pathlib.Path(keys['judge.path']).parent / 'result.json').is_file()\n"
-        "folder = pathlib.Path(keys['run.root']) / keys['run.name']\n"
-        "folder.mkdir(parents=True)\n"
-        "(folder / 'result.json').write_text(json.dumps({'wall_s': 1, 'rows': [{'pooled': {'hpa': 0.5}}]}))\n"
+        "import json, pathlib, sys, time\nkeys = dict(word.split('=', 1) for word in sys.argv[1:])\nif keys['run.seed']"
+        " == '1': sys.exit('no such luck')\nassert 'rows' not in keys['judge.path'] or"
+        " (pathlib.Path(keys['judge.path']).parent / 'result.json').is_file()\nfolder = pathlib.Path(keys['run.root'])"
+        " / keys['run.name']\nfolder.mkdir(parents=True)\n(folder / 'result.json').write_text(json.dumps({'wall_s': 1,"
+        " 'rows': [{'pooled': {'hpa': 0.5}}]}))\n"
     )
     for name in ("gdso", "evaluate"):
         (jobs / f"{name}.py").write_text(script)

@@ -61,7 +61,8 @@ def test_branches_equal_separate_sequences(judge, rows):
 
 
 def test_packed_forward_equals_the_plain_transformers_forward(judge, rows):
-    """A reference that shares nothing with the packer: transformers' own processor-style call, full causal mask, its own positions."""
+    """A reference that shares nothing with the packer: transformers' own processor-style call, full causal mask, its
+    own positions."""
     module, text, packer = judge
     row = rows[1]
     pixel_values, grid = packer.pixels([row.image])

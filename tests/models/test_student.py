@@ -39,7 +39,8 @@ def variant(judge_path, folder, questions, image_last=False):
 
 @torch.no_grad()
 def separate_forwards(student, images, prompts, dimensions=DIMENSIONS):
-    """[B, D, K] by plain transformers calls, one image and one question each: its own positions, causal mask and vocabulary."""
+    """[B, D, K] by plain transformers calls, one image and one question each: its own positions, causal mask and
+    vocabulary."""
     model, text, rows = student.judge.model, student.text, []
     for image, prompt in zip(images, prompts, strict=True):
         patches, grid = student.preprocess(image[None])

@@ -1,4 +1,5 @@
-"""A student with linear-attention layers (Qwen3.5) cannot branch: its questions are unrolled, and the result is as exact."""
+"""A student with linear-attention layers (Qwen3.5) cannot branch: its questions are unrolled, and the result is as
+exact."""
 
 import shutil
 

@@ -1,4 +1,5 @@
-"""Rows, differences and verdicts on made-up predictions: seeds pooled by hand, pairing by prompt, nothing claimed without evidence."""
+"""Rows, differences and verdicts on made-up predictions: seeds pooled by hand, pairing by prompt, nothing claimed
+without evidence."""
 
 import math
 

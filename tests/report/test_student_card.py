@@ -1,4 +1,5 @@
-"""A student folder is complete on its own: its card's snippet gives the student's distribution in plain transformers and plain vLLM."""
+"""A student folder is complete on its own: its card's snippet gives the student's distribution in plain transformers
+and plain vLLM."""
 
 import json
 import os

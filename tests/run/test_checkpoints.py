@@ -138,7 +138,8 @@ def test_two_halves_for_several_ranks(tmp_path):
 
 
 def test_killed_at_every_system_call_that_matters(tmp_path):
-    """SIGKILL at the n-th fsync, rename, open or removal, for every n: the newest checkpoint is whole, old or new, never older."""
+    """SIGKILL at the n-th fsync, rename, open or removal, for every n: the newest checkpoint is whole, old or new,
+    never older."""
     calls = ("fsync", "rename", "open", "mkdir", "rmdir", "unlink")
     for n in range(1, 200):
         parent = tmp_path / str(n)
@@ -195,7 +196,8 @@ while True:
 
 
 def test_killed_at_random_moments(tmp_path):
-    """A writer without pause, killed at arbitrary times: what it had announced is never lost, what is found is whole."""
+    """A writer without pause, killed at arbitrary times: what it had announced is never lost, what is found is
+    whole."""
     done = 0
     for pause_s in (0.003, 0.021, 0.047, 0.082):
         writer = subprocess.Popen(

@@ -15,7 +15,9 @@ def test_what_fits_passes():
 def test_bundle_that_no_node_holds_is_named():
     with pytest.raises(
         PlacementError,
-        match=r"no node can hold learner bundle 0 \{CPU: 1, GPU: 2\}; nodes have \{CPU: 2, GPU: 0\}, \{CPU: 8, GPU: 1\}",
+        match=(
+            r"no node can hold learner bundle 0 \{CPU: 1, GPU: 2\}; nodes have \{CPU: 2, GPU: 0\}, \{CPU: 8, GPU: 1\}"
+        ),
     ):
         check_feasible({"rollout": [{"CPU": 1.0}], "learner": [{"CPU": 1.0, "GPU": 2.0}]}, NODES, 0)
 

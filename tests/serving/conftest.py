@@ -1,4 +1,5 @@
-"""One real service for all tests of this folder, deployed as cluster/serve_reward.yaml is: a replica behind a gateway on loopback, with a token."""
+"""One real service for all tests of this folder, deployed as cluster/serve_reward.yaml is: a replica behind a gateway
+on loopback, with a token."""
 
 from __future__ import annotations
 

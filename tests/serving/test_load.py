@@ -1,4 +1,5 @@
-"""More than the service takes: 429 and 503 over HTTP, repeats by the client; and what the metrics endpoint says of all that."""
+"""More than the service takes: 429 and 503 over HTTP, repeats by the client; and what the metrics endpoint says of all
+that."""
 
 import re
 import time
@@ -34,7 +35,8 @@ def test_what_does_not_fit_is_refused_with_a_time_to_retry(reward_url, images):
     ask = lambda _: requests.post(f"{reward_url}/v1/score_and_grad", data=body, headers=headers, timeout=120)
     with ThreadPoolExecutor(16) as pool:
         replies = list(pool.map(ask, range(16)))
-    # 8 requests of 16 items are let in; the judge computes 32 items and lets 64 wait, the rest is refused after some attempts
+    # 8 requests of 16 items are let in; the judge computes 32 items and lets 64 wait, the rest is refused after some
+    # attempts
     assert set(Counter(r.status_code for r in replies)) == {200, 429, 503}
     assert all(
         r.headers["Retry-After"] == "1" and r.json()["error"]["message"] for r in replies if r.status_code != 200

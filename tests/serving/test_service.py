@@ -1,4 +1,5 @@
-"""The real service gives what the student gives in this process: scores, gradients, item by item, over both transports."""
+"""The real service gives what the student gives in this process: scores, gradients, item by item, over both
+transports."""
 
 import asyncio
 

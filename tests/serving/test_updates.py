@@ -89,7 +89,8 @@ def test_a_run_leaves_nothing_behind(serve_url, service_config, images):
     mu = []
 
     class AfterOneUse(threading.Event):
-        """Asks once when the service starts to wait. No second thread: Serve's settings are not safe to build in two at a time."""
+        """Asks once when the service starts to wait. No second thread: Serve's settings are not safe to build in two at
+        a time."""
 
         def wait(self, timeout=None):
             with RewardClient("short-run") as client:

@@ -1,5 +1,5 @@
-"""The three packages import in a bare Python child that gets only the shim's environment, and cost nothing before (vLLM in such a
-child: tests/report/test_student_card.py)."""
+"""The three packages import in a bare Python child that gets only the shim's environment, and cost nothing before (vLLM
+in such a child: tests/report/test_student_card.py)."""
 
 import os
 import subprocess

@@ -1,4 +1,5 @@
-"""The learner on real DeepSpeed, one rank: the update does not depend on how the rows are cut, and checkpoints continue it exactly."""
+"""The learner on real DeepSpeed, one rank: the update does not depend on how the rows are cut, and checkpoints continue
+it exactly."""
 
 import numpy as np
 import pytest
@@ -78,7 +79,7 @@ def test_reference_and_policy_share_a_frozen_tower(judge_path, units):
     for freeze in (("model.visual",), ()):
         learner, towers, seen = Learner(judge_path, section(freeze=freeze), keep_reference=True), [], {}
         for module in (learner.reference, learner.engine.module):
-            module.model.model.visual.register_forward_hook(lambda *_: towers.append(1))
+            module.model.model.visual.register_forward_hook(lambda *_, towers=towers: towers.append(1))
         learner.reference.model.lm_head.weight.data.mul_(1.1)  # the reference is another policy
 
         def compared(outputs, indices, reference, seen=seen):

@@ -1,4 +1,5 @@
-"""A teacher behind the reward interface: its distribution is the mean over its traces, item by item; what it cannot answer says why."""
+"""A teacher behind the reward interface: its distribution is the mean over its traces, item by item; what it cannot
+answer says why."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,5 @@
-"""The rollout worker on a real vLLM engine: same log-probs as the learner's forward, versions, pushes that are proved."""
+"""The rollout worker on a real vLLM engine: same log-probs as the learner's forward, versions, pushes that are
+proved."""
 
 import numpy as np
 import pytest

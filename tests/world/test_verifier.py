@@ -1,4 +1,5 @@
-"""The verifier: accuracy on rendered scenes with known truth, scores by hand, and what it makes of pictures that are no scene."""
+"""The verifier: accuracy on rendered scenes with known truth, scores by hand, and what it makes of pictures that are no
+scene."""
 
 from dataclasses import replace
 
@@ -31,7 +32,8 @@ def picture(first=CIRCLE, second=SQUARE, extra=None, relation="left", light="lef
 
 
 def test_accuracy_on_rendered_scenes():
-    """The bar is .97 exact on clean scenes, all attributes at once, for each of them too; `jobs/builtin/evaluate_verifier.py` has more."""
+    """The bar is .97 exact on clean scenes, all attributes at once, for each of them too;
+    `jobs/builtin/evaluate_verifier.py` has more."""
     clean = accuracy_table(200, seed=20260, strengths=("clean",))["clean"]
     for name in (*OBJECT_ATTRIBUTES, *SCENE_ATTRIBUTES):
         assert clean[name] >= 0.97, (name, clean[name])

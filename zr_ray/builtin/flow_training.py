@@ -1,8 +1,10 @@
-"""Flow matching for a Z-Image pipeline: noise levels, the velocity the pipeline integrates, and a fast equal of the transformer.
+"""Flow matching for a Z-Image pipeline: noise levels, the velocity the pipeline integrates, and a fast equal of the
+transformer.
 
     x_sigma = (1 - sigma) x_0 + sigma eps          transformer(x_sigma, time = 1 - sigma) -> x_0 - eps
 
-The pipeline negates the output and steps `x + (sigma_next - sigma) (eps - x_0)`; tests drive it with the exact velocity.
+The pipeline negates the output and steps `x + (sigma_next - sigma) (eps - x_0)`; tests drive it with the exact
+velocity.
 Left out on purpose: several image sizes in a batch; image conditions; gradient accumulation.
 """
 
@@ -19,9 +21,11 @@ PAD_TO = 32
 
 
 def sample_sigmas(count: int, *, mean: float, spread: float, shift: float, generator: torch.Generator) -> Tensor:
-    """Stratified noise levels: u = sigmoid(mean + spread z), sigma = shift u / (1 + (shift - 1) u); one z per 1/count of the normal.
+    """Stratified noise levels: u = sigmoid(mean + spread z), sigma = shift u / (1 + (shift - 1) u); one z per 1/count
+    of the normal.
 
-    Returns: [count] in (0, 1), shuffled. Logit-normal of SD3 (arXiv 2403.03206, section 3.1) under its shift of section 5.3.2."""
+    Returns: [count] in (0, 1), shuffled. Logit-normal of SD3 (arXiv 2403.03206, section 3.1) under its shift of section
+    5.3.2."""
     strata = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
     z = torch.special.ndtri(strata.double().clamp(1e-6, 1 - 1e-6)).float()
     u = torch.sigmoid(mean + spread * z)
@@ -60,18 +64,20 @@ class RealRotaryAttention:
 
 
 class PackedTransformer(nn.Module):
-    """Computes what a `ZImageTransformer2DModel` without a rotary axis for captions computes, for one image size, a quarter faster.
+    """Computes what a `ZImageTransformer2DModel` without a rotary axis for captions computes, for one image size, a
+    quarter faster.
 
-    Z-Image fills captions up to 32 tokens with one learned vector and attends to it. Where captions carry no rotary position
-    (`axes_dims[0]` is 0; the text encoder has its own) those tokens stay equal in every layer, so one of them with log(count) added to
-    its attention logit does the work of all. Shares the transformer's parameters; replaces its attention processors, so sample
-    from a copy. `tap` names the layer whose image tokens are returned too."""
+    Z-Image fills captions up to 32 tokens with one learned vector and attends to it. Where captions carry no rotary
+    position (`axes_dims[0]` is 0; the text encoder has its own) those tokens stay equal in every layer, so one of them
+    with log(count) added to its attention logit does the work of all. Shares the transformer's parameters; replaces its
+    attention processors, so sample from a copy. `tap` names the layer whose image tokens are returned too."""
 
     def __init__(self, transformer, max_tokens: int, tap: int, compiled: bool) -> None:
         super().__init__()
         if transformer.config.axes_dims[0] != 0:
             raise ValueError(
-                f"packed captions need axes_dims[0] = 0, got {transformer.config.axes_dims}; build the transformer without it"
+                f"packed captions need axes_dims[0] = 0, got {transformer.config.axes_dims}; build the transformer"
+                " without it"
             )
         self.transformer, self.max_tokens, self.tap = transformer, max_tokens, tap
         blocks = [*transformer.noise_refiner, *transformer.context_refiner, *transformer.layers]
@@ -87,7 +93,8 @@ class PackedTransformer(nn.Module):
     def forward(self, latents: Tensor, times: Tensor, captions: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(output [B, C, H, W], image tokens after layer `tap` [B, HW/4, width]).
 
-        latents: [B, C, H, W]. times: [B], 1 - sigma. captions: [B, max_tokens, text width], right-padded. lengths: [B] in 1..max_tokens."""
+        latents: [B, C, H, W]. times: [B], 1 - sigma. captions: [B, max_tokens, text width], right-padded. lengths: [B]
+        in 1..max_tokens."""
         model, device = self.transformer, latents.device
         batch, channels, height, width = latents.shape
         rows, columns = height // 2, width // 2
@@ -127,7 +134,8 @@ class PackedTransformer(nn.Module):
 
 
 def tokenize(tokenizer, prompts: list[str], max_tokens: int) -> tuple[Tensor, Tensor]:
-    """(ids [B, max_tokens], lengths [B]) exactly as the pipeline tokenizes. Raises: ValueError on a prompt that would be cut."""
+    """(ids [B, max_tokens], lengths [B]) exactly as the pipeline tokenizes. Raises: ValueError on a prompt that would
+    be cut."""
     texts = [
         tokenizer.apply_chat_template([{"role": "user", "content": p}], tokenize=False, add_generation_prompt=True)
         for p in prompts

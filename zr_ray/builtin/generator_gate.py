@@ -19,12 +19,13 @@ GATE = {
     "seed_distance": (2.0, 255.0),
     "image_ms": (0.0, 120.0),
 }
-"""Figure -> accepted range, both ends included. object_match below .80 leaves room for rewards; seed_distance in grey levels."""
+"""Figure -> accepted range, both ends included. object_match below .80 leaves room for rewards; seed_distance in grey
+levels."""
 
 
 def read_images(images: np.ndarray, prompts: Sequence[str]) -> dict[str, np.ndarray]:
-    """The verifier on images [N, 64, 64, 3]: match, alignment and plausibility with the own prompt, and shuffled: match and alignment
-    with the next prompt, a rotation of the list, as in a caption shuffle.   Returns: name -> [N]."""
+    """The verifier on images [N, 64, 64, 3]: match, alignment and plausibility with the own prompt, and shuffled: match
+    and alignment with the next prompt, a rotation of the list, as in a caption shuffle.   Returns: name -> [N]."""
     readings = [read_scene(image) for image in images]
     others = [*prompts[1:], *prompts[:1]]
     return {

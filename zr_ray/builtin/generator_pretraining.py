@@ -1,6 +1,8 @@
-"""One pre-training run of the built-in generator: its state, one step, its checkpoints. The loop is `jobs/builtin/pretrain_generator.py`.
+"""One pre-training run of the built-in generator: its state, one step, its checkpoints. The loop is
+`jobs/builtin/pretrain_generator.py`.
 
-Everything random in step n is drawn from (seed, n), so a run that was killed and resumed sees the scenes it would have seen.
+Everything random in step n is drawn from (seed, n), so a run that was killed and resumed sees the scenes it would have
+seen.
 """
 
 from __future__ import annotations
@@ -134,7 +136,8 @@ class GeneratorPretraining:
 
     @torch.no_grad()
     def held_out(self) -> dict[str, float]:
-        """Velocity loss on 64 clean held-out scenes under their own and under shuffled prompts, per noise level (online weights)."""
+        """Velocity loss on 64 clean held-out scenes under their own and under shuffled prompts, per noise level (online
+        weights)."""
         batch = sample_batch(np.random.default_rng((self.config.seed, HELD_OUT_SEED)), 64, Defects(0, 0, 0, 0, 0.5))
         latents = self._encode(batch)
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)).to(self.device)
@@ -168,7 +171,8 @@ class GeneratorPretraining:
         os.replace(temporary, path)
 
     def load(self, path: Path) -> None:
-        """Continue from a checkpoint. Raises: CheckpointError if it was written under other sizes, scenes, losses or seed."""
+        """Continue from a checkpoint. Raises: CheckpointError if it was written under other sizes, scenes, losses or
+        seed."""
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
         except Exception as error:
@@ -179,7 +183,8 @@ class GeneratorPretraining:
         ]
         if differing:
             raise CheckpointError(
-                f"{path} was written under another configuration of {', '.join(differing)}; put it back, or use a new --output"
+                f"{path} was written under another configuration of {', '.join(differing)}; put it back, or use a new"
+                " --output"
             )
         for name, pipeline in (("online", self.pipeline), ("averaged", self.averaged)):
             for part, weights in state[name].items():

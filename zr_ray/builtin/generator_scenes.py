@@ -1,8 +1,10 @@
-"""What the built-in generator is trained on: world scenes that answer their prompt, with moderate defects. SIMULATED images.
+"""What the built-in generator is trained on: world scenes that answer their prompt, with moderate defects. SIMULATED
+images.
 
-The judges' scenes (`data/world/sampling.py`) are made to be judged: most are wrong somewhere, and heavily degraded. A generator
-taught on them would learn that prompts mean little. Here every asked-for object is as asked; what is sometimes off is what a
-fine-tuned generator is known to get wrong: support, shadow, contact, and a light touch of the degradations.
+The judges' scenes (`data/world/sampling.py`) are made to be judged: most are wrong somewhere, and heavily degraded. A
+generator taught on them would learn that prompts mean little. Here every asked-for object is as asked; what is
+sometimes off is what a fine-tuned generator is known to get wrong: support, shadow, contact, and a light touch of the
+degradations.
 """
 
 from __future__ import annotations
@@ -49,12 +51,14 @@ class SceneBatch:
 
 
 def is_held_out(prompt: str) -> bool:
-    """Whether the generator never sees this prompt in training: every tenth one with two objects. The 48 single objects are all seen."""
+    """Whether the generator never sees this prompt in training: every tenth one with two objects. The 48 single objects
+    are all seen."""
     return len(prompt.split()) > 3 and zlib.crc32(prompt.encode()) % 10 == 0
 
 
 def evaluation_prompts(count: int, seed: int) -> list[str]:
-    """Prompts in the world's own mix of one and two objects, the latter all held out and, as far as there are enough, distinct."""
+    """Prompts in the world's own mix of one and two objects, the latter all held out and, as far as there are enough,
+    distinct."""
     rng = np.random.default_rng((seed, 0xE7A1))
     prompts: list[str] = []
     while len(prompts) < count:
@@ -110,7 +114,8 @@ def sample_scene(rng: np.random.Generator, defects: Defects) -> tuple[Request, S
 
 
 def object_map(scene: Scene) -> np.ndarray:
-    """[3, 16, 16] uint8: colour, shape and size class of the object at the middle of each cell, 0 where there is none."""
+    """[3, 16, 16] uint8: colour, shape and size class of the object at the middle of each cell, 0 where there is
+    none."""
     canvas = np.zeros((3, SIZE, SIZE), np.uint8)
     for item in scene.objects:
         rows, columns = np.nonzero(shape_mask(item.shape, item.half))

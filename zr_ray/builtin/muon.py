@@ -1,5 +1,6 @@
-"""Muon (Jordan et al., 2024) in float32: momentum, orthogonalised per matrix. At 1-3 M parameters it learns about twice as much per
-sample as AdamW on one CPU core, where torch.optim.Muon's bfloat16 products are far slower than the whole training step.
+"""Muon (Jordan et al., 2024) in float32: momentum, orthogonalised per matrix. At 1-3 M parameters it learns about twice
+as much per sample as AdamW on one CPU core, where torch.optim.Muon's bfloat16 products are far slower than the whole
+training step.
 Left out on purpose: distributed sharding; the tiny judge fits one core."""
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from torch import Tensor
 
 
 def orthogonalised(matrix: Tensor, steps: int = 5) -> Tensor:
-    """Newton-Schulz iteration towards U V^T of matrix = U S V^T; [.., m, n], singular values end within about [0.7, 1.2]."""
+    """Newton-Schulz iteration towards U V^T of matrix = U S V^T; [.., m, n], singular values end within about [0.7,
+    1.2]."""
     a, b, c = 3.4445, -4.7750, 2.0315
     wide = matrix if matrix.shape[-2] <= matrix.shape[-1] else matrix.mT
     x = wide / (wide.norm(dim=(-2, -1), keepdim=True) + 1e-7)
@@ -20,7 +22,8 @@ def orthogonalised(matrix: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """For weight matrices only. lr is the root-mean-square size of an element's update, comparable to AdamW's lr divided by 0.2."""
+    """For weight matrices only. lr is the root-mean-square size of an element's update, comparable to AdamW's lr
+    divided by 0.2."""
 
     def __init__(self, params, lr: float, momentum: float = 0.95, weight_decay: float = 0.0) -> None:
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))

@@ -1,13 +1,14 @@
 """The generator's codec: a linear lapped transform of 4x4 patches, written exactly into diffusers' `AutoencoderDC`.
 
-Latents are 16x16 vectors of C numbers for a 64x64 image. The encoder is one linear map from the 12x12 pixels around a 4x4 patch, the
-decoder one from 3x3 latents to a patch: a small grown-up sibling of the PCA of patches, whose seams it removes. It is fitted in
-seconds where a convolutional autoencoder needs an hour (`fit_codec`), it has no opinion of its own about what a scene looks like, and
-the gradient of a reward passes through it as through a matrix.
+Latents are 16x16 vectors of C numbers for a 64x64 image. The encoder is one linear map from the 12x12 pixels around a
+4x4 patch, the decoder one from 3x3 latents to a patch: a small grown-up sibling of the PCA of patches, whose seams it
+removes. It is fitted in seconds where a convolutional autoencoder needs an hour (`fit_codec`), it has no opinion of its
+own about what a scene looks like, and the gradient of a reward passes through it as through a matrix.
 
-How a linear map fits in `AutoencoderDC`: pixel-unshuffle short cuts carry the pixels, residual blocks and their convolutions are
-zero, and the two parts that are not linear are put where they are: a thirteenth channel of height `CARRIER` makes the RMS norm a
-division by a constant (relative error below 12 / (2 CARRIER^2)), and the norm's bias keeps the ReLU open.
+How a linear map fits in `AutoencoderDC`: pixel-unshuffle short cuts carry the pixels, residual blocks and their
+convolutions are zero, and the two parts that are not linear are put where they are: a thirteenth channel of height
+`CARRIER` makes the RMS norm a division by a constant (relative error below 12 / (2 CARRIER^2)), and the norm's bias
+keeps the ReLU open.
 Left out on purpose: a KL term, an adversarial loss; there is nothing stochastic and nothing to hallucinate.
 """
 
@@ -27,7 +28,8 @@ OPEN = 8.0
 
 
 def to_patches(pixels: Tensor) -> Tensor:
-    """[N, 3, H, W] -> [N, 48, H/4, W/4], in the channel order of two pixel-unshuffles, which is that of `AutoencoderDC`."""
+    """[N, 3, H, W] -> [N, 48, H/4, W/4], in the channel order of two pixel-unshuffles, which is that of
+    `AutoencoderDC`."""
     return F.pixel_unshuffle(F.pixel_unshuffle(pixels, 2), 2)
 
 
@@ -37,12 +39,15 @@ def to_pixels(patches: Tensor) -> Tensor:
 
 
 def fit_codec(pixels: Tensor, channels: int, *, steps: int, whitening: float, seed: int) -> dict[str, Tensor]:
-    """Least-squares lapped transform: encoder and decoder jointly by Adam from the PCA of patches, then the decoder in closed form.
+    """Least-squares lapped transform: encoder and decoder jointly by Adam from the PCA of patches, then the decoder in
+    closed form.
 
-    Args: pixels: [N, 3, H, W] in [-1, 1]. channels: C, numbers a latent position. steps: of Adam. whitening: 0 keeps the channels'
-        natural spread, 1 gives all of them the same; the mean square over channels is 1 in any case. seed: of the batches.
-    Returns: encoder weight [C, 48, 3, 3], encoder bias [C], decoder weight [48, C, 3, 3], decoder bias [48]. Latents have mean 0 per channel
-        and uncorrelated channels, ordered by falling spread.   Raises: ValueError if C is not in 1..48."""
+    Args: pixels: [N, 3, H, W] in [-1, 1]. channels: C, numbers a latent position. steps: of Adam. whitening: 0 keeps
+        the channels' natural spread, 1 gives all of them the same; the mean square over channels is 1 in any case.
+        seed: of the batches.
+    Returns: encoder weight [C, 48, 3, 3], encoder bias [C], decoder weight [48, C, 3, 3], decoder bias [48]. Latents
+        have mean 0 per channel and uncorrelated channels, ordered by falling spread.   Raises: ValueError if C is not
+        in 1..48."""
     if not 1 <= channels <= PATCH_NUMBERS:
         raise ValueError(f"channels must be between 1 and {PATCH_NUMBERS}, got {channels}")
     patches = to_patches(pixels)
@@ -97,7 +102,8 @@ def _decoder_in_closed_form(latents: Tensor, patches: Tensor) -> tuple[Tensor, T
 
 
 def build_autoencoder(codec: dict[str, Tensor]):
-    """The `AutoencoderDC` that computes exactly the linear maps of `fit_codec` (see the file's header); pixel values in [-1, 1]."""
+    """The `AutoencoderDC` that computes exactly the linear maps of `fit_codec` (see the file's header); pixel values in
+    [-1, 1]."""
     from diffusers import AutoencoderDC
 
     channels = len(codec["encoder_weight"])

@@ -33,10 +33,12 @@ def held_out_groups(seed: int, groups: int) -> tuple[list[list[Candidate]], list
 def evaluate_tiny_judge(
     model, tokenizer, writer: BranchWriter, seed: int, groups: int, max_tokens: int = 28
 ) -> dict[str, float]:
-    """Per dimension and pooled: HPA with and without reasoning, exact-chain rate, well-formed rate, entropy of the score (nats).
+    """Per dimension and pooled: HPA with and without reasoning, exact-chain rate, well-formed rate, entropy of the
+    score (nats).
 
-    Greedy reasoning; the score is the expectation over the nine labels. Answers that do not end `score <label> <end>` are malformed;
-    they get the middle of the scale. `direct_labels` is the mass on the nine labels right behind the marker.
+    Greedy reasoning; the score is the expectation over the nine labels. Answers that do not end `score <label> <end>`
+    are malformed; they get the middle of the scale. `direct_labels` is the mass on the nine labels right behind the
+    marker.
     """
     scenes, human = held_out_groups(seed, groups)
     flat = [c for group in scenes for c in group]
@@ -65,7 +67,8 @@ def evaluate_tiny_judge(
 
 
 def _answers(model, tokenizer, writer, candidates, dimension, merged, tap, direct, max_tokens) -> dict[str, Tensor]:
-    """Per candidate: score, entropy, formed, and for reasoning exact and tokens. Questions of one length go together, so none is padded."""
+    """Per candidate: score, entropy, formed, and for reasoning exact and tokens. Questions of one length go together,
+    so none is padded."""
     marker = tokenizer.encode(writer.scoring.marker, add_special_tokens=False)
     label_ids = torch.tensor(label_token_ids(tokenizer, writer.scoring.labels))
     image = tokenizer.convert_tokens_to_ids("<|image_pad|>")

@@ -1,8 +1,9 @@
 """The built-in generator's folder: what `ZImagePipeline.from_pretrained` loads, a thousand times smaller than Z-Image.
 
-`build_tiny_generator` makes an untrained pipeline of diffusers' and transformers' own classes; `jobs/builtin/pretrain_generator.py` trains it,
-and the trained one is `zr_ray/assets/generator`. Conventions are the pipeline's: the transformer is fed 1 - sigma as time and its
-output is negated, so it predicts clean latents minus noise; CFG is pos + w (pos - neg), so w is the usual weight minus 1.
+`build_tiny_generator` makes an untrained pipeline of diffusers' and transformers' own classes;
+`jobs/builtin/pretrain_generator.py` trains it, and the trained one is `zr_ray/assets/generator`. Conventions are the
+pipeline's: the transformer is fed 1 - sigma as time and its output is negated, so it predicts clean latents minus
+noise; CFG is pos + w (pos - neg), so w is the usual weight minus 1.
 Left out on purpose: anything that tells this generator from Z-Image to the code that trains it with rewards.
 """
 
@@ -22,9 +23,11 @@ from zr_ray.world.scene import COLOURS, PHRASES, SHAPES, SIZES
 IMAGE_SIDE = 64
 """Pixels."""
 MAX_PROMPT_TOKENS = 16
-"""Pass as `max_sequence_length`: the longest prompt of the world has 9 tokens, and the pipeline's default of 512 costs time."""
+"""Pass as `max_sequence_length`: the longest prompt of the world has 9 tokens, and the pipeline's default of 512 costs
+time."""
 SAMPLING_STEPS = 8
-"""Steps that the shipped generator was measured with: object match .541 +- .022 (12 steps: .562), at two thirds of the time."""
+"""Steps that the shipped generator was measured with: object match .541 +- .022 (12 steps: .562), at two thirds of the
+time."""
 GUIDANCE_SCALE = 1.5
 """Of that measurement: w of pos + w (pos - neg), the usual weight minus 1."""
 SAMPLING_BATCH = 8
@@ -141,7 +144,8 @@ def _build_transformer(sizes: GeneratorSizes):
 
 
 def build_tiny_generator(codec: dict[str, Tensor], sizes: GeneratorSizes, seed: int):
-    """An untrained `ZImagePipeline` around a fitted codec (`fit_codec`); the caller's random state is left as it was."""
+    """An untrained `ZImagePipeline` around a fitted codec (`fit_codec`); the caller's random state is left as it
+    was."""
     from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline
 
     with torch.random.fork_rng(devices=[]):
@@ -161,12 +165,14 @@ def build_tiny_generator(codec: dict[str, Tensor], sizes: GeneratorSizes, seed: 
 
 
 def load_generator(folder: Path = ASSET):
-    """The pipeline of a folder, in float32 and evaluation mode, without progress bars. Raises: CheckpointError if there is none."""
+    """The pipeline of a folder, in float32 and evaluation mode, without progress bars. Raises: CheckpointError if there
+    is none."""
     from diffusers import ZImagePipeline
 
     if not (Path(folder) / "model_index.json").is_file():
         raise CheckpointError(
-            f"wanted a ZImagePipeline folder, got {folder} without model_index.json; name one that save_pretrained wrote"
+            f"wanted a ZImagePipeline folder, got {folder} without model_index.json; name one that save_pretrained"
+            " wrote"
         )
     pipeline = ZImagePipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)

@@ -1,7 +1,9 @@
-"""The built-in judge's folder: a Qwen3-VL of one to two million parameters with its own word tokenizer, complete but untrained.
+"""The built-in judge's folder: a Qwen3-VL of one to two million parameters with its own word tokenizer, complete but
+untrained.
 
-`build_tiny_judge` writes what transformers (`AutoModelForImageTextToText`, `AutoProcessor`) and vLLM (`LLM(folder)`) load as it is;
-`jobs/builtin/pretrain_judge.py` trains it, and the trained one is the base judge in `zr_ray/assets/judge`.
+`build_tiny_judge` writes what transformers (`AutoModelForImageTextToText`, `AutoProcessor`) and vLLM (`LLM(folder)`)
+load as it is; `jobs/builtin/pretrain_judge.py` trains it, and the trained one is the base judge in
+`zr_ray/assets/judge`.
 Left out on purpose: anything the training or scoring code could use to tell this judge from a full-size one.
 """
 
@@ -71,9 +73,11 @@ def tiny_scoring_format() -> ScoringFormat:
 
 
 def build_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
-    """Word-level tokenizer: white-space split, one id a word; specials first, then labels, marker, dimensions, the vocabulary.
+    """Word-level tokenizer: white-space split, one id a word; specials first, then labels, marker, dimensions, the
+    vocabulary.
 
-    Args: vocabulary: words without white space; repetitions are dropped.   Raises: JudgeError on a word with white space or no words.
+    Args: vocabulary: words without white space; repetitions are dropped.   Raises: JudgeError on a word with white
+    space or no words.
     """
     bad = [word for word in vocabulary if word.split() != [word]]
     if bad or not vocabulary:
@@ -120,7 +124,8 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLProcessor:
 
 @dataclass(frozen=True)
 class TinySize:
-    """Size of the language model; heads have 32 dimensions. The vision tower is 3 x 96 with one deepstack tap in every size."""
+    """Size of the language model; heads have 32 dimensions. The vision tower is 3 x 96 with one deepstack tap in every
+    size."""
 
     layers: int = 4
     width: int = 128
@@ -182,8 +187,8 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast, size: TinySize = TinySize())
 def build_tiny_judge(folder: Path, vocabulary: Sequence[str], seed: int, size: TinySize = TinySize()) -> None:
     """Write a complete, untrained judge folder: weights, tokenizer, processor, generation config, scoring format.
 
-    Args: folder: made if missing; files of the same names are overwritten. vocabulary: words of prompts and reasoning chains.
-        seed: of the random weights; the caller's random state is left as it was. size: of the language model.
+    Args: folder: made if missing; files of the same names are overwritten. vocabulary: words of prompts and reasoning
+        chains. seed: of the random weights; the caller's random state is left as it was. size: of the language model.
     Raises: JudgeError on an unusable vocabulary."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -201,5 +206,6 @@ def build_tiny_judge(folder: Path, vocabulary: Sequence[str], seed: int, size: T
     config = json.loads((folder / "config.json").read_text())
     if config["text_config"]["vocab_size"] != len(tokenizer):
         raise JudgeError(
-            f"the saved config has vocab_size {config['text_config']['vocab_size']}, the tokenizer {len(tokenizer)} tokens"
+            f"the saved config has vocab_size {config['text_config']['vocab_size']}, the tokenizer {len(tokenizer)}"
+            " tokens"
         )

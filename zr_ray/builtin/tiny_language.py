@@ -1,7 +1,8 @@
-"""Language modelling rows for pre-training the tiny judge: one image, read once, with several questions and answers behind it.
+"""Language modelling rows for pre-training the tiny judge: one image, read once, with several questions and answers
+behind it.
 
-A row is the image's tokens, then branches of question + answer; a tree mask lets every branch see the image and itself only, and
-positions continue the image's, so a branch equals a sequence of its own (tested).
+A row is the image's tokens, then branches of question + answer; a tree mask lets every branch see the image and itself
+only, and positions continue the image's, so a branch equals a sequence of its own (tested).
 Axes: R rows (images), L packed tokens, V = 16 visual tokens.
 Left out on purpose: ragged images; every world image is 64 x 64.
 """
@@ -54,7 +55,8 @@ class PackedRows:
 
 
 def impression_label(rng: np.random.Generator, truth: dict[str, float], noise: float) -> float:
-    """Label of an untrained eye: the mean of the four true scores plus noise, the same for every dimension (a halo), rounded to a bin."""
+    """Label of an untrained eye: the mean of the four true scores plus noise, the same for every dimension (a halo),
+    rounded to a bin."""
     return round_half(sum(truth.values()) / len(truth) + noise * rng.standard_normal())
 
 
@@ -92,7 +94,8 @@ class BranchWriter:
 def pack_rows(
     prefix: Sequence[int], rows: Sequence[Sequence[Branch]], image_token: int, visual_tokens: int = 16
 ) -> PackedRows:
-    """One row per image. prefix: tokens up to the end of the image with one placeholder. Rows are padded to the longest."""
+    """One row per image. prefix: tokens up to the end of the image with one placeholder. Rows are padded to the
+    longest."""
     at = list(prefix).index(image_token)
     head = [*prefix[:at], *[image_token] * visual_tokens, *prefix[at + 1 :]]
     side = int(visual_tokens**0.5)
@@ -131,7 +134,8 @@ def pack_rows(
 def language_loss(
     model, packed: PackedRows, merged: Tensor, tap: Tensor, label_weight: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Mean cross-entropy of the answers, score labels weighted by label_weight. merged, tap: [R, V, H] visual features of each row."""
+    """Mean cross-entropy of the answers, score labels weighted by label_weight. merged, tap: [R, V, H] visual features
+    of each row."""
     hidden = model.model(
         input_ids=packed.input_ids,
         position_ids=packed.position_ids,

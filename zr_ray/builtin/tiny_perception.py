@@ -1,6 +1,7 @@
 """Dense perception supervision for the tiny judge's vision tower: throw-away heads on its merged visual tokens.
 
-Next-token training alone leaves a tower of this size near chance; told per position what stands there, it sees within minutes.
+Next-token training alone leaves a tower of this size near chance; told per position what stands there, it sees within
+minutes.
 Axes: B images, V = 16 merged visual tokens (row-major 4 x 4 cells of 16 x 16 pixels), H = 128 text width.
 Left out on purpose: the language model; nothing of the heads reaches the judge folder.
 """
@@ -30,7 +31,8 @@ LEVEL_WEIGHT = 20.0
 
 
 def patch_pixels(images: np.ndarray) -> Tensor:
-    """[B, 64, 64, 3] uint8 -> [B, 64, 192] float in [-1, 1]: patches in the processor's order, without its temporal copy."""
+    """[B, 64, 64, 3] uint8 -> [B, 64, 192] float in [-1, 1]: patches in the processor's order, without its temporal
+    copy."""
     scaled = torch.from_numpy(images).float() / 127.5 - 1
     return scaled.reshape(-1, 4, 2, 8, 4, 2, 8, 3).permute(0, 1, 4, 2, 5, 7, 3, 6).reshape(len(images), 64, 192)
 
@@ -70,13 +72,15 @@ def tower_features(visual: Qwen3VLVisionModel, patches: Tensor) -> tuple[Tensor,
 
 
 def as_encoder_output(merged: Tensor, tap: Tensor) -> dict[str, BaseModelOutputWithPooling]:
-    """What `Qwen3VLForConditionalGeneration(mm_encoder_outputs=...)` takes instead of pixels. merged, tap: [rows, V, H]."""
+    """What `Qwen3VLForConditionalGeneration(mm_encoder_outputs=...)` takes instead of pixels. merged, tap: [rows, V,
+    H]."""
     features = BaseModelOutputWithDeepstackFeatures(pooler_output=list(merged), deepstack_features=[list(tap)])
     return {"image": features}
 
 
 class PerceptionHeads(nn.Module):
-    """Linear read-outs of `perception_targets` from visual tokens; two sets, one for the merged tokens and one for the tap."""
+    """Linear read-outs of `perception_targets` from visual tokens; two sets, one for the merged tokens and one for the
+    tap."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -85,7 +89,8 @@ class PerceptionHeads(nn.Module):
         self.image = nn.ModuleList(nn.Sequential(nn.LayerNorm(width), nn.Linear(width, outputs)) for _ in range(2))
 
     def forward(self, merged: Tensor, tap: Tensor, targets: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """(loss, accuracies on the merged tokens). Cell accuracies are over cells that hold an object; level words are exact."""
+        """(loss, accuracies on the merged tokens). Cell accuracies are over cells that hold an object; level words are
+        exact."""
         total, accuracies = 0.0, {}
         for which, (tokens, weight) in enumerate(((tap, 0.3), (merged, 1.0))):
             loss, accuracies = self._read(tokens, targets, which)

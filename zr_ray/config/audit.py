@@ -18,7 +18,8 @@ class AuditSection(Section):
     )
     highest_frac: float = _field(
         0.5,
-        "share of the audited items drawn from the tenth that the student scores highest: what optimisation against it produces",
+        "share of the audited items drawn from the tenth that the student scores highest: what optimisation against it"
+        " produces",
         ge=0,
         le=1,
     )

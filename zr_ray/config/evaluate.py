@@ -18,8 +18,8 @@ class EvaluateSection(Section):
     )
     samples: tuple[int, ...] = _field(
         (0, 1, 2, 4, 8),
-        "traces per question whose distributions are averaged, a row each; 0 is one greedy trace. The largest number is sampled once, "
-        "smaller ones are its beginnings",
+        "traces per question whose distributions are averaged, a row each; 0 is one greedy trace. The largest number is"
+        " sampled once, smaller ones are its beginnings",
         min_length=1,
     )
     swap: bool = _field(

@@ -22,7 +22,8 @@ Config = TypeVar("Config", bound=BaseModel)
 def load_config(model_class: type[Config], path: Path | None, overrides: list[str]) -> Config:
     """The model from a YAML file (None: all defaults) with `a.b=value` overrides on top, each value parsed as YAML.
 
-    Raises: ConfigError naming file or override and key: unknown key (nearest one suggested), wrong value, unreadable file.
+    Raises: ConfigError naming file or override and key: unknown key (nearest one suggested), wrong value, unreadable
+    file.
     """
     tree = _read_yaml(path) if path is not None else {}
     overridden: set[str] = set()
@@ -142,7 +143,8 @@ def _merge(tree: dict, key: str, value: Any) -> None:
 def _refuse_unknown(
     model_class: type[BaseModel], tree: dict, where: str, prefix: str = "", top: type[BaseModel] | None = None
 ) -> None:
-    """Walk the written keys against the model; the nearest key of the same section, then of the whole config, is suggested."""
+    """Walk the written keys against the model; the nearest key of the same section, then of the whole config, is
+    suggested."""
     top = top or model_class
     for name, value in tree.items():
         key = prefix + str(name)

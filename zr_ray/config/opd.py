@@ -35,6 +35,7 @@ class OpdConfig(DistillationConfig):
         self.check_steps("opd", self.opd.steps, self.opd.questions_per_step, "questions_per_step")
         if self.weights.push_every_steps > 1:
             raise ValueError(
-                f"weights.push_every_steps must be 1, got {self.weights.push_every_steps}: on-policy distillation has no older policy"
+                f"weights.push_every_steps must be 1, got {self.weights.push_every_steps}: on-policy distillation has"
+                " no older policy"
             )
         return self

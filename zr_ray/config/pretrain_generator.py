@@ -1,4 +1,5 @@
-"""What `jobs/builtin/pretrain_generator.py` can be told; every field states meaning, unit and the origin of its default."""
+"""What `jobs/builtin/pretrain_generator.py` can be told; every field states meaning, unit and the origin of its
+default."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ class ModelSection(Section):
     def _heads_divide_the_width(self) -> ModelSection:
         if self.width % (2 * self.heads):
             raise ValueError(
-                f"width must be a multiple of twice the heads ({2 * self.heads}), got {self.width}; rotary numbers come in pairs"
+                f"width must be a multiple of twice the heads ({2 * self.heads}), got {self.width}; rotary numbers come"
+                " in pairs"
             )
         return self
 
@@ -59,7 +61,8 @@ class FlowSection(Section):
 
 
 class OptimiserSection(Section):
-    """Muon on the matrices of attention and feed-forward, AdamW on the rest; constant, then linearly to 0 with the time."""
+    """Muon on the matrices of attention and feed-forward, AdamW on the rest; constant, then linearly to 0 with the
+    time."""
 
     matrix_learning_rate: float = Field(8e-4, gt=0, description="of Muon: root-mean-square size of an element's update")
     learning_rate: float = Field(2e-3, gt=0, description="of AdamW")
@@ -96,6 +99,7 @@ class PretrainGeneratorConfig(Section):
     def _map_layer_is_there(self) -> PretrainGeneratorConfig:
         if self.flow.map_layer >= self.model.layers:
             raise ValueError(
-                f"flow.map_layer must be below model.layers ({self.model.layers}), got {self.flow.map_layer}; layers count from 0"
+                f"flow.map_layer must be below model.layers ({self.model.layers}), got {self.flow.map_layer}; layers"
+                " count from 0"
             )
         return self

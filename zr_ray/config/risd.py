@@ -1,4 +1,5 @@
-"""What `jobs/risd.py` can be told: the student, its teacher, the teacher's labels and the distillation. `config_opd.py` shares it."""
+"""What `jobs/risd.py` can be told: the student, its teacher, the teacher's labels and the distillation. `config_opd.py`
+shares it."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ class TeacherSection(Section):
 
     path: str = _field(
         "latest",
-        "`latest` (the judge of the newest finished GDSO run under run.root), `builtin`, a run id under run.root, or a Hugging Face folder",
+        "`latest` (the judge of the newest finished GDSO run under run.root), `builtin`, a run id under run.root, or a"
+        " Hugging Face folder",
     )
 
 
@@ -34,11 +36,13 @@ class LabelSection(Section):
 
     path: Path | None = _field(
         None,
-        "absolute folder of the label set; null: <run.root>/labels/<hash of teacher, template, sampling>, shared by runs that agree",
+        "absolute folder of the label set; null: <run.root>/labels/<hash of teacher, template, sampling>, shared by"
+        " runs that agree",
     )
     traces: int = _field(
         1,
-        "m: reasoning traces per item and dimension whose distributions are averaged; 1 is the paper; 0 one greedy trace",
+        "m: reasoning traces per item and dimension whose distributions are averaged; 1 is the paper; 0 one greedy"
+        " trace",
         ge=0,
     )
     seed: int = _field(
@@ -59,7 +63,8 @@ class RisdSection(Section):
     items_per_step: int = _field(48, "items of one step, each in all four dimensions", ge=1)
     mode: Literal["offline", "online"] = _field(
         "offline",
-        "offline: labels first, then no engine; online: the teacher is asked for every batch (Algorithm 2). Same loss on the same data",
+        "offline: labels first, then no engine; online: the teacher is asked for every batch (Algorithm 2). Same loss"
+        " on the same data",
     )
     temperature: float = _field(
         1.0, "of the teacher's distribution; above 1 flattens it. Departs from the paper unless 1", gt=0
@@ -91,7 +96,8 @@ class DistillationConfig(Section):
     def _label_path(self) -> DistillationConfig:
         if self.label.path is not None and not self.label.path.is_absolute():
             raise ValueError(
-                f"label.path must be an absolute path, got {self.label.path}: a job runs in a copy of the working directory"
+                f"label.path must be an absolute path, got {self.label.path}: a job runs in a copy of the working"
+                " directory"
             )
         return self
 

@@ -1,7 +1,7 @@
 """What a job can be told, as typed frozen models: one top model per job, one section per worker or concern.
 
-Every field states its meaning, unit and the origin of its default; `schema_help` prints them for `--help`. Reading YAML and
-overrides is in `config_loader.py`, whose three verbs are offered here too.
+Every field states its meaning, unit and the origin of its default; `schema_help` prints them for `--help`. Reading YAML
+and overrides is in `config_loader.py`, whose three verbs are offered here too.
 Left out on purpose: defaults that depend on the machine, and Hydra-style composition; a named run is one YAML file.
 """
 
@@ -18,7 +18,8 @@ __all__ = ["GdsoConfig", "dump_yaml", "load_config", "schema_help"]
 
 Dtype = Literal["float32", "bfloat16"]
 FP32_SYNC_TOLERANCE = 1e-5
-"""Largest log-prob difference engine - learner after a push in fp32; measured 5e-7 with vLLM 0.32 against transformers 5.19."""
+"""Largest log-prob difference engine - learner after a push in fp32; measured 5e-7 with vLLM 0.32 against transformers
+5.19."""
 BF16_SYNC_TOLERANCE = 5e-2
 """The same when either side computes in bf16; measured 3e-3 to 1.5e-2."""
 
@@ -72,7 +73,8 @@ class JudgeSection(Section):
 
     path: str = _field(
         "builtin",
-        "`builtin` or `small` (the tiny judges inside the package), `student` (the one distilled from them) or a Hugging Face folder of a Qwen3-VL or Qwen3.5 model",
+        "`builtin` or `small` (the tiny judges inside the package), `student` (the one distilled from them) or a"
+        " Hugging Face folder of a Qwen3-VL or Qwen3.5 model",
     )
 
 
@@ -82,7 +84,8 @@ class WorldSection(Section):
     train_groups: int = _field(700, "prompts with training labels", ge=1)
     test_groups: int = _field(
         250,
-        "prompts with five simulated annotators each; on 1,000 images a mean HPA has a standard error of about 0.7 points",
+        "prompts with five simulated annotators each; on 1,000 images a mean HPA has a standard error of about 0.7"
+        " points",
         ge=1,
     )
     dev_groups: int = _field(
@@ -129,7 +132,8 @@ class RolloutSection(WorkerSection):
 
     max_new_tokens: int = _field(
         32,
-        "length limit of one output, tokens; chains of the simulated world have at most 19 words, marker and score follow",
+        "length limit of one output, tokens; chains of the simulated world have at most 19 words, marker and score"
+        " follow",
         ge=2,
     )
     temperature: float = _field(1.0, "sampling temperature; only 1.0 keeps rollout log-probs equal to the policy's")
@@ -154,8 +158,8 @@ class RolloutSection(WorkerSection):
     def _on_policy(cls, temperature: float) -> float:
         if temperature != 1.0:
             raise ValueError(
-                f"must be 1.0, got {temperature}: any other temperature samples from another distribution than the one the learner's "
-                "log-probs describe, and importance ratios stop being exact"
+                f"must be 1.0, got {temperature}: any other temperature samples from another distribution than the one"
+                " the learner's log-probs describe, and importance ratios stop being exact"
             )
         return temperature
 
@@ -191,8 +195,9 @@ class LearnerSection(WorkerSection):
     def _zero_stage_of_bf16(self) -> LearnerSection:
         if self.zero_stage == 0 and self.dtype == "bfloat16":
             raise ValueError(
-                "learner.zero_stage must be at least 1 with learner.dtype bfloat16, got 0: DeepSpeed 0.19.8 then takes a zero-gradient "
-                "Adam step at start and a first update of 0.744 lr; use stage 1, which shards nothing on one rank"
+                "learner.zero_stage must be at least 1 with learner.dtype bfloat16, got 0: DeepSpeed 0.19.8 then takes"
+                " a zero-gradient Adam step at start and a first update of 0.744 lr; use stage 1, which shards nothing"
+                " on one rank"
             )
         return self
 
@@ -227,7 +232,8 @@ class GdsoSection(Section):
     )
     token_aggregation: Literal["sequence_mean", "token_mean", "fixed_length"] = _field(
         "sequence_mean",
-        "average tokens per output first (GRPO), over all tokens of the batch (DAPO), or divide by rollout.max_new_tokens (Dr. GRPO)",
+        "average tokens per output first (GRPO), over all tokens of the batch (DAPO), or divide by"
+        " rollout.max_new_tokens (Dr. GRPO)",
     )
     pointwise_target: Literal["hard", "two_hot", "gaussian"] = _field(
         "hard", "target of L_CE: the annotated label (Eq. 8), linear interpolation between bins, or DeQA's Gaussian"
@@ -243,7 +249,8 @@ class GdsoSection(Section):
     def _something_to_learn(self) -> GdsoSection:
         if self.lambda_pointwise + self.lambda_pairwise + self.alpha_pointwise + self.alpha_pairwise == 0:
             raise ValueError(
-                "gdso.alpha_pointwise, alpha_pairwise, lambda_pointwise, lambda_pairwise must not all be 0: there is nothing to learn from"
+                "gdso.alpha_pointwise, alpha_pairwise, lambda_pointwise, lambda_pairwise must not all be 0: there is"
+                " nothing to learn from"
             )
         return self
 
@@ -255,7 +262,8 @@ class WeightsSection(Section):
     bucket_mib: int = _field(64, "size of one bucket on the way, MiB; two buckets are in flight", ge=1)
     tolerance: float | None = _field(
         None,
-        f"largest probe log-prob difference after a push, nats; null: {FP32_SYNC_TOLERANCE:g} in fp32, {BF16_SYNC_TOLERANCE:g} in bf16",
+        f"largest probe log-prob difference after a push, nats; null: {FP32_SYNC_TOLERANCE:g} in fp32,"
+        f" {BF16_SYNC_TOLERANCE:g} in bf16",
         gt=0,
     )
     verify: bool = _field(True, "compare probe log-probs of engine and learner after every push")
@@ -280,7 +288,8 @@ class EvaluationSection(Section):
     )
     samples: int = _field(
         0,
-        "traces per question: 0 one greedy trace, n sampled traces whose distributions are averaged (4 added 3 HPA points in prototypes)",
+        "traces per question: 0 one greedy trace, n sampled traces whose distributions are averaged (4 added 3 HPA"
+        " points in prototypes)",
         ge=0,
     )
     bootstrap_resamples: int = _field(1000, "resamples over prompts for each 95 % interval", ge=20)
@@ -328,23 +337,25 @@ class GdsoConfig(TrainingConfig):
         if pairs % ranks:
             fitting = [str(n) for n in (pairs - pairs % ranks, pairs + ranks - pairs % ranks) if n > 0]
             raise ValueError(
-                f"gdso.pairs_per_step must be a multiple of learner.workers ({ranks}), so that every rank averages over the same number "
-                f"of pairs, got {pairs}; write {' or '.join(fitting)}"
+                f"gdso.pairs_per_step must be a multiple of learner.workers ({ranks}), so that every rank averages over"
+                f" the same number of pairs, got {pairs}; write {' or '.join(fitting)}"
             )
         updates = self.gdso.steps * self.gdso.updates_per_rollout
         if self.learner.warmup_steps >= updates:
             raise ValueError(
-                f"learner.warmup_steps must be below the run's {updates} optimizer updates, got {self.learner.warmup_steps}"
+                f"learner.warmup_steps must be below the run's {updates} optimizer updates, got"
+                f" {self.learner.warmup_steps}"
             )
         longest, room = self.rollout.max_new_tokens, self.learner.max_tokens_per_microbatch
         if room < longest:
             raise ValueError(
-                f"learner.max_tokens_per_microbatch must hold one output of rollout.max_new_tokens = {longest}, got {room}"
+                f"learner.max_tokens_per_microbatch must hold one output of rollout.max_new_tokens = {longest}, got"
+                f" {room}"
             )
         if self.weights.push_every_steps > self.gdso.steps:
             raise ValueError(
-                f"weights.push_every_steps must be at most gdso.steps ({self.gdso.steps}), got {self.weights.push_every_steps}: "
-                "the rollouts would never see an update"
+                f"weights.push_every_steps must be at most gdso.steps ({self.gdso.steps}), got"
+                f" {self.weights.push_every_steps}: the rollouts would never see an update"
             )
         if self.learner.gpus not in (0, 1):
             raise ValueError(

@@ -1,4 +1,5 @@
-"""What `jobs/serve_reward.py` and `cluster/serve_reward.yaml` can be told: which judge, how many replicas, which limits, HTTP or not."""
+"""What `jobs/serve_reward.py` and `cluster/serve_reward.yaml` can be told: which judge, how many replicas, which
+limits, HTTP or not."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ class ServedJudgeSection(Section):
 
     path: str = _field(
         "student",
-        "`student` (built in; the base judge where the package has none), `builtin` (the base judge) or a Hugging Face folder",
+        "`student` (built in; the base judge where the package has none), `builtin` (the base judge) or a Hugging Face"
+        " folder",
     )
 
 

@@ -37,7 +37,8 @@ class SftConfig(TrainingConfig):
     def _fits(self) -> SftConfig:
         if self.sft.pairs_per_step % self.learner.workers:
             raise ValueError(
-                f"sft.pairs_per_step must be a multiple of learner.workers ({self.learner.workers}), got {self.sft.pairs_per_step}"
+                f"sft.pairs_per_step must be a multiple of learner.workers ({self.learner.workers}), got"
+                f" {self.sft.pairs_per_step}"
             )
         if self.learner.warmup_steps >= self.sft.steps:
             raise ValueError(

@@ -1,4 +1,5 @@
-"""What a table job (`jobs/reproduce.py`, `jobs/distill_table.py`) can be told: which judges, rows and seeds, with which claims."""
+"""What a table job (`jobs/reproduce.py`, `jobs/distill_table.py`) can be told: which judges, rows and seeds, with which
+claims."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ class RowChoice(Section):
     anchors: bool = _field(False, "train on labels rounded down to the five rubric anchors (no half-points)")
     of: str = _field(
         "",
-        "start from the trained judge of this row, same judge and seed, instead of the base; such a row is no row of the table",
+        "start from the trained judge of this row, same judge and seed, instead of the base; such a row is no row of"
+        " the table",
     )
 
 
@@ -69,7 +71,8 @@ class TableSection(Section):
         for name in named:
             if name == TEACHER or not name or not all(letter.isalnum() or letter in "-_." for letter in name):
                 raise ValueError(
-                    f"names become folders, and `teacher` is taken: letters, digits, dots, dashes, underscores, got {name!r}"
+                    "names become folders, and `teacher` is taken: letters, digits, dots, dashes, underscores, got"
+                    f" {name!r}"
                 )
         return named
 

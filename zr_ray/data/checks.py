@@ -17,7 +17,8 @@ OPTIONAL = ("origin", "truth", "reasoning")
 def check_head(
     raw: dict, where: str, required: tuple[str, ...], optional: tuple[str, ...], strings: tuple[str, ...]
 ) -> None:
-    """What every kind of record must fulfil: its fields, non-empty `strings`, a known split. where: file and line.   Raises: DataError."""
+    """What every kind of record must fulfil: its fields, non-empty `strings`, a known split. where: file and line.
+    Raises: DataError."""
     missing = [name for name in required if name not in raw]
     if missing:
         raise DataError(f"{where}: wanted fields {', '.join(required)}, missing {', '.join(missing)}; add them")
@@ -68,7 +69,8 @@ def _per_dimension(raw: dict, name: str, where: str) -> dict:
     unknown = [d for d in value if d not in DIMENSIONS]
     if unknown:
         raise DataError(
-            f"{where}: got unknown dimension {unknown[0]!r} in {name!r}; known: {', '.join(DIMENSIONS)}; rename or remove it"
+            f"{where}: got unknown dimension {unknown[0]!r} in {name!r}; known: {', '.join(DIMENSIONS)}; rename or"
+            " remove it"
         )
     return value
 
@@ -89,7 +91,8 @@ def _score(value: object, split: str, where: str) -> float | tuple[float, ...]:
         if len(given) > 1:
             if split == "train":
                 raise DataError(
-                    f"{where}: wanted one rubric score in split 'train', got {len(given)} annotators' scores; aggregate them"
+                    f"{where}: wanted one rubric score in split 'train', got {len(given)} annotators' scores; aggregate"
+                    " them"
                 )
             return given
         value = given[0]
@@ -102,7 +105,8 @@ def _score(value: object, split: str, where: str) -> float | tuple[float, ...]:
 
 
 def image_path(name: str, where: str, root: Path) -> Path:
-    """Absolute path of an image named relative to `root`.   Raises: DataError if it is absolute, outside, or no file."""
+    """Absolute path of an image named relative to `root`.   Raises: DataError if it is absolute, outside, or no
+    file."""
     path = Path(os.path.normpath(root.absolute() / name))
     if os.path.isabs(name) or not path.is_relative_to(os.path.normpath(root.absolute())):
         raise DataError(

@@ -35,7 +35,8 @@ def json_lines(file: Path) -> Iterator[tuple[str, dict]]:
 
 @contextmanager
 def atomic_file(target: Path) -> Iterator[BinaryIO]:
-    """A file to write that appears under `target` only when the block ends without an exception (temporary file, fsync, rename)."""
+    """A file to write that appears under `target` only when the block ends without an exception (temporary file, fsync,
+    rename)."""
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
         with open(temporary, "wb") as file:

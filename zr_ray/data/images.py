@@ -22,9 +22,11 @@ class ImageTooLarge(DataError):
 
 
 def load_image(path: Path | str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Decode an image file. Only the header is read before the size check; EXIF rotation is applied, transparency dropped.
+    """Decode an image file. Only the header is read before the size check; EXIF rotation is applied, transparency
+    dropped.
 
-    Returns: [H, W, 3] uint8 RGB.   Raises: DataError if the file is missing, undecodable, not 8 bits a channel, or too large.
+    Returns: [H, W, 3] uint8 RGB.   Raises: DataError if the file is missing, undecodable, not 8 bits a channel, or too
+    large.
     """
     try:
         return decode_image(path, str(path), max_pixels)

@@ -3,8 +3,8 @@
     <folder>/manifest.json         what made the labels; a folder only takes labels of one provenance
              part-000000.parquet   one row an item, see SCHEMA; a part is complete or not there, and never changes
 
-An item is named by the hash of its prompt and image file, so the same picture is labelled once whatever data set it is in, and labels
-of another picture can never be taken for its own. One process writes at a time (`locked`).
+An item is named by the hash of its prompt and image file, so the same picture is labelled once whatever data set it is
+in, and labels of another picture can never be taken for its own. One process writes at a time (`locked`).
 Left out on purpose: how labels are made (`loops/label.py`), and removal.
 """
 
@@ -81,7 +81,8 @@ class LabelSet:
     """One folder of labels. Verbs: locked, read, append."""
 
     def __init__(self, folder: Path, provenance: dict, about: dict | None = None) -> None:
-        """Open the folder, or make it. provenance: JSON values that decide the labels. about: further facts, written once.
+        """Open the folder, or make it. provenance: JSON values that decide the labels. about: further facts, written
+        once.
 
         Raises: ConfigError if the folder holds labels of another provenance."""
         self.folder = Path(folder)
@@ -98,7 +99,8 @@ class LabelSet:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """The right to append, for this process; ends with the block or the process. Raises ConfigError if another one has it."""
+        """The right to append, for this process; ends with the block or the process. Raises ConfigError if another one
+        has it."""
         with open(self.folder / ".lock", "w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

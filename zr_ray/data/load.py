@@ -1,4 +1,5 @@
-"""The annotated data a job works on: a folder of the user's, or the built-in simulated world written into the run folder."""
+"""The annotated data a job works on: a folder of the user's, or the built-in simulated world written into the run
+folder."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from zr_ray.records import AnnotatedImage
 
 
 def data_folder(config: DataSection, run_path: Path) -> Path:
-    """Folder of the annotated data; writes the simulated world there if the configuration names no folder (once per run)."""
+    """Folder of the annotated data; writes the simulated world there if the configuration names no folder (once per
+    run)."""
     if config.path is not None:
         return config.path
     folder = run_path / "data"

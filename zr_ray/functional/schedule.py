@@ -1,4 +1,5 @@
-"""Learning rate as a function of the update: linear warm-up, then a cosine. Stateless, so a resumed run continues it exactly."""
+"""Learning rate as a function of the update: linear warm-up, then a cosine. Stateless, so a resumed run continues it
+exactly."""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
-"""Everything known about a judge on an annotated set: agreement with the annotators, and how good its DISTRIBUTIONS are.
+"""Everything known about a judge on an annotated set: agreement with the annotators, and how good its DISTRIBUTIONS
+are.
 
-Extends a row of `evaluate.py`. Per dimension and pooled, each with a bootstrap interval over prompts where one is cheap (PLCC after the
-logistic has none: the fit would have to be repeated in every resample; raw PLCC's and SRCC's are beside it).
-A malformed output has no distribution: it is counted, HPA and tie-aware accuracy count its pairs as wrong, the rest leaves it out.
+Extends a row of `evaluate.py`. Per dimension and pooled, each with a bootstrap interval over prompts where one is cheap
+(PLCC after the logistic has none: the fit would have to be repeated in every resample; raw PLCC's and SRCC's are beside
+it). A malformed output has no distribution: it is counted, HPA and tie-aware accuracy count its pairs as wrong, the
+rest leaves it out.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ _SAME = 1e-6
 def full_row(method: str, judged: Judged, items: Sequence[AnnotatedImage], resamples: int, seed: int) -> dict:
     """One row of `result.json` with the keys of `more_agreement` added to "pooled" and to every dimension.
 
-    Args: method: the row's name. resamples, seed: of the bootstrap; the seed also splits prompts into halves for the tie threshold."""
+    Args: method: the row's name. resamples, seed: of the bootstrap; the seed also splits prompts into halves for the
+    tie threshold."""
     human, votes = human_scores(items), annotator_votes(items)
     result = row(method, judged, human, items, resamples, seed)
     names = sorted({item.group for item in items})
@@ -52,7 +55,8 @@ def full_row(method: str, judged: Judged, items: Sequence[AnnotatedImage], resam
 
 
 def annotator_votes(items: Sequence[AnnotatedImage]) -> Tensor:
-    """[I, D, K] float64, how many annotators chose each bin; all 0 where there is no score, or one that is no bin (an average)."""
+    """[I, D, K] float64, how many annotators chose each bin; all 0 where there is no score, or one that is no bin (an
+    average)."""
     votes = torch.zeros(len(items), len(DIMENSIONS), len(SCORE_BINS), dtype=torch.float64)
     for i, item in enumerate(items):
         for d, name in enumerate(DIMENSIONS):
@@ -69,13 +73,13 @@ def more_agreement(
     """The further keys of one "pooled" or dimension entry; every `<key>_ci` is a 95 % interval or null.
 
         srcc_ci; krcc: Kendall's tau-b; plcc_logistic: PLCC after the 4-parameter logistic
-        tie_accuracy: pairwise accuracy that knows ties, on the prompts that did not choose tie_threshold (rubric points)
-        nll (nats), crps (rubric points): of the annotators' votes; voted: items that have votes on bins
+        tie_accuracy: pairwise accuracy that knows ties, on the prompts that did not choose tie_threshold (rubric
+        points) nll (nats), crps (rubric points): of the annotators' votes; voted: items that have votes on bins
         win_ece: calibration error of P(a beats b) against the aggregated scores; win_ece_votes: against single votes
         entropy: of q, nats; outside_mass: probability on tokens that are no label
 
-    Args: q: [N, K], nan = none. outside: [N]. human: [N] rubric points, nan = none. votes: [N, K] counts. group: [N] long, whose
-        items are compared. prompt: [N] long, what is resampled, a union of groups."""
+    Args: q: [N, K], nan = none. outside: [N]. human: [N] rubric points, nan = none. votes: [N, K] counts. group: [N]
+        long, whose items are compared. prompt: [N] long, what is resampled, a union of groups."""
     mu = (q * BINS).sum(-1)
     known = mu.isfinite() & human.isfinite()
     x, y, clusters = mu[known], human[known], prompt[known]

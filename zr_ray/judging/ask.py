@@ -17,7 +17,8 @@ from zr_ray.run.observe import wait_for
 
 
 def workers_of_rank(workers: Sequence, rank: int, world: int) -> list:
-    """The rollout workers that rank asks: its share when there are at least as many as ranks, else one shared worker."""
+    """The rollout workers that rank asks: its share when there are at least as many as ranks, else one shared
+    worker."""
     return list(workers[rank::world]) or [workers[rank % len(workers)]]
 
 
@@ -36,7 +37,8 @@ def question(text: JudgeText, item: AnnotatedImage, dimension: str, seed: int, d
 def pair_requests(
     text: JudgeText, pairs: Sequence[PreferencePair], step: int, seed: int, indices: Sequence[int]
 ) -> list[JudgeRequest]:
-    """[2 * len(pairs)] requests, winner then loser of each pair. indices: the pairs' positions in the step's global batch."""
+    """[2 * len(pairs)] requests, winner then loser of each pair. indices: the pairs' positions in the step's global
+    batch."""
     return [
         question(text, item, pair.dimension, request_seed(seed, step, index, side))
         for index, pair in zip(indices, pairs, strict=True)

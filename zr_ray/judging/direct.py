@@ -18,7 +18,8 @@ from zr_ray.workers.learner import Learner
 
 
 def judge_directly(learner: Learner, items: Sequence[AnnotatedImage], batch_items: int) -> Judged:
-    """Label log-probs of all items in all dimensions; every rank judges its share and gets the whole. All ranks call it.
+    """Label log-probs of all items in all dimensions; every rank judges its share and gets the whole. All ranks call
+    it.
 
     Args: learner: its packer packs `QuestionRow`s. batch_items: images held in memory at a time."""
     shape = (len(items), len(DIMENSIONS), len(SCORE_BINS))

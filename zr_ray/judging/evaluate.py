@@ -1,6 +1,8 @@
-"""Judging a held-out set: score distributions from the rollout actors, agreement with the annotators, one row of the table.
+"""Judging a held-out set: score distributions from the rollout actors, agreement with the annotators, one row of the
+table.
 
-A malformed output is counted and left nan: HPA counts its pairs as wrong, correlations leave it out, nothing is scored 0.
+A malformed output is counted and left nan: HPA counts its pairs as wrong, correlations leave it out, nothing is scored
+0.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ class Judged:
     """A judge's answers on I items in all D dimensions, S outputs per question."""
 
     label_logprobs: Tensor
-    """[I, D, S, K] float64 log-probs of the labels over the full vocabulary, nats; nan where an output was malformed."""
+    """[I, D, S, K] float64 log-probs of the labels over the full vocabulary, nats; nan where an output was
+    malformed."""
     sample_tokens: Tensor
     """[I, D, S] generated tokens of each output."""
     reasoning: tuple[tuple[str, ...], ...] = ()
@@ -79,10 +82,12 @@ def judge_items(
     world: int = 1,
     reduce_sum: Callable[[Sequence[float]], list[float]] | None = None,
 ) -> Judged:
-    """Judge every item in every dimension. Each rank asks for its share of items; `reduce_sum` puts the shares together.
+    """Judge every item in every dimension. Each rank asks for its share of items; `reduce_sum` puts the shares
+    together.
 
-    Args: reasoning: False reads the distribution directly (one token). samples: 0 decodes one greedy trace, n > 0 samples n traces
-        and averages their distributions. batch_items: items sent to the workers at a time. deadline_s: per batch."""
+    Args: reasoning: False reads the distribution directly (one token). samples: 0 decodes one greedy trace, n > 0
+        samples n traces and averages their distributions. batch_items: items sent to the workers at a time. deadline_s:
+        per batch."""
     shape = (len(items), len(DIMENSIONS), max(1, samples) if reasoning else 1)
     labels, valid, tokens = (
         torch.zeros(*shape, len(SCORE_BINS), dtype=torch.float64),
@@ -133,7 +138,8 @@ def true_scores(items: Sequence[AnnotatedImage]) -> Tensor | None:
 
 
 def agreement(mu: Tensor, human: Tensor, items: Sequence[AnnotatedImage], resamples: int, seed: int) -> dict:
-    """{"pooled": ..., "dimensions": {d: ...}} of `result.json`: PLCC, SRCC, HPA, margin HPA with bootstrap intervals over prompts.
+    """{"pooled": ..., "dimensions": {d: ...}} of `result.json`: PLCC, SRCC, HPA, margin HPA with bootstrap intervals
+    over prompts.
 
     Args: mu, human: [I, D] rubric points; nan = none. resamples, seed: of the bootstrap."""
     names = sorted({item.group for item in items})

@@ -1,11 +1,15 @@
-"""Teacher labelling: a Ray Data pipeline over vLLM actors that reason about every item and average their score distributions.
+"""Teacher labelling: a Ray Data pipeline over vLLM actors that reason about every item and average their score
+distributions.
 
-    items not labelled yet -> read and decode images (CPU tasks) -> Labeller actors (one RolloutWorker each) -> parts of a LabelSet
+    items not labelled yet -> read and decode images (CPU tasks) -> Labeller actors (one RolloutWorker each) -> parts of
+    a LabelSet
 
-The driver appends each finished batch as one part, so a part holds whole items and an item is in one part. A Labeller that dies is
-restarted by Ray and its batch is made again from the same seeds; a driver that dies loses only what was not appended, and the next run
-labels exactly that. Items are seeded by their content: the label does not depend on order, batch or worker.
-Left out on purpose: object stores for images; and verification of the engine (the teacher is loaded from its folder, nothing is pushed).
+The driver appends each finished batch as one part, so a part holds whole items and an item is in one part. A Labeller
+that dies is restarted by Ray and its batch is made again from the same seeds; a driver that dies loses only what was
+not appended, and the next run labels exactly that. Items are seeded by their content: the label does not depend on
+order, batch or worker.
+Left out on purpose: object stores for images; and verification of the engine (the teacher is loaded from its folder,
+nothing is pushed).
 """
 
 from __future__ import annotations
@@ -62,7 +66,8 @@ def label_items(
 ) -> dict[str, Label]:
     """Every label of the set, after making those that `items` lack. Starts no engine when nothing is missing.
 
-    Raises: ConfigError if another process labels into the set; DeadlineError if no batch is done in time; the engine's own error."""
+    Raises: ConfigError if another process labels into the set; DeadlineError if no batch is done in time; the engine's
+    own error."""
     with labels.locked():
         known = labels.read()
         missing: dict[str, AnnotatedImage] = {}
@@ -124,7 +129,8 @@ def _pipeline(
 
 
 def _within(values: Generator, deadline_s: float, what: str) -> Iterator:
-    """The same values; DeadlineError when one takes longer than `deadline_s`. When the caller stops early, so does `values`."""
+    """The same values; DeadlineError when one takes longer than `deadline_s`. When the caller stops early, so does
+    `values`."""
     finished: queue.Queue = queue.Queue(1)
     stop = threading.Event()
 
@@ -160,7 +166,8 @@ def _within(values: Generator, deadline_s: float, what: str) -> Iterator:
 
 
 def read_images(table: pa.Table) -> pa.Table:
-    """Add columns rgb (bytes), height, width and error to fingerprint, id, prompt and image; an unreadable image is an error of its row."""
+    """Add columns rgb (bytes), height, width and error to fingerprint, id, prompt and image; an unreadable image is an
+    error of its row."""
     pixels, errors = [], []
     for path in table.column("image").to_pylist():
         try:
@@ -209,7 +216,8 @@ class Labeller:
 
 
 def teacher_requests(text: JudgeText, items: Sequence[tuple[str, str, np.ndarray]], seed: int) -> list[JudgeRequest]:
-    """[B * D] requests for (fingerprint, prompt, image [H, W, 3] uint8), dimensions in order; seeded by content and dimension."""
+    """[B * D] requests for (fingerprint, prompt, image [H, W, 3] uint8), dimensions in order; seeded by content and
+    dimension."""
     return [
         JudgeRequest(
             f"{name}/{dimension}", text.question(prompt, dimension), image, request_seed(seed, int(name[:12], 16), d)

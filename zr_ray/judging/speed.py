@@ -1,7 +1,7 @@
 """How fast a judge judges, three ways; see jobs/bench/judge.py. Every way maps (images, prompts) to [B, D, K] log q.
 
-A part is a process that prints READY, and then for each line on its standard input the seconds of one turn: parent and parts take turns,
-nothing runs at the same time.
+A part is a process that prints READY, and then for each line on its standard input the seconds of one turn: parent and
+parts take turns, nothing runs at the same time.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ Way = Callable[[Sequence[np.ndarray], Sequence[str]], tuple[Tensor, float]]
 
 
 def measure(args, command: Sequence[str]) -> dict:
-    """Start every part, let them take turns. Returns part -> {"images_per_s", "turns_s", "tokens_per_score"} and "settings".
+    """Start every part, let them take turns. Returns part -> {"images_per_s", "turns_s", "tokens_per_score"} and
+    "settings".
 
     Raises RolloutError with the end of its output if a part fails."""
     together = (
@@ -95,15 +96,18 @@ def speed_table(figures: dict) -> str:
     """Table and ratios as text."""
     s = figures["settings"]
     lines = [
-        f"{s['images']} images in {len(DIMENSIONS)} dimensions a turn, {s['threads']} thread(s), {s['gpus']} GPU, batches of {s['batch']}; "
-        "fastest turn (all turns)"
+        f"{s['images']} images in {len(DIMENSIONS)} dimensions a turn, {s['threads']} thread(s), {s['gpus']} GPU,"
+        f" batches of {s['batch']}; fastest turn (all turns)"
     ]
     for part, name in _NAMES.items():
         if part in figures:
             own = figures[part]
             turns = " ".join(f"{t:.2f}" for t in own["turns_s"])
             per_score = 1000 / own["images_per_s"] / len(DIMENSIONS)
-            rates = f"{own['images_per_s']:8.1f} images/s {own['images_per_s'] * len(DIMENSIONS):9.1f} images/s per dimension"
+            rates = (
+                f"{own['images_per_s']:8.1f} images/s {own['images_per_s'] * len(DIMENSIONS):9.1f} images/s per"
+                " dimension"
+            )
             lines.append(
                 f"{name:52s}{rates}  {per_score:8.2f} ms per score  {own['tokens_per_score']:5.1f} tokens  ({turns} s)"
             )
@@ -112,8 +116,8 @@ def speed_table(figures: dict) -> str:
         best = max(rate["student-vllm"], rate["student-transformers"])
         one = rate["student-one-forward"]
         lines.append(
-            f"(c) / (a) = {one / rate['teacher']:.1f} (aim: at least 20)   (c) / best (b) = {one / best:.2f} (aim: at least 2.5)   "
-            f"best (b) / (a) = {best / rate['teacher']:.1f}"
+            f"(c) / (a) = {one / rate['teacher']:.1f} (aim: at least 20)   (c) / best (b) = {one / best:.2f} (aim: at"
+            f" least 2.5)   best (b) / (a) = {best / rate['teacher']:.1f}"
         )
     return "\n".join(lines)
 
@@ -137,7 +141,8 @@ def one_part(args) -> None:
         seconds = time.perf_counter() - start
         if log_q.shape[:2] != (args.images, len(DIMENSIONS)):
             raise RolloutError(
-                f"{args.serve_part} must score {args.images} images in {len(DIMENSIONS)} dimensions, got {tuple(log_q.shape)}"
+                f"{args.serve_part} must score {args.images} images in {len(DIMENSIONS)} dimensions, got"
+                f" {tuple(log_q.shape)}"
             )
         _say({"seconds": seconds, "tokens": tokens})
 
@@ -198,9 +203,12 @@ def _student_vllm(args) -> Way:
 
     def judge(images, prompts):
         answers = engine.score(_requests(engine.text, images, prompts, direct=True))
-        return torch.from_numpy(np.stack([a.score_logprobs for a in answers])).log_softmax(-1).view(
-            len(images), len(DIMENSIONS), -1
-        ), 1.0
+        return (
+            torch.from_numpy(np.stack([a.score_logprobs for a in answers]))
+            .log_softmax(-1)
+            .view(len(images), len(DIMENSIONS), -1),
+            1.0,
+        )
 
     return judge
 

@@ -1,7 +1,7 @@
 """Swapping reasoning traces: score an image under the trace that the judge wrote for another image of the same prompt.
 
-One trace per question, then one token per swapped question through the direct-score path: the question, the given trace and the marker
-are the prompt, the distribution over the labels is what follows.
+One trace per question, then one token per swapped question through the direct-score path: the question, the given trace
+and the marker are the prompt, the distribution over the labels is what follows.
 Left out on purpose: swaps across prompts; a trace that names another prompt's objects is no longer about this question.
 """
 
@@ -27,9 +27,11 @@ RESCORED = 32
 
 
 def question_with_trace(text: JudgeText, item: AnnotatedImage, dimension: str, trace: np.ndarray | str) -> JudgeRequest:
-    """A request for `score`: the reasoning question, then a given trace up to and with the marker; the next token is the score.
+    """A request for `score`: the reasoning question, then a given trace up to and with the marker; the next token is
+    the score.
 
-    Args: trace: [t] int32 sampled tokens before the score token, or a reasoning text (marker added as in training answers)."""
+    Args: trace: [t] int32 sampled tokens before the score token, or a reasoning text (marker added as in training
+    answers)."""
     if isinstance(trace, str):
         tokens, index = text.answer(0, trace)
         trace = tokens[:index]
@@ -62,9 +64,11 @@ def swap_traces(
     resamples: int,
     seed: int,
 ) -> dict:
-    """`trace_following` pooled ("pooled") and per dimension ("dimensions") on the widest pair of each prompt and dimension.
+    """`trace_following` pooled ("pooled") and per dimension ("dimensions") on the widest pair of each prompt and
+    dimension.
 
-    Traces are greedy. "rescored_max_abs_diff": largest difference, rubric points, between a score and the same trace scored again."""
+    Traces are greedy. "rescored_max_abs_diff": largest difference, rubric points, between a score and the same trace
+    scored again."""
     pairs = widest_pairs(items)
     own, swapped = torch.full((2, len(pairs), 2), math.nan, dtype=torch.float64)
     again = 0.0

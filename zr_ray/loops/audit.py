@@ -1,9 +1,11 @@
-"""The audit of a student in use: it scores a pool of images, the teacher reasons about a sample of them, their difference is the report.
+"""The audit of a student in use: it scores a pool of images, the teacher reasons about a sample of them, their
+difference is the report.
 
-Two samples: random items say how far the student is from its teacher on this data; items from the tenth it scores highest say whether
-its favourites are overrated, which is where optimisation against it goes first. Even an honest noisy student is a little kinder than its
-teacher there (its highest scores are high partly by chance); the limit must leave room for that.
-Leaves audit.json, audit.md and the worst images in the run folder. Teacher answers go to the same label sets as jobs/risd.py's.
+Two samples: random items say how far the student is from its teacher on this data; items from the tenth it scores
+highest say whether its favourites are overrated, which is where optimisation against it goes first. Even an honest
+noisy student is a little kinder than its teacher there (its highest scores are high partly by chance); the limit must
+leave room for that. Leaves audit.json, audit.md and the worst images in the run folder. Teacher answers go to the same
+label sets as jobs/risd.py's.
 Left out on purpose: retraining; the labels made here are ready for jobs/risd.py.
 """
 
@@ -41,7 +43,8 @@ SCORING_BATCH = 64
 def audit(config: AuditConfig, args: argparse.Namespace) -> None:
     """Score, sample, ask, report; with --dry-run print the plan only.
 
-    Raises: ZrRayError for everything a user can fix; JudgeError, after the report, if the student is beyond the limits."""
+    Raises: ZrRayError for everything a user can fix; JudgeError, after the report, if the student is beyond the
+    limits."""
     started_at, c = time.time(), config.audit
     root = Path(config.run.root) if config.run.root else default_root()
     student, teacher = judge_folder(config.judge.path), find_teacher(config.teacher.path, root)
@@ -98,7 +101,8 @@ def audit(config: AuditConfig, args: argparse.Namespace) -> None:
     say(markdown(report))
     if problems:
         raise JudgeError(
-            f"the student is beyond the audit's limits: {'; '.join(problems)}; see {path}, and distil it again with these labels"
+            f"the student is beyond the audit's limits: {'; '.join(problems)}; see {path}, and distil it again with"
+            " these labels"
         )
     say(f"within the limits after {duration(time.time() - started_at)}; report {path}")
 
@@ -122,7 +126,8 @@ def sample(mu: Tensor, c: AuditSection, seed: int) -> dict[str, list[int]]:
 
 
 def score_pool(student: Path, items: Sequence[AnnotatedImage], config: AuditConfig) -> Tensor:
-    """[I, D, K] float64 log q by Ray tasks with the reward service's own worker; nan where an item could not be scored."""
+    """[I, D, K] float64 log q by Ray tasks with the reward service's own worker; nan where an item could not be
+    scored."""
     import ray
 
     from zr_ray.run.placement import learner_environment
@@ -160,7 +165,8 @@ def score_items(student: str, items: Sequence[AnnotatedImage], dtype: str, devic
 
 
 def worst_items(teacher: Tensor, student: Tensor, items: Sequence[AnnotatedImage], count: int) -> list[dict]:
-    """The `count` largest |mu student - mu teacher|, one entry per item and dimension. teacher, student: [I, D, K] log q."""
+    """The `count` largest |mu student - mu teacher|, one entry per item and dimension. teacher, student: [I, D, K] log
+    q."""
     ours, theirs = student.exp() @ BINS, teacher.exp() @ BINS
     gap = (ours - theirs).abs().nan_to_num(-1.0)
     order = gap.flatten().argsort(descending=True, stable=True)[:count].tolist()

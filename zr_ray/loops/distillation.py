@@ -1,7 +1,9 @@
-"""From a checked configuration to a trained student: teacher, labels, learners, report. Shared by jobs/risd.py and jobs/opd.py.
+"""From a checked configuration to a trained student: teacher, labels, learners, report. Shared by jobs/risd.py and
+jobs/opd.py.
 
-Order: everything that can be refused is refused, then Ray is joined, then the run folder and the data, then the teacher labels what is
-not labelled yet, then its engines are gone and the learners start, with engines of their own if the loop asks some.
+Order: everything that can be refused is refused, then Ray is joined, then the run folder and the data, then the teacher
+labels what is not labelled yet, then its engines are gone and the learners start, with engines of their own if the loop
+asks some.
 """
 
 from __future__ import annotations
@@ -56,7 +58,8 @@ class DistillationTask:
 
 
 def find_teacher(path: str, root: Path) -> Path:
-    """The teacher's judge folder; see `teacher.path`. Raises CheckpointError if there is no finished GDSO run, JudgeError if no judge."""
+    """The teacher's judge folder; see `teacher.path`. Raises CheckpointError if there is no finished GDSO run,
+    JudgeError if no judge."""
     if path == "latest":
         finished = sorted(root.glob(f"*/{RESULT_FILE}"), key=lambda file: file.stat().st_mtime, reverse=True)
         for file in finished:
@@ -77,7 +80,8 @@ def find_teacher(path: str, root: Path) -> Path:
 
 
 def settle_teacher(run: RunFolder, teacher: Path) -> Path:
-    """The teacher of this run: `latest` may mean another one when the run is resumed. Raises CheckpointError if the first is gone."""
+    """The teacher of this run: `latest` may mean another one when the run is resumed. Raises CheckpointError if the
+    first is gone."""
     path, now = run.path / TEACHER_FILE, {"folder": str(teacher), "sha256": judge_hash(teacher)}
     if not path.is_file():
         run.write_json(TEACHER_FILE, now)
@@ -85,7 +89,8 @@ def settle_teacher(run: RunFolder, teacher: Path) -> Path:
     was = json.loads(path.read_text())
     if not (Path(was["folder"]) / "config.json").is_file() or judge_hash(was["folder"]) != was["sha256"]:
         raise CheckpointError(
-            f"{run.path.name} distils the teacher {was['folder']}, which is gone or changed; put it back, or start a new run"
+            f"{run.path.name} distils the teacher {was['folder']}, which is gone or changed; put it back, or start a"
+            " new run"
         )
     return Path(was["folder"])
 
@@ -109,8 +114,9 @@ def launch(
 ) -> None:
     """Distil and report; with --dry-run print the plan only. Raises ZrRayError for everything a user can fix.
 
-    Args: job: name of run folder and row. loop: `train` of `loops/<job>.py`. engines: whose weights the run's rollout actors serve while
-        the learners train. label_training: whether the teacher labels the training items first; it always labels the evaluation split."""
+    Args: job: name of run folder and row. loop: `train` of `loops/<job>.py`. engines: whose weights the run's rollout
+        actors serve while the learners train. label_training: whether the teacher labels the training items first; it
+        always labels the evaluation split."""
     started_at = time.time()
     root = Path(config.run.root) if config.run.root else default_root()
     teacher = find_teacher(config.teacher.path, root)
@@ -158,7 +164,8 @@ def launch(
 def _label(
     config, labels: LabelSet, teacher: Path, items: Sequence[AnnotatedImage], test: Sequence[AnnotatedImage]
 ) -> list[AnnotatedImage]:
-    """Make the labels that `items` and `test` lack; returns the items with a label. Raises DataError if there were items and none has."""
+    """Make the labels that `items` and `test` lack; returns the items with a label. Raises DataError if there were
+    items and none has."""
     from zr_ray.judging.label import label_items
 
     known = label_items([*items, *test], labels, teacher, config.rollout, config.label, say)
@@ -166,11 +173,13 @@ def _label(
     kept = [item for name, item in zip(fingerprints(items), items, strict=True) if name not in broken]
     if len(kept) < len(items):
         say(
-            f"{len(items) - len(kept)} items are left out, their images cannot be read (column `error` in {labels.folder})"
+            f"{len(items) - len(kept)} items are left out, their images cannot be read (column `error` in"
+            f" {labels.folder})"
         )
     if items and not kept:
         raise DataError(
-            f"the teacher must read some of the {len(items)} training images, it could read none; see `error` in {labels.folder}"
+            f"the teacher must read some of the {len(items)} training images, it could read none; see `error` in"
+            f" {labels.folder}"
         )
     return kept
 

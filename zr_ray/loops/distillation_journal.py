@@ -1,6 +1,8 @@
-"""The journal of a run that distils a teacher: full evaluation rows, a row for the teacher, and how far the student is from it.
+"""The journal of a run that distils a teacher: full evaluation rows, a row for the teacher, and how far the student is
+from it.
 
-Beside the usual files the run folder holds predictions.npz: "ids", "groups", "teacher" and "student" [I, D, K] log q of the held-out set.
+Beside the usual files the run folder holds predictions.npz: "ids", "groups", "teacher" and "student" [I, D, K] log q of
+the held-out set.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """GDSO, Algorithm 1, on every learner rank: roll out pairs, reward, update, push, judge the held-out set, save.
 
-Runs inside Ray Train. Each rank asks its own share of rollout actors for its own share of pairs; nothing passes through the driver.
-Every random choice is a function of (run seed, step, index), so a resumed run repeats what the killed one would have done.
+Runs inside Ray Train. Each rank asks its own share of rollout actors for its own share of pairs; nothing passes through
+the driver. Every random choice is a function of (run seed, step, index), so a resumed run repeats what the killed one
+would have done.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""What a training loop leaves behind, from a learner rank: metrics and step lines, checkpoints, evaluations, examples, the result.
+"""What a training loop leaves behind, from a learner rank: metrics and step lines, checkpoints, evaluations, examples,
+the result.
 
-Rank 0 writes; the other ranks take part where a value comes from all of them. Step lines go to `progress.log` in the run folder, which
-the driver follows, so the job log holds them and nothing else.
+Rank 0 writes; the other ranks take part where a value comes from all of them. Step lines go to `progress.log` in the
+run folder, which the driver follows, so the job log holds them and nothing else.
 Left out on purpose: the loop. A journal decides nothing about training.
 """
 
@@ -27,10 +28,12 @@ EXAMPLES = 16
 
 
 class Journal:
-    """Bookkeeping of one rank of one run. `task` has config, run_path, workers, test and started_at (see `launch.py`)."""
+    """Bookkeeping of one rank of one run. `task` has config, run_path, workers, test and started_at (see
+    `launch.py`)."""
 
     def __init__(self, task, learner: Learner, method: str, total_steps: int, reasoning: bool) -> None:
-        """method: name of the trained row. reasoning: whether that row is judged with reasoning, or directly with one token."""
+        """method: name of the trained row. reasoning: whether that row is judged with reasoning, or directly with one
+        token."""
         self.task, self.config, self.learner, self.method = task, task.config, learner, method
         self.total, self.reasoning = total_steps, reasoning
         self.run = RunFolder(task.run_path)
@@ -89,8 +92,8 @@ class Journal:
     def save(self, step: int) -> None:
         """Checkpoint after `step`; returns when it is durable. All ranks call it.
 
-        Ray Train hears of the run here, not in every step: its controller takes a report about every two seconds and holds back a
-        rank that has another one, so that a step of half a second would last two."""
+        Ray Train hears of the run here, not in every step: its controller takes a report about every two seconds and
+        holds back a rank that has another one, so that a step of half a second would last two."""
         import ray.train
 
         with self.timer("checkpoint"):
@@ -118,7 +121,8 @@ class Journal:
     # ---- the held-out set ----
 
     def evaluate_base(self) -> None:
-        """Rows of the untrained judge: zero-shot (one token, no reasoning) and with reasoning; none if evaluation.before is false."""
+        """Rows of the untrained judge: zero-shot (one token, no reasoning) and with reasoning; none if
+        evaluation.before is false."""
         if not self.config.evaluation.before:
             return
         self._judge_and_store("zero-shot", reasoning=False, samples=0)
@@ -167,7 +171,8 @@ class Journal:
             self.run.write_json(ROWS_FILE, rows)
             pooled = row["pooled"]
             self.say(
-                f"{method}: HPA {pooled['hpa']:.3f} {_bracket(pooled['hpa_ci'])}, PLCC {pooled['plcc'] or float('nan'):.3f}, {row['tokens_per_score']:.1f} tokens per score"
+                f"{method}: HPA {pooled['hpa']:.3f} {_bracket(pooled['hpa_ci'])}, PLCC"
+                f" {pooled['plcc'] or float('nan'):.3f}, {row['tokens_per_score']:.1f} tokens per score"
             )
 
     def row(self, method: str, judged: evaluate.Judged, items: Sequence) -> dict:

@@ -1,6 +1,7 @@
 """From a checked configuration to a trained judge: the part that all training jobs share.
 
-Order: everything that can be refused is refused, then Ray is joined, then the run folder and the data, then engines, then learners.
+Order: everything that can be refused is refused, then Ray is joined, then the run folder and the data, then engines,
+then learners.
 Left out on purpose: algorithms. A job brings its loop and its task class.
 """
 
@@ -41,7 +42,8 @@ class TrainingTask:
 def launch(job: str, config, args: argparse.Namespace, loop) -> None:
     """Run `loop({"task": TrainingTask})` on every learner rank and report; with --dry-run print the plan only.
 
-    Args: job: name for the run folder. config: has run, judge, data, rollout, learner, evaluation. loop: importable function.
+    Args: job: name for the run folder. config: has run, judge, data, rollout, learner, evaluation. loop: importable
+    function.
     Raises: ZrRayError for everything a user can fix."""
     started_at = time.time()
     judge = judge_folder(config.judge.path)
@@ -78,7 +80,8 @@ def launch(job: str, config, args: argparse.Namespace, loop) -> None:
 
     with driver.follow(run), RolloutFleet(run.run_id, judge, config.rollout, config.run.wait_for_nodes_s) as fleet:
         say(
-            f"{len(fleet.workers)} rollout engine(s) ready after {duration(time.time() - started_at)}; starting {config.learner.workers} learner(s)"
+            f"{len(fleet.workers)} rollout engine(s) ready after {duration(time.time() - started_at)}; starting"
+            f" {config.learner.workers} learner(s)"
         )
         task = TrainingTask(config, run.path, judge, tuple(fleet.workers), tuple(pairs), tuple(test), started_at)
         run_learners(loop, task, config.learner, run.path, run.run_id)

@@ -1,9 +1,9 @@
 """From a checked configuration to a judged data set: rollout engines only, no learner.
 
-Order as in `launch.py`: everything that can be refused is refused, then Ray is joined, then the run folder, then engines. A resumed
-evaluation starts again in the same folder. The engine serves the judge folder as it is on disk; nothing is pushed.
-Besides the usual files the run folder holds rows.json (rows with "mu" [I][D]), judgements.npz (label log-probs [I, D, S, K] of every
-output, "ids", "groups") and table.md.
+Order as in `launch.py`: everything that can be refused is refused, then Ray is joined, then the run folder, then
+engines. A resumed evaluation starts again in the same folder. The engine serves the judge folder as it is on disk;
+nothing is pushed. Besides the usual files the run folder holds rows.json (rows with "mu" [I][D]), judgements.npz (label
+log-probs [I, D, S, K] of every output, "ids", "groups") and table.md.
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ def _ask(workers, text: JudgeText, items: list[AnnotatedImage], config: Evaluate
         answers = evaluate.judge_items(workers, text, items, reasoning=reasoning, samples=samples, **common)
         outputs, spent = answers.sample_tokens.numel(), time.time() - start
         say(
-            f"{name}: {outputs} outputs in {duration(spent)}, {outputs / max(spent, 1e-9):.0f}/s, {int(answers.malformed.sum())} malformed"
+            f"{name}: {outputs} outputs in {duration(spent)}, {outputs / max(spent, 1e-9):.0f}/s,"
+            f" {int(answers.malformed.sum())} malformed"
         )
         return answers
 

@@ -1,6 +1,7 @@
 """From rollouts to the GDSO loss: rewards and advantages once per step, the loss per micro-batch.
 
-The maths is in `functional/`; this file lines its tensors up with pairs, micro-batches and ranks. GRPO is the same objective with
+The maths is in `functional/`; this file lines its tensors up with pairs, micro-batches and ranks. GRPO is the same
+objective with
 alpha_pointwise = alpha_pairwise = lambda_pairwise = 0.
 """
 
@@ -55,9 +56,11 @@ def collect(
     config: GdsoSection,
     label_ids: Sequence[int] = (),
 ) -> PairRollouts:
-    """Line judgements up as [B, 2, G], decode mu with the rollout policy's distribution, and compute rewards and advantages.
+    """Line judgements up as [B, 2, G], decode mu with the rollout policy's distribution, and compute rewards and
+    advantages.
 
-    Args: label_ids: [K] token ids of the labels, needed when config.score_from is "parsed": the score is then the sampled label."""
+    Args: label_ids: [K] token ids of the labels, needed when config.score_from is "parsed": the score is then the
+    sampled label."""
     bins = torch.tensor(SCORE_BINS)
     shape = (len(pairs), 2, config.group_size)
     flat = [j for group in groups for j in group]
@@ -88,7 +91,8 @@ def collect(
 
 
 def parsed_scores(judgements: Sequence[Judgement], label_ids: Sequence[int], bins: Tensor) -> Tensor:
-    """[N] the bin whose label each output wrote, what a parser of its text would find; the lowest bin where malformed."""
+    """[N] the bin whose label each output wrote, what a parser of its text would find; the lowest bin where
+    malformed."""
     written = [
         0 if j.score_index is None else list(label_ids).index(int(j.token_ids[j.score_index])) for j in judgements
     ]
@@ -131,16 +135,19 @@ MEANS = {
     "score/entropy": "valid",
     "score/outside_mass": "valid",
 }
-"""Metric -> the sum it is divided by after adding over ranks ("one": the objective already divided by global counts)."""
+"""Metric -> the sum it is divided by after adding over ranks ("one": the objective already divided by global
+counts)."""
 
 
 class GdsoObjective:
-    """Eq. (14) on micro-batches of one step's rollouts. Denominators are global, so any split gives the same gradient."""
+    """Eq. (14) on micro-batches of one step's rollouts. Denominators are global, so any split gives the same
+    gradient."""
 
     def __init__(
         self, rollouts: PairRollouts, config: GdsoSection, totals: dict[str, float], length_limit: int | None = None
     ) -> None:
-        """totals: "samples", "tokens", "valid", "gap_valid" summed over all ranks. length_limit: tokens, for "fixed_length" only."""
+        """totals: "samples", "tokens", "valid", "gap_valid" summed over all ranks. length_limit: tokens, for
+        "fixed_length" only."""
         self.rollouts, self.config = rollouts, config
         self.bins = torch.tensor(SCORE_BINS)
         self.valid_total, self.gap_total = max(totals["valid"], 1.0), max(totals["gap_valid"], 1.0)

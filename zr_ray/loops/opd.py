@@ -1,9 +1,11 @@
-"""OPD, Eq. (18)-(19), on every learner rank: the student samples reasoning and score, the teacher scores the tokens, one update, push.
+"""OPD, Eq. (18)-(19), on every learner rank: the student samples reasoning and score, the teacher scores the tokens,
+one update, push.
 
     A_t = log pi_teacher(y_t) - log pi_student_old(y_t),   L = -mean_t A_t log pi_student(y_t)
 
-The teacher is a frozen copy beside each learner: it reads the student's own rows in one forward, its tokens are the student's tokens.
-Questions are drawn like RISD's items, in one dimension each; no human score is used. Every choice is a function of (run seed, step).
+The teacher is a frozen copy beside each learner: it reads the student's own rows in one forward, its tokens are the
+student's tokens. Questions are drawn like RISD's items, in one dimension each; no human score is used. Every choice is
+a function of (run seed, step).
 Left out on purpose: a teacher that is sharded over ranks; it is held whole, in the learner's dtype.
 """
 
@@ -89,8 +91,9 @@ def train(loop_config: dict) -> None:
             applied = learner.apply(learning_rate(step, c.steps, config.learner))
         metrics = reduced(stats.sums, learner.reduce_sum) | applied
         metrics |= {
-            "opd/reverse_kl": totals["reverse_kl"]
-            / totals["tokens"],  # Eq. 18's mean advantage, negated: what OPD brings down
+            "opd/reverse_kl": (
+                totals["reverse_kl"] / totals["tokens"]
+            ),  # Eq. 18's mean advantage, negated: what OPD brings down
             "rollout/malformed_frac": totals["malformed"] / totals["samples"],
             "rollout/tokens_per_sample": totals["tokens"] / totals["samples"],
             "policy/ratio_max_abs_diff": learner.reduce_max(objective.ratio_max_abs_diff),
@@ -114,7 +117,8 @@ class FrozenTeacher:
     """The teacher as a function from rows to log-probs of their tokens. No gradient, no engine."""
 
     def __init__(self, folder: Path, learner) -> None:
-        """Raises JudgeError unless the teacher has the student's tokens: log-probs of other tokens cannot be compared."""
+        """Raises JudgeError unless the teacher has the student's tokens: log-probs of other tokens cannot be
+        compared."""
         self.learner = learner
         text = JudgeText(folder)
         same = (text.label_ids, text.vocab_size, text.forbidden_ids, text.tokenizer.get_vocab())
@@ -125,7 +129,8 @@ class FrozenTeacher:
             learner.text.tokenizer.get_vocab(),
         ):
             raise JudgeError(
-                f"on-policy distillation needs a teacher with the student's tokens, {folder} has others; distil it with jobs/risd.py"
+                f"on-policy distillation needs a teacher with the student's tokens, {folder} has others; distil it with"
+                " jobs/risd.py"
             )
         dtype = torch.float32 if learner.config.dtype == "float32" else torch.bfloat16
         judge, _, self.packer = load_packed_judge(folder, dtype)
@@ -166,7 +171,8 @@ class OpdObjective:
         group_size: int,
         totals: dict[str, float],
     ) -> None:
-        """teacher_logprobs, judgements: of this rank's units, unit-major, group_size each. totals: `rollout_sums` of all ranks."""
+        """teacher_logprobs, judgements: of this rank's units, unit-major, group_size each. totals: `rollout_sums` of
+        all ranks."""
         self.teacher_logprobs, self.group_size = teacher_logprobs, group_size
         self.tokens, self.formed = totals["tokens"], max(totals["samples"] - totals["malformed"], 1.0)
         self.student_old = [j.logprobs for j in judgements]

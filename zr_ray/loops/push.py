@@ -16,9 +16,11 @@ from zr_ray.workers.weights import ObjectStoreTransport, WeightTransport, check_
 
 
 class WeightPush:
-    """Sends a learner's weights to all rollout workers and proves that they arrived. Every rank calls it at the same point.
+    """Sends a learner's weights to all rollout workers and proves that they arrived. Every rank calls it at the same
+    point.
 
-    The proof: of one item's four questions, the first tokens of the greedy reasoning and the score without reasoning."""
+    The proof: of one item's four questions, the first tokens of the greedy reasoning and the score without
+    reasoning."""
 
     def __init__(
         self,
@@ -30,7 +32,8 @@ class WeightPush:
         deadline_s: float,
         transport: WeightTransport | None = None,
     ) -> None:
-        """workers: ALL rollout workers of the run. item: what the probe asks about. tolerance: largest difference allowed, nats."""
+        """workers: ALL rollout workers of the run. item: what the probe asks about. tolerance: largest difference
+        allowed, nats."""
         self.workers, self.config = list(workers), config
         self.tolerance, self.deadline_s = tolerance, deadline_s
         self.reasoned, self.direct = (

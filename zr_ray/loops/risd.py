@@ -1,8 +1,10 @@
-"""RISD, Algorithm 2, on every learner rank: the teacher's distribution of a batch, the student's direct one, the KL between them.
+"""RISD, Algorithm 2, on every learner rank: the teacher's distribution of a batch, the student's direct one, the KL
+between them.
 
-No reasoning tokens pass through the student: its four questions share one forward (`models/questions.py`). Offline, the teacher's
-distributions come from a label set and no engine runs; online, each rank asks its share of teacher actors for every batch. Requests are
-seeded by content, so both see the same distributions. Every choice is a function of (run seed, step), so a resumed run continues it.
+No reasoning tokens pass through the student: its four questions share one forward (`models/questions.py`). Offline, the
+teacher's distributions come from a label set and no engine runs; online, each rank asks its share of teacher actors for
+every batch. Requests are seeded by content, so both see the same distributions. Every choice is a function of (run
+seed, step), so a resumed run continues it.
 """
 
 from __future__ import annotations
@@ -75,10 +77,12 @@ def train(loop_config: dict) -> None:
 
 
 class RisdObjective:
-    """Mean of Eq. (15)'s KL over all labelled (item, dimension) of the step, on any micro-batch split and any number of ranks."""
+    """Mean of Eq. (15)'s KL over all labelled (item, dimension) of the step, on any micro-batch split and any number of
+    ranks."""
 
     def __init__(self, targets: Tensor, valid: Tensor, total: float) -> None:
-        """targets: [B, D, K] log q of this rank's items, anything where not valid. valid: [B, D] bool. total: valid ones of all ranks."""
+        """targets: [B, D, K] log q of this rank's items, anything where not valid. valid: [B, D] bool. total: valid
+        ones of all ranks."""
         self.targets, self.valid, self.total = targets, valid, max(total, 1.0)
 
     def __call__(
@@ -94,8 +98,9 @@ class RisdObjective:
                 "loss/total": loss.detach(),
                 "student/mu_gap": gap / self.total,
                 "score/entropy": scores.score_entropy(chosen).sum() / self.total,
-                "score/outside_mass": scores.outside_mass(outputs.score_logprobs).view_as(valid)[valid].sum()
-                / self.total,
+                "score/outside_mass": (
+                    scores.outside_mass(outputs.score_logprobs).view_as(valid)[valid].sum() / self.total
+                ),
             }
         return loss, {name: float(value) for name, value in sums.items()}
 
@@ -144,7 +149,8 @@ class OnlineTeacher:
 
 
 def distillation_targets(log_q: Tensor, valid: Tensor, items: Sequence[AnnotatedImage], c: RisdSection) -> Tensor:
-    """[B, D, K] log of what the student is to say: the teacher (Eq. 15), tempered or mixed with human scores if asked."""
+    """[B, D, K] log of what the student is to say: the teacher (Eq. 15), tempered or mixed with human scores if
+    asked."""
     if c.temperature != 1:
         log_q = risd.temper(log_q, c.temperature)
     if c.label_weight == 0:
@@ -158,7 +164,8 @@ def distillation_targets(log_q: Tensor, valid: Tensor, items: Sequence[Annotated
 
 
 def step_items(step: int, per_step: int, count: int, seed: int) -> list[int]:
-    """Indices of the items of one step: permutations of all `count` items, one after the other, without a break between them."""
+    """Indices of the items of one step: permutations of all `count` items, one after the other, without a break between
+    them."""
     slots = (divmod(slot, count) for slot in range(step * per_step, (step + 1) * per_step))
     return [int(_permutation(seed, epoch, count)[index]) for epoch, index in slots]
 

@@ -1,8 +1,9 @@
-"""Supervised baselines on every learner rank: SFT (one score token) and RewardDance (post-hoc reasoning chain, then the score).
+"""Supervised baselines on every learner rank: SFT (one score token) and RewardDance (post-hoc reasoning chain, then the
+score).
 
-The data order is GDSO's: the same pairs at the same steps, both sides of each; the rollout actors only judge the held-out set.
-RewardDance (arXiv 2509.08826): generated-token probability under chains written by a stronger annotator. In the built-in world that
-annotator is the oracle that knows the scene.
+The data order is GDSO's: the same pairs at the same steps, both sides of each; the rollout actors only judge the
+held-out set. RewardDance (arXiv 2509.08826): generated-token probability under chains written by a stronger annotator.
+In the built-in world that annotator is the oracle that knows the scene.
 """
 
 from __future__ import annotations
@@ -94,7 +95,8 @@ def answer_row(text: JudgeText, item, dimension: str, score: float, reasoning: b
         chain = item.reasoning.get(dimension)
         if not chain:
             raise DataError(
-                f"item {item.id} must carry a reasoning text for {dimension} to train with sft.reasoning, it has none; add `reasoning` to its record, or set sft.reasoning=false"
+                f"item {item.id} must carry a reasoning text for {dimension} to train with sft.reasoning, it has none;"
+                " add `reasoning` to its record, or set sft.reasoning=false"
             )
     bin_index = min(range(len(SCORE_BINS)), key=lambda k: abs(SCORE_BINS[k] - score))
     tokens, index = text.answer(bin_index, chain)
@@ -107,7 +109,8 @@ def score_targets(human: Tensor, c: SftSection) -> Tensor:
 
 
 class SftObjective:
-    """Cross-entropy of the score token over the whole vocabulary, plus chain_weight times the mean log-loss of the other tokens."""
+    """Cross-entropy of the score token over the whole vocabulary, plus chain_weight times the mean log-loss of the
+    other tokens."""
 
     def __init__(self, targets: Tensor, total: int, chain_weight: float) -> None:
         """targets: [N, K] of this rank's units. total: sequences of all ranks, the denominator."""

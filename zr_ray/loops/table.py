@@ -1,8 +1,9 @@
 """A table from runs of the ordinary jobs: every judge, row and seed, then rows with intervals and paired differences.
 
-Order: seed after seed with every row of every judge, so that what is there after an interruption can be compared. A finished run is never
-repeated, an interrupted one is resumed. In the table's run folder: rows/<row>-<judge>-s<seed>/ the runs, logs/, data/, table.json, table.md,
-curves.png and speed.json. table.at_once runs share the machine, all of them alike; Ray holds back what does not fit.
+Order: seed after seed with every row of every judge, so that what is there after an interruption can be compared. A
+finished run is never repeated, an interrupted one is resumed. In the table's run folder: rows/<row>-<judge>-s<seed>/
+the runs, logs/, data/, table.json, table.md, curves.png and speed.json. table.at_once runs share the machine, all of
+them alike; Ray holds back what does not fit.
 """
 
 from __future__ import annotations
@@ -82,7 +83,8 @@ def make_table(job: str, config: TableConfig, args: argparse.Namespace, jobs: Pa
     """Run what is missing, measure speed, write and print the table; with --dry-run print the command lines only.
 
     Args: job: name of the run folder. jobs: folder of the job files.
-    Raises: CheckpointError if runs failed, after the table of those that did not; ConfigError, JudgeError before anything starts."""
+    Raises: CheckpointError if runs failed, after the table of those that did not; ConfigError, JudgeError before
+    anything starts."""
     started_at, c = time.time(), config.table
     root = Path(config.run.root) if config.run.root else default_root()
     taught = any(choice.job in FROM_TEACHER for choice in c.rows.values())
@@ -116,18 +118,21 @@ def make_table(job: str, config: TableConfig, args: argparse.Namespace, jobs: Pa
     write_curves(folder, runs, test, config)
     done = len([run for run in runs if run.finished])
     say(
-        f"{done} of {len(runs)} runs; {duration(time.time() - started_at)}; {folder.path / 'table.md'}, {folder.path / 'curves.png'}"
+        f"{done} of {len(runs)} runs; {duration(time.time() - started_at)}; {folder.path / 'table.md'},"
+        f" {folder.path / 'curves.png'}"
     )
     if failed:
         raise CheckpointError(
-            f"{len(failed)} runs failed: {', '.join(failed)}; see {folder.path / 'logs'}, then go on with --resume {folder.path}"
+            f"{len(failed)} runs failed: {', '.join(failed)}; see {folder.path / 'logs'}, then go on with --resume"
+            f" {folder.path}"
         )
 
 
 def row_runs(
     config: TableConfig, root: Path, data: Path, judges: dict[str, Path], teacher: Path | None, configs: Path
 ) -> list[RowRun]:
-    """Every run, in order. Args: judges: size name -> folder.   Raises ConfigError if one of their configurations does not load."""
+    """Every run, in order. Args: judges: size name -> folder.   Raises ConfigError if one of their configurations does
+    not load."""
     c, rows = config.table, root / "rows"
     runs = []
     for seed in sorted({seed for choice in c.rows.values() for seed in choice.seeds or c.seeds}):
@@ -173,7 +178,8 @@ def _run_missing(
         from zr_ray.data.anchors import write_anchor_labels
 
         say(
-            f"{write_anchor_labels(data, anchors_folder(folder.path))} training labels rounded down to anchors for rows without half-points"
+            f"{write_anchor_labels(data, anchors_folder(folder.path))} training labels rounded down to anchors for rows"
+            " without half-points"
         )
     missing = [run for run in runs if not run.finished]
     failed: list[str] = []
@@ -204,13 +210,15 @@ def _run_missing(
             raise
     if done < len(missing):
         say(
-            f"stopped after {duration(time.time() - started_at)} (table.stop_after_s) with {len(missing) - done} runs to go; --resume goes on"
+            f"stopped after {duration(time.time() - started_at)} (table.stop_after_s) with {len(missing) - done} runs"
+            " to go; --resume goes on"
         )
     return failed
 
 
 def _run(run: RowRun, jobs: Path, folder: RunFolder, running: set[subprocess.Popen]) -> bool:
-    """Run one job to its end with its output in a log file; it is in `running` meanwhile. Returns whether it finished."""
+    """Run one job to its end with its output in a log file; it is in `running` meanwhile. Returns whether it
+    finished."""
     import ray
 
     log = folder.path / "logs" / f"{run.name}.log"
@@ -237,7 +245,8 @@ def _run(run: RowRun, jobs: Path, folder: RunFolder, running: set[subprocess.Pop
 def _speeds(
     config: TableConfig, folder: RunFolder, runs: Sequence[RowRun], teacher: Path | None, jobs: Path
 ) -> dict[str, dict]:
-    """Row name -> figures of `judge_speed`, of its first finished run: after reasoning on vLLM, or four dimensions in one forward."""
+    """Row name -> figures of `judge_speed`, of its first finished run: after reasoning on vLLM, or four dimensions in
+    one forward."""
     from zr_ray.judging.speed import measure
 
     path, c = folder.path / "speed.json", config.table

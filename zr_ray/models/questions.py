@@ -1,9 +1,10 @@
 """The direct questions of one image in several dimensions as one packed row: what they share is computed once.
 
-The four questions of an image differ near their end only. Their longest common token prefix, found from the token ids whatever the chat
-template, holds image and prompt; the rest of each question is a branch behind it under the tree mask of `packing.py`, at the
-positions it would have alone. The result equals separate questions. Where the image is not in the prefix (a template that names the
-dimension first), or for a recurrent model, every question is a sequence of its own and only the image features are shared.
+The four questions of an image differ near their end only. Their longest common token prefix, found from the token ids
+whatever the chat template, holds image and prompt; the rest of each question is a branch behind it under the tree mask
+of `packing.py`, at the positions it would have alone. The result equals separate questions. Where the image is not in
+the prefix (a template that names the dimension first), or for a recurrent model, every question is a sequence of its
+own and only the image features are shared.
 Left out on purpose: reasoning; a packed row asks for the score token alone.
 """
 
@@ -24,7 +25,8 @@ from zr_ray.models.preprocess import PixelPreprocessor
 from zr_ray.rubric import DIMENSIONS
 
 CACHED_LAYOUTS = 16384
-"""Question layouts kept in memory, about 5 kB each with a hundred tokens; a service sees the same prompts again and again."""
+"""Question layouts kept in memory, about 5 kB each with a hundred tokens; a service sees the same prompts again and
+again."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ class QuestionPacker:
     # ---- one image ----
 
     def layout(self, prompt: str, dimensions: tuple[str, ...], grid: tuple[int, int]) -> tuple[PackedSequence, ...]:
-        """One sequence with a branch per dimension, or (unrolled) one sequence per dimension, in the order of `dimensions`.
+        """One sequence with a branch per dimension, or (unrolled) one sequence per dimension, in the order of
+        `dimensions`.
 
         Args: grid: rows and columns of patches of the image."""
         return self._layout(prompt, dimensions, grid, self.branching)
@@ -159,7 +162,8 @@ class QuestionPacker:
 
 
 def common_prefix(questions: Sequence[np.ndarray]) -> int:
-    """Length of the longest token prefix that all questions share; at least one token short of each, so that every branch has one."""
+    """Length of the longest token prefix that all questions share; at least one token short of each, so that every
+    branch has one."""
     shortest = min(map(len, questions)) - 1
     heads = np.stack([q[:shortest] for q in questions])
     different = np.flatnonzero((heads != heads[0]).any(axis=0))

@@ -1,4 +1,5 @@
-"""Score distribution of an image from the judge in this file's folder: plain transformers or plain vLLM, the same question in both.
+"""Score distribution of an image from the judge in this file's folder: plain transformers or plain vLLM, the same
+question in both.
 
     python read_scores.py transformers image.png "a red cube" realism
     python read_scores.py vllm         image.png "a red cube" realism

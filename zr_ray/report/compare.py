@@ -1,8 +1,8 @@
 """Rows of the table from predictions, differences of rows, and what may be claimed. Pure.
 
-Seeds pooled: HPA counts the pairs of all training seeds together, PLCC and SRCC are means over seeds; intervals resample prompts, the
-same draws for every row, so that a difference is paired by prompt. They say what another set of prompts would do, not another set of
-training seeds; therefore a verdict also asks that every seed points the same way.
+Seeds pooled: HPA counts the pairs of all training seeds together, PLCC and SRCC are means over seeds; intervals
+resample prompts, the same draws for every row, so that a difference is paired by prompt. They say what another set of
+prompts would do, not another set of training seeds; therefore a verdict also asks that every seed points the same way.
 Axes: I items, D dimensions, R resamples, P prompts.
 """
 
@@ -39,7 +39,8 @@ class TestSet:
     """Of the bootstrap."""
 
     def columns(self, dimension: str | None) -> tuple[Tensor, Tensor, Tensor]:
-        """(human, group, prompt), all [N]: one dimension, or all of them with pairs formed inside a prompt and a dimension."""
+        """(human, group, prompt), all [N]: one dimension, or all of them with pairs formed inside a prompt and a
+        dimension."""
         if dimension is not None:
             d = DIMENSIONS.index(dimension)
             return self.human[:, d], self.prompt, self.prompt
@@ -102,7 +103,8 @@ def difference(better: dict[int, Tensor], worse: dict[int, Tensor], test: TestSe
 
 
 def verdict(ci: list[float] | None, per_seed: Sequence[float]) -> str:
-    """ "holds": the paired interval is above 0 and every seed points that way; "does not hold": the same below 0; else "cannot tell"."""
+    """ "holds": the paired interval is above 0 and every seed points that way; "does not hold": the same below 0; else
+    "cannot tell"."""
     if ci is not None and ci[0] > 0 and all(d > 0 for d in per_seed):
         return "holds"
     if ci is not None and ci[1] < 0 and all(d < 0 for d in per_seed):

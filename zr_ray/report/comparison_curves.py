@@ -1,4 +1,5 @@
-"""HPA over training steps, a panel per judge, a line per row: mean over seeds and the range between them (the paper's figure 1)."""
+"""HPA over training steps, a panel per judge, a line per row: mean over seeds and the range between them (the paper's
+figure 1)."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ CURVES_FILE = "curves.png"
 def curves(
     runs: Sequence[RowRun], items: Sequence[AnnotatedImage], config: TableConfig
 ) -> dict[str, dict[str, dict[int, list[float]]]]:
-    """judge -> row -> step -> HPA of each seed, every point on the held-out items that the run's evaluations during training show.
+    """judge -> row -> step -> HPA of each seed, every point on the held-out items that the run's evaluations during
+    training show.
 
     Step 0 is the judge's untrained row that answers in the same way, if the table has one."""
     found: dict = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))

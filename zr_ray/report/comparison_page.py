@@ -1,5 +1,5 @@
-"""From finished runs to the table: per judge one row per method with seeds pooled, intervals over prompts, claims with paired differences,
-what swapped reasoning traces did. Markdown and JSON."""
+"""From finished runs to the table: per judge one row per method with seeds pooled, intervals over prompts, claims with
+paired differences, what swapped reasoning traces did. Markdown and JSON."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ Answers = dict[str, dict[int, Tensor]]
 def table_of(
     runs: Sequence[RowRun], items: Sequence[AnnotatedImage], config: TableConfig, speed: dict[str, dict]
 ) -> dict:
-    """{"rows": [...], "claims": [...], "swaps": [...]} of the finished ones of `runs`. speed: row name -> figures of `judge_speed`."""
+    """{"rows": [...], "claims": [...], "swaps": [...]} of the finished ones of `runs`. speed: row name -> figures of
+    `judge_speed`."""
     test, finished = held_out(items, config), [run for run in runs if run.finished]
     table: dict[str, list[dict]] = {"rows": [], "claims": [], "swaps": []}
     for judge in config.table.judges:
@@ -62,7 +63,8 @@ def table_of(
 
 
 def _answers(runs: Sequence[RowRun], config: TableConfig) -> tuple[Answers, dict[str, list[float]]]:
-    """mu and tokens per score of the rows, in the order of the table, the teacher first; a row that trains nothing is every seed's."""
+    """mu and tokens per score of the rows, in the order of the table, the teacher first; a row that trains nothing is
+    every seed's."""
     c = config.table
     answers: Answers = {name: {} for name in (TEACHER, *c.rows)}
     tokens: dict[str, list[float]] = {name: [] for name in answers}
@@ -70,10 +72,8 @@ def _answers(runs: Sequence[RowRun], config: TableConfig) -> tuple[Answers, dict
         if c.rows[run.row].of:
             continue
         judged = json.loads((run.folder / ROWS_FILE).read_text())
-        for name, row in {
-            run.row: judged[-1],
-            **{TEACHER: row for row in judged if row["method"] == TEACHER_ROW},
-        }.items():
+        of_teacher = [row for row in judged if row["method"] == TEACHER_ROW]
+        for name, row in [(run.row, judged[-1])] + [(TEACHER, row) for row in of_teacher[-1:]]:
             tokens[name].append(row["tokens_per_score"])
             for seed in c.seeds if run.row in base_rows(c.rows) else (run.seed,):
                 answers[name][seed] = mu_of(row)
@@ -101,7 +101,8 @@ def held_out(items: Sequence[AnnotatedImage], config: TableConfig) -> TestSet:
 
 
 def near(claim: dict, margin: float) -> str:
-    """Verdict on "at most `margin` below": "holds" if the whole interval is above -margin, "does not hold" if below, else "cannot tell"."""
+    """Verdict on "at most `margin` below": "holds" if the whole interval is above -margin, "does not hold" if below,
+    else "cannot tell"."""
     low, high = claim["ci"]
     said = "holds" if low > -margin else "does not hold" if high < -margin else "cannot tell"
     return f"{said} (within {100 * margin:g} points)"
@@ -112,7 +113,10 @@ def write_table(folder: RunFolder, table: dict) -> str:
     several = len({row["judge"] for row in table["rows"]}) > 1
     parts = [
         _rows_table(table["rows"], several),
-        "95 % bootstrap intervals over prompts in brackets, seeds pooled. Minutes: of a whole run with its evaluation, mean over seeds.",
+        (
+            "95 % bootstrap intervals over prompts in brackets, seeds pooled. Minutes: of a whole run with its"
+            " evaluation, mean over seeds."
+        ),
     ]
     if table["claims"]:
         claims = [
@@ -140,8 +144,10 @@ def write_table(folder: RunFolder, table: dict) -> str:
             markdown_table(
                 ["judge", "row", "seed", "score follows a swapped trace", "pair order follows, %", "pairs"], swaps
             ),
-            "1: the score is what the trace says, whatever the image; 0: the trace changes nothing. "
-            "Where the order does not follow, reasoning and score disagree.",
+            (
+                "1: the score is what the trace says, whatever the image; 0: the trace changes nothing. "
+                "Where the order does not follow, reasoning and score disagree."
+            ),
         ]
     text = "\n\n".join(parts) + "\n"
     folder.write_json("table.json", table)

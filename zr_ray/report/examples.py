@@ -25,8 +25,8 @@ def write_examples(
 ) -> None:
     """Write examples/examples.json and its images (schema in report.py).
 
-    Args: before: [I, D] mu of the untrained judge, or None. known: items whose reasoning this rank holds; `count` of them are taken,
-        evenly spaced, dimensions in turn."""
+    Args: before: [I, D] mu of the untrained judge, or None. known: items whose reasoning this rank holds; `count` of
+        them are taken, evenly spaced, dimensions in turn."""
     stride = max(1, len(known) // count)
     examples = []
     for n, i in enumerate(list(known)[::stride][:count]):
@@ -43,9 +43,9 @@ def write_examples(
                 "reasoning": judged.reasoning[i][d],
                 "q": [round(float(p), 5) for p in judged.q[i, d]],
                 "mu": round(float(judged.mu[i, d]), 3),
-                "mu_before": round(float(before[i, d]), 3)
-                if before is not None and bool(before[i, d].isfinite())
-                else None,
+                "mu_before": (
+                    round(float(before[i, d]), 3) if before is not None and bool(before[i, d].isfinite()) else None
+                ),
                 "human": round(float(human[i, d]), 3) if bool(human[i, d].isfinite()) else None,
                 "method": method,
             }

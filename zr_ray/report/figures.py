@@ -1,6 +1,7 @@
 """Figures of the report as inline SVG whose colours are the page's CSS variables, so that they follow light and dark.
 
-matplotlib draws with marker colours (`#fd0000` ink, `#fd0001` series 1, ...), which are replaced in the SVG text afterwards.
+matplotlib draws with marker colours (`#fd0000` ink, `#fd0001` series 1, ...), which are replaced in the SVG text
+afterwards.
 Left out on purpose: interaction; TensorBoard has it.
 """
 
@@ -207,7 +208,8 @@ def reliability_charts(result: dict) -> list[tuple[str, str]]:
 
 
 def distribution_bars(q: Sequence[float], human: float | None, mu: float, mu_before: float | None) -> str:
-    """The nine-bar score distribution with human score, mu and, if known, mu before training marked. Written by hand: it is small."""
+    """The nine-bar score distribution with human score, mu and, if known, mu before training marked. Written by hand:
+    it is small."""
     left, width, height, base = 8, 304, 92, 84
 
     def at(score: float) -> float:
@@ -218,11 +220,12 @@ def distribution_bars(q: Sequence[float], human: float | None, mu: float, mu_bef
     for score, p in zip(SCORE_BINS, q, strict=True):
         bar = (base - 22) * p / top
         parts.append(
-            f'<rect x="{at(score) - 13:.1f}" y="{base - bar:.1f}" width="26" height="{bar:.1f}" rx="2" fill="var(--s1)" opacity=".75">'
-            f"<title>{score:g}: {p:.3f}</title></rect>"
+            f'<rect x="{at(score) - 13:.1f}" y="{base - bar:.1f}" width="26" height="{bar:.1f}" rx="2" fill="var(--s1)"'
+            f' opacity=".75"><title>{score:g}: {p:.3f}</title></rect>'
         )
         parts.append(
-            f'<text x="{at(score):.1f}" y="{base + 15}" text-anchor="middle" font-size="11" fill="var(--soft)">{score:g}</text>'
+            f'<text x="{at(score):.1f}" y="{base + 15}" text-anchor="middle" font-size="11"'
+            f' fill="var(--soft)">{score:g}</text>'
         )
     parts.append(f'<path d="M{left} {base}H{left + width}" stroke="var(--line)"/>')
     marks = [
@@ -256,7 +259,8 @@ def _colours(series: Iterable) -> list[str]:
 
 
 def _canvas(width: float = 4.4, height: float = 2.7):
-    """A figure without a display, in the page's type size: at 4.4 inches one SVG unit is about one CSS pixel in a phone's column."""
+    """A figure without a display, in the page's type size: at 4.4 inches one SVG unit is about one CSS pixel in a
+    phone's column."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 

@@ -1,12 +1,15 @@
-"""report.html of a run: one self-contained page (no network, no script) with headline, table, curves, reliability and examples.
+"""report.html of a run: one self-contained page (no network, no script) with headline, table, curves, reliability and
+examples.
 
-Reads from the run folder: result.json (result.py), metrics.jsonl, configuration, environment.json and examples/examples.json, a list of
+Reads from the run folder: result.json (result.py), metrics.jsonl, configuration, environment.json and
+examples/examples.json, a list of
 
     {"image": file name inside examples/, "prompt": text, "dimension": name, "reasoning": text ("" for a direct answer),
-     "q": nine probabilities in the order of the score bins, "mu": expected score, "mu_before": the same before training or null,
-     "human": aggregated human score or null, "method": the row it belongs to}
+     "q": nine probabilities in the order of the score bins, "mu": expected score, "mu_before": the same before training
+     or null, "human": aggregated human score or null, "method": the row it belongs to}
 
-Everything from models and data is escaped, and the page forbids itself scripts and network by its content security policy.
+Everything from models and data is escaped, and the page forbids itself scripts and network by its content security
+policy.
 Left out on purpose: comparing several runs; `result.json` is made for that.
 """
 
@@ -32,7 +35,8 @@ _COLUMNS = (("hpa", "HPA, %", 100), ("margin_hpa", "margin HPA, %", 100), ("plcc
 
 
 def write_report(run: RunFolder) -> Path:
-    """Write report.html into the run folder and return its path. Raises CheckpointError when the run has no result.json."""
+    """Write report.html into the run folder and return its path. Raises CheckpointError when the run has no
+    result.json."""
     result, metrics = run.read_result(), run.read_metrics()
     environment = json.loads((run.path / "environment.json").read_text())
     examples_file = run.path / "examples" / "examples.json"
@@ -53,14 +57,17 @@ def write_report(run: RunFolder) -> Path:
 def page(title: str, sections: str) -> str:
     """A self-contained page in the report's style that allows itself neither scripts nor network. sections: HTML."""
     return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        """<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">"""
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,'
+        ' initial-scale=1">'
+        """<meta http-equiv="Content-Security-Policy" """
+        """content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">"""
         f"<title>{escape(title)}</title><style>{STYLE.read_text()}</style></head><body><main>{sections}</main></body></html>\n"
     )
 
 
 def format_table(result: dict) -> str:
-    """The plain-text table at the end of a job log: a line per method with intervals and differences, then HPA per dimension."""
+    """The plain-text table at the end of a job log: a line per method with intervals and differences, then HPA per
+    dimension."""
     header = ["", "HPA %", "95 % interval", "vs first", "margin", "PLCC", "SRCC", "tokens", "malformed"]
     baseline = result["rows"][0]
     rows = [header]
@@ -162,7 +169,8 @@ def _headline(result: dict, environment: dict) -> str:
         ", ".join(f"{name} {version}" for name, version in started["packages"].items()),
     ]
     tile_html = "".join(
-        f'<div class="tile"><span class="soft">{escape(a)}</span><b>{escape(b)}</b><span class="soft">{escape(c)}</span></div>'
+        f'<div class="tile"><span class="soft">{escape(a)}</span><b>{escape(b)}</b><span'
+        f' class="soft">{escape(c)}</span></div>'
         for a, b, c in tiles
     )
     return (
@@ -205,8 +213,10 @@ def _tables(result: dict, source: str) -> str:
         else ""
     )
     return (
-        f"<h2>Agreement with the annotators</h2><p class=soft>Under each value its 95 % bootstrap interval (resampling prompts) and the "
-        f"difference to {escape(baseline['method'])}. The noise ceiling is what a judge that knows the true score would get.{counted} "
+        f"<h2>Agreement with the annotators</h2><p class=soft>Under each value its 95 % bootstrap interval (resampling"
+        f" prompts) and the "
+        f"difference to {escape(baseline['method'])}. The noise ceiling is what a judge that knows the true score would"
+        f" get.{counted} "
         f"{escape(source)}</p>"
         f'<div class="scroll"><table><tr>{head}</tr>{"".join(body)}</table></div>'
         f'<div class="split"><figure>{agreement_chart(result)}</figure>'
@@ -240,7 +250,10 @@ def _reliability(result: dict) -> str:
     figures = [f"<figure><h3>{escape(name)}</h3>{svg}</figure>" for name, svg in reliability_charts(result)]
     if not figures:
         return ""
-    explained = "Mean human score of questions with similar mu. On the dashed line the judge means what it says; a flat curve tells nothing."
+    explained = (
+        "Mean human score of questions with similar mu. On the dashed line the judge means what it says; a flat curve"
+        " tells nothing."
+    )
     return f'<h2>Reliability</h2><p class="soft">{explained}</p><div class="figures">{"".join(figures)}</div>'
 
 
@@ -248,7 +261,10 @@ def _examples(examples: list[dict], folder: Path) -> str:
     if not examples:
         return ""
     cards = "".join(_example(example, folder) for example in examples)
-    explained = "Bars: the judge's distribution over the nine scores. Lines: its mean mu, mu before training (dashed), the human score (triangle)."
+    explained = (
+        "Bars: the judge's distribution over the nine scores. Lines: its mean mu, mu before training (dashed), the"
+        " human score (triangle)."
+    )
     return f'<h2>Examples</h2><p class="soft">{explained}</p><div class="examples">{cards}</div>'
 
 
@@ -266,7 +282,8 @@ def _example(example: dict, folder: Path) -> str:
 
 
 def _image(path: Path) -> str:
-    """The picture as a data URI; small ones are enlarged pixel by pixel, so that what the judge saw is what is shown."""
+    """The picture as a data URI; small ones are enlarged pixel by pixel, so that what the judge saw is what is
+    shown."""
     from PIL import Image
 
     with Image.open(path) as image:
@@ -276,4 +293,7 @@ def _image(path: Path) -> str:
         buffer = io.BytesIO()
         image.save(buffer, "PNG" if small else "JPEG", **({} if small else {"quality": 88}))
     kind = "png" if small else "jpeg"
-    return f'<img class="{"pixels" if small else ""}" alt="" src="data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+    return (
+        f'<img class="{"pixels" if small else ""}" alt=""'
+        f' src="data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+    )

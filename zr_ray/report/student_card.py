@@ -1,4 +1,5 @@
-"""The model card of a student that RISD made, from its run folder: data, teacher, recipe, evaluation with intervals, limits, how to load it."""
+"""The model card of a student that RISD made, from its run folder: data, teacher, recipe, evaluation with intervals,
+limits, how to load it."""
 
 from __future__ import annotations
 
@@ -56,7 +57,8 @@ respect to the pixels.
 
 
 def write_student_card(run: RunFolder, data: Path) -> Path:
-    """Write README.md and the loading example into the run's judge folder; returns the card. `data`: folder the run learnt from."""
+    """Write README.md and the loading example into the run's judge folder; returns the card. `data`: folder the run
+    learnt from."""
     result, config = run.read_result(), yaml.safe_load((run.path / CONFIG_FILE).read_text())
     teacher = json.loads((run.path / "teacher.json").read_text())
     section, label = config["risd"], config["label"]
@@ -106,14 +108,15 @@ def _labels(section: dict) -> str:
 
 def _limits(simulated: bool) -> str:
     world = (
-        "It has seen rendered scenes of a closed vocabulary and SIMULATED annotators only, and knows nothing of real images. "
+        "It has seen rendered scenes of a closed vocabulary and SIMULATED annotators only, and knows nothing of real"
+        " images. "
         if simulated
         else ""
     )
     return (
-        f"{world}It inherits its teacher's errors and adds those above. Optimising images against it finds what it overlooks: audit it "
-        "with its teacher on what the optimised generator makes (`jobs/audit.py`). Scores between 1 and 5 follow one rubric and are not "
-        "comparable with others."
+        f"{world}It inherits its teacher's errors and adds those above. Optimising images against it finds what it"
+        " overlooks: audit it with its teacher on what the optimised generator makes (`jobs/audit.py`). Scores between"
+        " 1 and 5 follow one rubric and are not comparable with others."
     )
 
 

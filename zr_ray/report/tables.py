@@ -1,4 +1,5 @@
-"""Tables and charts of an evaluation: Markdown for a log, sections for report.html. Reads `result.json` of `jobs/evaluate.py`.
+"""Tables and charts of an evaluation: Markdown for a log, sections for report.html. Reads `result.json` of
+`jobs/evaluate.py`.
 
 `line_chart` draws any curves with bands in the report's colours.
 """
@@ -36,14 +37,16 @@ SWAP = (
 )
 
 EXPLAINED = (
-    "HPA: untied same-prompt pairs ranked as the annotators rank them, a predicted tie is wrong; with ties: all pairs, the tie threshold "
-    "chosen on the other half of the prompts. NLL and CRPS are of the annotators' single votes. ECE: calibration error of P(a beats b) against the "
-    "aggregated scores, and against single votes. In brackets the 95 % bootstrap interval over prompts."
+    "HPA: untied same-prompt pairs ranked as the annotators rank them, a predicted tie is wrong; with ties: all pairs,"
+    " the tie threshold chosen on the other half of the prompts. NLL and CRPS are of the annotators' single votes. ECE:"
+    " calibration error of P(a beats b) against the aggregated scores, and against single votes. In brackets the 95 %"
+    " bootstrap interval over prompts."
 )
 SWAP_EXPLAINED = (
-    "Each image scored under the reasoning trace of another image of its prompt. follow: 1, the score is what the trace says; 0, the trace "
-    "changes nothing. order follows: pairs in which the image with the better trace wins; in the rest reasoning and score disagree. trace "
-    "effect: mean score change with the same image and another trace; image effect: with the same trace and another image (rubric points)."
+    "Each image scored under the reasoning trace of another image of its prompt. follow: 1, the score is what the trace"
+    " says; 0, the trace changes nothing. order follows: pairs in which the image with the better trace wins; in the"
+    " rest reasoning and score disagree. trace effect: mean score change with the same image and another trace; image"
+    " effect: with the same trace and another image (rubric points)."
 )
 
 
@@ -136,7 +139,8 @@ def line_chart(
     name: str,
     log_x: bool = False,
 ) -> str:
-    """Curves as SVG in the page's colours. series: label -> points (x, y, low, high); low and high, if known, are drawn as a band."""
+    """Curves as SVG in the page's colours. series: label -> points (x, y, low, high); low and high, if known, are drawn
+    as a band."""
     figure, axes = _canvas()
     for n, (label, points) in enumerate(series.items()):
         colour = SERIES[n % len(SERIES)] if len(series) > 1 else SERIES[1]

@@ -4,9 +4,9 @@
     parent/step_000040/<files>         complete
                        manifest.json   {"step": 40, "files": {"<relative path>": {"bytes": n, "sha256": "..."}}}
 
-Order of one write: fill the temporary folder, fsync every file and folder, hash them into the manifest, fsync it, rename, fsync the
-parent; only then are older checkpoints removed (renamed first, so that no half-removed folder bears a checkpoint's name).
-One writer per parent folder. What is inside a checkpoint is its owner's business.
+Order of one write: fill the temporary folder, fsync every file and folder, hash them into the manifest, fsync it,
+rename, fsync the parent; only then are older checkpoints removed (renamed first, so that no half-removed folder bears a
+checkpoint's name). One writer per parent folder. What is inside a checkpoint is its owner's business.
 Left out on purpose: asynchronous and incremental writing.
 """
 
@@ -31,7 +31,8 @@ _PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".pkl", ".ckpt")
 
 
 def write_checkpoint(parent: Path, step: int, fill: Callable[[Path], None], keep: int) -> Path:
-    """Let `fill` write into a temporary folder and make it the checkpoint of `step`; keep the newest `keep`. Returns its folder."""
+    """Let `fill` write into a temporary folder and make it the checkpoint of `step`; keep the newest `keep`. Returns
+    its folder."""
     temporary = begin_checkpoint(parent, step)
     fill(temporary)
     return finish_checkpoint(temporary, keep)
@@ -43,7 +44,8 @@ def temporary_folder(parent: Path, step: int) -> Path:
 
 
 def begin_checkpoint(parent: Path, step: int) -> Path:
-    """First half, on rank 0: remove what dead writers left, make the temporary folder that all ranks write into (and close their files)."""
+    """First half, on rank 0: remove what dead writers left, make the temporary folder that all ranks write into (and
+    close their files)."""
     parent = Path(parent)
     parent.mkdir(parents=True, exist_ok=True)
     for stale in parent.glob(f"{_TEMPORARY}*"):
@@ -86,7 +88,8 @@ def finish_checkpoint(temporary: Path, keep: int) -> Path:
 
 
 def latest_checkpoint(parent: Path) -> tuple[int, Path] | None:
-    """Newest checkpoint that verifies, as (step, folder); None when there is none. Says why it passes over a newer one."""
+    """Newest checkpoint that verifies, as (step, folder); None when there is none. Says why it passes over a newer
+    one."""
     for step, path in _steps(Path(parent)):
         try:
             verify_checkpoint(path)
@@ -98,7 +101,8 @@ def latest_checkpoint(parent: Path) -> tuple[int, Path] | None:
 
 
 def verify_checkpoint(path: Path) -> None:
-    """Compare every file with the manifest. Raises CheckpointError naming the first file that is missing, foreign or changed."""
+    """Compare every file with the manifest. Raises CheckpointError naming the first file that is missing, foreign or
+    changed."""
     path = Path(path)
     try:
         manifest = json.loads((path / MANIFEST).read_text())
@@ -126,7 +130,8 @@ def verify_checkpoint(path: Path) -> None:
 def gate_deepspeed_files(path: Path) -> int:
     """Refuse pickles that could run code, before DeepSpeed (which loads everything unrestricted) sees the folder.
 
-    Every .pt, .pth, .bin, .pkl, .ckpt below `path` must load with torch's weights_only reader and three harmless DeepSpeed classes.
+    Every .pt, .pth, .bin, .pkl, .ckpt below `path` must load with torch's weights_only reader and three harmless
+    DeepSpeed classes.
     Returns: the number of files checked. Raises: CheckpointError naming the file and what it asked for.
     """
     import torch

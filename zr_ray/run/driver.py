@@ -1,7 +1,7 @@
 """What every job's driver does around its loop: arguments, refusals, the connection to Ray, the job log, the outcome.
 
-A driver needs no GPU and imports neither vLLM nor DeepSpeed. Step lines are written by the learners to `progress.log` in the run
-folder; `follow` copies them to the job log.
+A driver needs no GPU and imports neither vLLM nor DeepSpeed. Step lines are written by the learners to `progress.log`
+in the run folder; `follow` copies them to the job log.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ def run_job(main: Callable[[], None]) -> int:
             return 1
         traceback.print_exc()
         print(
-            f"error: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}; continue with --resume once it is fixed",
+            f"error: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}; continue with --resume"
+            " once it is fixed",
             file=sys.stderr,
             flush=True,
         )

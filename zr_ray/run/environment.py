@@ -70,7 +70,8 @@ def _cpu_name() -> str:
 
 
 def _gpus() -> list[str]:
-    """Name and memory of each NVIDIA GPU of this node; asked from the driver tool, so that the job needs no CUDA context."""
+    """Name and memory of each NVIDIA GPU of this node; asked from the driver tool, so that the job needs no CUDA
+    context."""
     if not shutil.which("nvidia-smi"):
         return []
     answer = _run(["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"])

@@ -35,7 +35,8 @@ LATEST = "latest"
 
 
 class RunFolder:
-    """Paths and atomic writes of one run. Cheap and picklable; several processes may hold one, one of them appends metrics."""
+    """Paths and atomic writes of one run. Cheap and picklable; several processes may hold one, one of them appends
+    metrics."""
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
@@ -50,7 +51,8 @@ class RunFolder:
 
     @staticmethod
     def check(config) -> None:
-        """Refuse a `run.resume` that cannot be resumed, before Ray is asked for anything; writes nothing. Raises as `start` does."""
+        """Refuse a `run.resume` that cannot be resumed, before Ray is asked for anything; writes nothing. Raises as
+        `start` does."""
         if config.run.resume is not None:
             _check_resumable(find_run(config.run.resume, config.run.root), config)
 
@@ -65,7 +67,8 @@ class RunFolder:
             run.path.mkdir()
         except FileExistsError:
             raise ConfigError(
-                f"run folder {run.path} already exists; choose another run.name, or continue it with run.resume={run.path}"
+                f"run folder {run.path} already exists; choose another run.name, or continue it with"
+                f" run.resume={run.path}"
             ) from None
         except OSError as error:
             raise ConfigError(
@@ -124,7 +127,8 @@ class RunFolder:
             self.rewind_metrics(2**63)  # nothing but a torn last line is dropped
         if step <= self._last_step:
             raise ValueError(
-                f"metrics of step {step} must come after step {self._last_step}, the last one in {self.path / METRICS_FILE}"
+                f"metrics of step {step} must come after step {self._last_step}, the last one in"
+                f" {self.path / METRICS_FILE}"
             )
         line = json.dumps({"step": step} | {name: _finite(float(value)) for name, value in values.items()}) + "\n"
         with open(self.path / METRICS_FILE, "a") as file:
@@ -184,18 +188,21 @@ class RunFolder:
 
 
 def default_root() -> Path:
-    """`runs` in the checkout of an editable install on this machine, else ZR_RUNS. Raises ConfigError when neither is there."""
+    """`runs` in the checkout of an editable install on this machine, else ZR_RUNS. Raises ConfigError when neither is
+    there."""
     if (home := checkout()) is not None:
         return home / "runs"
     if root := os.environ.get("ZR_RUNS"):
         return Path(root).absolute()
     raise ConfigError(
-        "no place for the run folder: set run.root (or ZR_RUNS in the environment) to an absolute folder all nodes share"
+        "no place for the run folder: set run.root (or ZR_RUNS in the environment) to an absolute folder all nodes"
+        " share"
     )
 
 
 def find_run(resume: Path | str, root: Path | None) -> Path:
-    """Folder meant by `run.resume`: a path, an id under the root, or `latest`. Raises CheckpointError when there is none."""
+    """Folder meant by `run.resume`: a path, an id under the root, or `latest`. Raises CheckpointError when there is
+    none."""
     if Path(resume).is_absolute():
         return Path(resume)
     root = default_root() if root is None else Path(root)

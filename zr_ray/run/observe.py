@@ -1,4 +1,5 @@
-"""What a run shows while it goes on: metrics (metrics.jsonl, TensorBoard, gauges of Ray), one line per step, waits with a deadline.
+"""What a run shows while it goes on: metrics (metrics.jsonl, TensorBoard, gauges of Ray), one line per step, waits with
+a deadline.
 
 Left out on purpose: hosted trackers; metrics.jsonl and the event files convert to any of them.
 """
@@ -59,7 +60,8 @@ class Metrics:
         self.gauge(values | {"progress/step": float(step)})
 
     def gauge(self, values: dict[str, float]) -> None:
-        """Show values in the dashboard and to Prometheus only. Does nothing outside Ray; a non-finite value keeps the old one."""
+        """Show values in the dashboard and to Prometheus only. Does nothing outside Ray; a non-finite value keeps the
+        old one."""
         ray = sys.modules.get("ray")
         if ray is None or not ray.is_initialized():
             return
@@ -101,7 +103,8 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """Estimates the time left: steps to go at the median pace of the last ones, evaluations and saves included as they fall."""
+    """Estimates the time left: steps to go at the median pace of the last ones, evaluations and saves included as they
+    fall."""
 
     def __init__(self, total: int, done: int = 0, window: int = 20) -> None:
         self.total, self.window = total, window
@@ -141,7 +144,8 @@ class Timer:
 
 
 def wait_for(refs, deadline_s: float, what: str, every_s: float = 30.0):
-    """Values of one Ray object ref or of a list of them, with a deadline. Says every `every_s` seconds what it waits for.
+    """Values of one Ray object ref or of a list of them, with a deadline. Says every `every_s` seconds what it waits
+    for.
 
     The first ref that fails raises its error at once, even while others hang.
     Raises: DeadlineError naming `what` after `deadline_s` seconds; whatever the task raised.
@@ -162,7 +166,8 @@ def wait_for(refs, deadline_s: float, what: str, every_s: float = 30.0):
         if time.monotonic() - said >= every_s:
             said = time.monotonic()
             say(
-                f"waiting for {what}: {len(pending)} of {len(refs)} pending after {duration(waited)} (deadline {duration(deadline_s)})"
+                f"waiting for {what}: {len(pending)} of {len(refs)} pending after {duration(waited)} (deadline"
+                f" {duration(deadline_s)})"
             )
         timeout = max(0.01, min(every_s, deadline_s - waited))
         ready, _ = ray.wait(pending, num_returns=1, timeout=timeout)

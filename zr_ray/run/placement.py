@@ -30,8 +30,9 @@ def check_feasible(
 ) -> None:
     """Raise PlacementError if a bundle fits no node, or all bundles together exceed the cluster.
 
-    Args: wanted: role -> its bundles. nodes: total resources of every living node. wait_for_nodes_s: above 0 the cluster may grow
-        (autoscaler), so a shortage is only said, not refused; the wait for the placement group has that deadline."""
+    Args: wanted: role -> its bundles. nodes: total resources of every living node. wait_for_nodes_s: above 0 the
+        cluster may grow (autoscaler), so a shortage is only said, not refused; the wait for the placement group has
+        that deadline."""
     for role, bundles in wanted.items():
         for i, one in enumerate(bundles):
             if not any(all(node.get(r, 0.0) >= amount for r, amount in one.items()) for node in nodes):
@@ -55,7 +56,8 @@ def _refuse(problem: str, wait_for_nodes_s: float) -> None:
         say(f"{problem}; waiting up to {duration(wait_for_nodes_s)} for new nodes (run.wait_for_nodes_s)")
         return
     raise PlacementError(
-        f"{problem}; lower rollout/learner workers, cpus or gpus, add nodes, or set run.wait_for_nodes_s on an autoscaling cluster"
+        f"{problem}; lower rollout/learner workers, cpus or gpus, add nodes, or set run.wait_for_nodes_s on an"
+        " autoscaling cluster"
     )
 
 
@@ -125,30 +127,30 @@ def _reserve(bundles: list[dict[str, float]], name: str, deadline_s: float) -> P
         if waited > deadline_s:
             remove_placement_group(group)
             raise PlacementError(
-                f"{name} did not get {[_text(b) for b in bundles]} within {duration(deadline_s)}; free now: {_text(free)}; "
-                "stop other jobs, add nodes, or raise run.wait_for_nodes_s"
+                f"{name} did not get {[_text(b) for b in bundles]} within {duration(deadline_s)}; free now:"
+                f" {_text(free)}; stop other jobs, add nodes, or raise run.wait_for_nodes_s"
             )
         say(
-            f"waiting for {name}: wants {[_text(b) for b in bundles]}, free now {_text(free)}, {duration(waited)} of {duration(deadline_s)}"
+            f"waiting for {name}: wants {[_text(b) for b in bundles]}, free now {_text(free)}, {duration(waited)} of"
+            f" {duration(deadline_s)}"
         )
     return group
 
 
 def learner_environment(config: LearnerSection, nodes: int) -> dict[str, str]:
     """Environment of a learner process; must be set before torch and DeepSpeed are imported."""
-    environment = (
-        child_environment()
-        | {
-            "OMP_NUM_THREADS": str(config.threads),
-            "TORCH_EXTENSIONS_DIR": os.environ.get(
-                "TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "zr_ray" / "torch_extensions")
-            ),
-            "PATH": f"{Path(os.sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",  # DeepSpeed looks for ninja on PATH
-        }
-    )
+    environment = child_environment() | {
+        "OMP_NUM_THREADS": str(config.threads),
+        "TORCH_EXTENSIONS_DIR": os.environ.get(
+            "TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "zr_ray" / "torch_extensions")
+        ),
+        # DeepSpeed looks for ninja on PATH
+        "PATH": f"{Path(os.sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+    }
     if config.gpus == 0:
         environment["DS_ACCELERATOR"] = "cpu"
-        # glibc otherwise gives the pages of large activations back after every micro-batch and faults them in again (LOG.md, 2026-11-22)
+        # glibc otherwise gives the pages of large activations back after every micro-batch and faults them in again
+        # (LOG.md, 2026-11-22)
         environment |= {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
     if nodes == 1:
         environment["GLOO_SOCKET_IFNAME"] = "lo"

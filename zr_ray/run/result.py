@@ -1,7 +1,7 @@
 """The schema of `result.json`: what a finished run says about itself. Readers (the report, comparisons, CI) rely on it.
 
-Rates and correlations are fractions, not per cent; a value that is not defined for the data (a correlation over a constant) is null.
-Further keys are allowed everywhere, so that a job can add its own figures.
+Rates and correlations are fractions, not per cent; a value that is not defined for the data (a correlation over a
+constant) is null. Further keys are allowed everywhere, so that a job can add its own figures.
 Left out on purpose: training curves (metrics.jsonl has them) and configuration (config.resolved.yaml).
 """
 

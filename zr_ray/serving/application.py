@@ -1,11 +1,14 @@
 """The Ray Serve application: judges behind one interface, and a gateway for callers outside the cluster.
 
-    DeploymentHandle (tensors) ------------------------------> RewardModel replicas (one judge each, batching across callers)
-    HTTP --> Serve proxy --> Gateway (token, limits, decode) ---^      "student": scores and gradients; "teacher": scores after reasoning
+    DeploymentHandle (tensors) ------------------------------> RewardModel replicas (one judge each, batching across
+    callers)
+    HTTP --> Serve proxy --> Gateway (token, limits, decode) ---^      "student": scores and gradients; "teacher":
+    scores after reasoning
 
-A replica is ready only after a forward and backward on the weights it loaded. Every reply names those weights. Updates start new replicas
-before old ones stop. Calls are pure, so every one of them may be sent again.
-Left out on purpose: TLS (give `serve` http_options ssl_keyfile and ssl_certfile, or a proxy in front), and who may ask for what.
+A replica is ready only after a forward and backward on the weights it loaded. Every reply names those weights. Updates
+start new replicas before old ones stop. Calls are pure, so every one of them may be sent again.
+Left out on purpose: TLS (give `serve` http_options ssl_keyfile and ssl_certfile, or a proxy in front), and who may ask
+for what.
 """
 
 from __future__ import annotations
@@ -62,8 +65,8 @@ class RewardModel:
         self._cache = AnswerCache(replica.cache_items, _lasting) if replica.cache_items else None
 
     async def score(self, request: RewardRequest) -> RewardReply:
-        """Distributions of every item, and gradients if the request has weights. Raises RewardError for a request that is wrong as a
-        whole, OverloadError when too many items wait."""
+        """Distributions of every item, and gradients if the request has weights. Raises RewardError for a request that
+        is wrong as a whole, OverloadError when too many items wait."""
         from zr_ray.workers.reward import RewardItem
 
         try:
@@ -98,7 +101,8 @@ class RewardModel:
         self._measures.refresh()
         if self._batcher.busy_s > self._config.replica.hang_s:
             raise RuntimeError(
-                f"a batch has run for {self._batcher.busy_s:.0f} s, replica.hang_s allows {self._config.replica.hang_s:g}"
+                f"a batch has run for {self._batcher.busy_s:.0f} s, replica.hang_s allows"
+                f" {self._config.replica.hang_s:g}"
             )
 
     def _compute(self, items: list, waited_s: list[float]) -> list:
@@ -129,13 +133,15 @@ def _stack(rows):
 
 
 def application(config: ServeConfig) -> serve.Application:
-    """The application of a checked configuration: judges, and the gateway if HTTP is on (otherwise the student is its ingress)."""
+    """The application of a checked configuration: judges, and the gateway if HTTP is on (otherwise the student is its
+    ingress)."""
     student = _model(config, STUDENT)
     teacher = _model(config, TEACHER) if config.teacher.path is not None else None
     if not config.http.enabled:
         if teacher is not None:
             raise ConfigError(
-                "teacher.path needs http.enabled=true: without a gateway an application has one judge; serve the teacher as another"
+                "teacher.path needs http.enabled=true: without a gateway an application has one judge; serve the"
+                " teacher as another"
             )
         return student
     from zr_ray.serving.gateway import Gateway
@@ -193,7 +199,8 @@ def _model(config: ServeConfig, name: str) -> serve.Application:
 
 
 def app(args: dict) -> serve.Application:
-    """Builder for `serve deploy` (cluster/serve_reward.yaml): `args` are the sections of ServeConfig. Raises ConfigError."""
+    """Builder for `serve deploy` (cluster/serve_reward.yaml): `args` are the sections of ServeConfig. Raises
+    ConfigError."""
     from pydantic import ValidationError
 
     try:
@@ -205,8 +212,8 @@ def app(args: dict) -> serve.Application:
 
 
 def served_judge(path: str) -> tuple[Path, str]:
-    """(folder, what it is) of a configured judge. `student` is the built-in base judge as long as the package has no student.
-    Raises JudgeError if there is no model in another folder."""
+    """(folder, what it is) of a configured judge. `student` is the built-in base judge as long as the package has no
+    student. Raises JudgeError if there is no model in another folder."""
     from zr_ray.models.judge_text import BUILTIN_JUDGES, judge_folder
 
     if path == STUDENT and not (BUILTIN_JUDGES[STUDENT] / "config.json").is_file():
@@ -215,7 +222,8 @@ def served_judge(path: str) -> tuple[Path, str]:
 
 
 def token_sha256(config: ServeConfig) -> str | None:
-    """What the gateway compares with: the token itself never leaves the file or the variable. Raises ConfigError for an unusable file."""
+    """What the gateway compares with: the token itself never leaves the file or the variable. Raises ConfigError for an
+    unusable file."""
     http = config.http
     if http.token_sha256 is not None:
         return http.token_sha256
@@ -225,7 +233,8 @@ def token_sha256(config: ServeConfig) -> str | None:
     path = Path(http.token_file).expanduser()
     if not path.is_file() or not path.read_text().strip():
         raise ConfigError(
-            f"http.token_file must be a file with a token, got {path}; write one, for example with `openssl rand -hex 32`"
+            f"http.token_file must be a file with a token, got {path}; write one, for example with `openssl rand"
+            " -hex 32`"
         )
     if path.stat().st_mode & 0o077:
         raise ConfigError(

@@ -1,10 +1,11 @@
 """Dynamic batching across callers on one event loop: items join the next batch for as long as the judge is busy.
 
-    submit(items) --> waiting --(judge free: take up to max_items, oldest first)--> work(items) in one thread --> answers
+    submit(items) --> waiting --(judge free: take up to max_items, oldest first)--> work(items) in one thread -->
+    answers
 
-Nobody waits for a batch to fill: a lone caller is computed at once, and under load the batch is what arrived during the last one. Ray
-Serve's own `@serve.batch` forms its batches before the running one has ended, so without a waiting time they stay small, and with one
-every lone caller pays it.
+Nobody waits for a batch to fill: a lone caller is computed at once, and under load the batch is what arrived during the
+last one. Ray Serve's own `@serve.batch` forms its batches before the running one has ended, so without a waiting time
+they stay small, and with one every lone caller pays it.
 Left out on purpose: priorities; the oldest item goes first, so nobody starves.
 """
 
@@ -37,7 +38,8 @@ class Batcher:
         Raises: OverloadError if they do not fit among the waiting, or whatever `work` raised for their batch."""
         if len(self._waiting) + len(items) > self.max_waiting:
             raise OverloadError(
-                f"the judge takes {self.max_waiting} waiting items, has {len(self._waiting)}, got {len(items)} more; retry later"
+                f"the judge takes {self.max_waiting} waiting items, has {len(self._waiting)}, got {len(items)} more;"
+                " retry later"
             )
         loop, now = asyncio.get_running_loop(), time.perf_counter()
         futures = [loop.create_future() for _ in items]

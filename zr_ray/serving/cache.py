@@ -1,6 +1,8 @@
-"""Answers a replica remembers: the same pixels and the same question need no second forward. Off unless replica.cache_items is above 0.
+"""Answers a replica remembers: the same pixels and the same question need no second forward. Off unless
+replica.cache_items is above 0.
 
-Left out on purpose: sharing between replicas, and expiry; a replica's judge never changes, an update starts new replicas.
+Left out on purpose: sharing between replicas, and expiry; a replica's judge never changes, an update starts new
+replicas.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ class AnswerCache:
     """The last `size` different items with their answers. Verb: answer."""
 
     def __init__(self, size: int, lasting: Callable[[object], bool] = lambda answer: True) -> None:
-        """lasting: whether an answer would come out the same again; others, such as a failure of the machine, are not kept."""
+        """lasting: whether an answer would come out the same again; others, such as a failure of the machine, are not
+        kept."""
         self._size, self._lasting = size, lasting
         self._answers: OrderedDict[str, object] = OrderedDict()
 

@@ -1,10 +1,13 @@
-"""One client of the reward service for both transports, sync and async; rewards are differentiable with respect to the images.
+"""One client of the reward service for both transports, sync and async; rewards are differentiable with respect to the
+images.
 
     client = RewardClient("http://127.0.0.1:8000/reward")         or, inside the cluster,  RewardClient("app-name")
-    client.reward(images, prompts).sum().backward()                fills images.grad with the gradient the service computed
+    client.reward(images, prompts).sum().backward()                fills images.grad with the gradient the service
+    computed
 
-A call is split into requests of `items_per_request`; at most `max_in_flight` are under way, each is repeated with jitter on back-pressure
-and replica loss until the deadline. Items that cannot be scored come back with a status and nan, the others with their scores.
+A call is split into requests of `items_per_request`; at most `max_in_flight` are under way, each is repeated with
+jitter on back-pressure and replica loss until the deadline. Items that cannot be scored come back with a status and
+nan, the others with their scores.
 Left out on purpose: second derivatives, and gradients with respect to prompts.
 """
 
@@ -61,8 +64,8 @@ class Scores:
 
 
 class RewardClient:
-    """Holds one event loop in a thread. Safe to use from several threads. Closes itself when it is forgotten or the program ends; `with`
-    and `close` do so earlier."""
+    """Holds one event loop in a thread. Safe to use from several threads. Closes itself when it is forgotten or the
+    program ends; `with` and `close` do so earlier."""
 
     def __init__(
         self,
@@ -75,8 +78,9 @@ class RewardClient:
         deadline_s: float = 120.0,
         attempts: int = 40,
     ) -> None:
-        """target: URL of the service with its route, or the name of a Serve application. token: bearer token (default: the
-        environment's ZR_REWARD_TOKEN, for URLs). dimensions: the D axis. deadline_s: of one request with all its attempts."""
+        """target: URL of the service with its route, or the name of a Serve application. token: bearer token (default:
+        the environment's ZR_REWARD_TOKEN, for URLs). dimensions: the D axis. deadline_s: of one request with all its
+        attempts."""
         self.dimensions, self._items, self._deadline_s, self._attempts = (
             tuple(dimensions),
             items_per_request,
@@ -99,7 +103,8 @@ class RewardClient:
     # ---- calls ----
 
     def score(self, images: Images, prompts: Sequence[str], dimensions: Sequence[str] | None = None) -> Scores:
-        """Score distributions.   Raises: RewardError if the request is wrong as a whole, DeadlineError, OverloadError."""
+        """Score distributions.   Raises: RewardError if the request is wrong as a whole, DeadlineError,
+        OverloadError."""
         return self._wait(self._ask(images, prompts, dimensions))
 
     async def score_async(
@@ -116,7 +121,8 @@ class RewardClient:
         risk: float = 0.0,
         dimensions: Sequence[str] | None = None,
     ) -> Scores:
-        """The same with R = sum_d w_d (mu_d - k sigma_d) and dR/dimages. weights: [D] or [B, D]; None: 1/D each. risk: k."""
+        """The same with R = sum_d w_d (mu_d - k sigma_d) and dR/dimages. weights: [D] or [B, D]; None: 1/D each. risk:
+        k."""
         return self._wait(self._ask(images, prompts, dimensions, self._weights(weights, dimensions), risk))
 
     async def score_and_grad_async(
@@ -143,8 +149,9 @@ class RewardClient:
     ) -> Tensor:
         """[B] R, with a backward that puts the served gradient into `images` (float [B, 3, H, W] on any device).
 
-        allow_failed: items that cannot be scored are nan, and their gradient is nan unless nothing downstream depends on them; otherwise
-        they raise RewardError naming them. Without a need for gradients only scores are asked for."""
+        allow_failed: items that cannot be scored are nan, and their gradient is nan unless nothing downstream depends
+        on them; otherwise they raise RewardError naming them. Without a need for gradients only scores are asked
+        for."""
         if images.requires_grad and torch.is_grad_enabled():
             return _ServedReward.apply(images, self, tuple(prompts), weights, risk, dimensions, allow_failed)
         scores = self.score(images, prompts, dimensions)
@@ -253,7 +260,8 @@ def _refuse_failed(scores: Scores, allow_failed: bool) -> None:
     bad = [f"{i}: {s} ({r})" for i, (s, r) in enumerate(zip(scores.status, scores.reason, strict=True)) if s != "ok"]
     if bad and not allow_failed:
         raise RewardError(
-            f"{len(bad)} of {len(scores.status)} items were not scored: {'; '.join(bad[:3])}; correct them, or allow_failed=True"
+            f"{len(bad)} of {len(scores.status)} items were not scored: {'; '.join(bad[:3])}; correct them, or"
+            " allow_failed=True"
         )
 
 

@@ -1,4 +1,5 @@
-"""A service under fire: replicas are killed at random while callers keep asking; every answer is compared with the known right one.
+"""A service under fire: replicas are killed at random while callers keep asking; every answer is compared with the
+known right one.
 
 What `jobs/bench/reward_faults.py` runs for a minute and a test for some seconds.
 Left out on purpose: lost nodes; a replica that is gone with its node looks the same to a caller.
@@ -31,10 +32,12 @@ def fault_run(
     token: str | None = None,
     seed: int = 0,
 ) -> Counter:
-    """Counters of a run: sent, answered, lost, wrong, zero, errors, replicas_killed, and the client's repeated/<reason>.
+    """Counters of a run: sent, answered, lost, wrong, zero, errors, replicas_killed, and the client's
+    repeated/<reason>.
 
-    Each of `callers` threads asks for the images' scores again and again; every `every_s` seconds one random replica of any deployment of
-    `app` on this machine gets SIGKILL. `right`: what must come back, to 1e-4. A request is lost if it neither answered nor raised."""
+    Each of `callers` threads asks for the images' scores again and again; every `every_s` seconds one random replica of
+    any deployment of `app` on this machine gets SIGKILL. `right`: what must come back, to 1e-4. A request is lost if it
+    neither answered nor raised."""
     counts, lock, end = Counter(), threading.Lock(), time.monotonic() + seconds
 
     def caller(number: int, client: RewardClient) -> None:
@@ -83,7 +86,8 @@ def fault_run(
 
 
 def replica_pids(app: str) -> list[int]:
-    """Process ids of the app's running replicas on this machine, judges and gateways, as Serve's controller has them."""
+    """Process ids of the app's running replicas on this machine, judges and gateways, as Serve's controller has
+    them."""
     import ray
     from ray.serve.context import _get_global_client
 

@@ -1,11 +1,14 @@
 """The HTTP side of the service: FastAPI behind Serve's proxy. Refuses first, decodes then, asks the judge last.
 
     POST <route>/v1/score             distributions           GET <route>/v1/judge   hashes, limits
-    POST <route>/v1/score_and_grad    and reward gradients    GET <route>/v1/health  200 when a judge answers      <route>/docs
+    POST <route>/v1/score_and_grad    and reward gradients    GET <route>/v1/health  200 when a judge answers
+    <route>/docs
 
-200 if at least one item was scored, 422 if none was; every item has its own status. Errors are {"error": {"status", "message"}, "request_id"}:
-400 unreadable body, 401 no token, 403 wrong token, 404 unknown judge, 411 neither length nor chunks, 413 body too large, 415 content type,
-422 wrong request, 429 this gateway is full, 503 the judge is full or not there (429, 503: Retry-After), 504 deadline.
+200 if at least one item was scored, 422 if none was; every item has its own status. Errors are {"error": {"status",
+"message"}, "request_id"}:
+400 unreadable body, 401 no token, 403 wrong token, 404 unknown judge, 411 neither length nor chunks, 413 body too
+large, 415 content type, 422 wrong request, 429 this gateway is full, 503 the judge is full or not there (429, 503:
+Retry-After), 504 deadline.
 Left out on purpose: fetching images from URLs, cookies, CORS.
 """
 
@@ -52,7 +55,8 @@ class Gateway:
         host = proxy_host()
         if token_sha256 is None and host not in LOOPBACK:
             raise ConfigError(
-                f"a token is required when HTTP listens beyond loopback, it listens on {host}; set http.token_file or ZR_REWARD_TOKEN"
+                f"a token is required when HTTP listens beyond loopback, it listens on {host}; set http.token_file or"
+                " ZR_REWARD_TOKEN"
             )
         self._config, self._token, self._judges = config, token_sha256, judges
         self._limits = config.limits.bounds()
@@ -131,7 +135,8 @@ class Gateway:
             raise Refusal(
                 415,
                 "bad_type",
-                f"send {wire.JSON}, {wire.SAFETENSORS} or {list(wire.IMAGE_FORMATS)}, uncompressed; got {content_type[:80]!r}",
+                f"send {wire.JSON}, {wire.SAFETENSORS} or {list(wire.IMAGE_FORMATS)}, uncompressed; got"
+                f" {content_type[:80]!r}",
             )
         if self._in_flight >= self._config.http.max_in_flight:
             raise Refusal(429, "too_many", f"this gateway works on {self._in_flight} requests; retry later")

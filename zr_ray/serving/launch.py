@@ -1,7 +1,7 @@
 """From a checked configuration to a running reward service, and to nothing left behind when its run ends.
 
-The application carries the run's name. It is deleted when the job ends or is told to (SIGTERM, Ctrl-C). If the job dies without a word
-(SIGKILL, lost head node of the driver), the lease ends with it, and a keeper deletes the application.
+The application carries the run's name. It is deleted when the job ends or is told to (SIGTERM, Ctrl-C). If the job dies
+without a word (SIGKILL, lost head node of the driver), the lease ends with it, and a keeper deletes the application.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ def launch_service(config: ServeConfig, args: argparse.Namespace, until: threadi
         serve.run_many([serve.RunTarget(application(config), name, route)], wait_for_applications_running=False)
         wait_until_running(name, config.replica.start_deadline_s)
         say(
-            f"ready after {duration(time.time() - started_at)}: judge {judge}, sha256 {judge_hash(judge)[:16]}, {config.replica.replicas} replica(s)"
+            f"ready after {duration(time.time() - started_at)}: judge {judge}, sha256 {judge_hash(judge)[:16]},"
+            f" {config.replica.replicas} replica(s)"
         )
         say(_http_text(config, port) if config.http.enabled else f'handles only: RewardClient("{name}")')
         if config.http.enabled:
@@ -81,13 +82,14 @@ def refuse_open_port(config: ServeConfig, token: str | None) -> None:
 
     if config.http.enabled and config.http.host not in LOOPBACK and token is None:
         raise ConfigError(
-            f"http.host {config.http.host} is beyond loopback and there is no token; set http.token_file (openssl rand -hex 32 > token; "
-            "chmod 600 token) or ZR_REWARD_TOKEN, or listen on 127.0.0.1"
+            f"http.host {config.http.host} is beyond loopback and there is no token; set http.token_file (openssl rand"
+            " -hex 32 > token; chmod 600 token) or ZR_REWARD_TOKEN, or listen on 127.0.0.1"
         )
 
 
 def start_serve(config: ServeConfig) -> tuple[int, bool]:
-    """(HTTP port or 0, whether Serve was started here). A running Serve is used as it is. Raises ConfigError if its HTTP settings differ."""
+    """(HTTP port or 0, whether Serve was started here). A running Serve is used as it is. Raises ConfigError if its
+    HTTP settings differ."""
     from ray import serve
     from ray.serve.context import _get_global_client
 
@@ -105,13 +107,15 @@ def start_serve(config: ServeConfig) -> tuple[int, bool]:
     has = running.http_config
     if http.enabled and (has.host != http.host or (http.port and has.port != http.port)):
         raise ConfigError(
-            f"this cluster's Serve listens on {has.host}:{has.port}, http asks for {http.host}:{http.port}; use the same, or serve.shutdown()"
+            f"this cluster's Serve listens on {has.host}:{has.port}, http asks for {http.host}:{http.port}; use the"
+            " same, or serve.shutdown()"
         )
     return has.port if http.enabled else 0, False
 
 
 def wait_until_running(name: str, deadline_s: float) -> None:
-    """Wait until every deployment of an application is healthy. Raises DeadlineError, or JudgeError with what a replica said."""
+    """Wait until every deployment of an application is healthy. Raises DeadlineError, or JudgeError with what a replica
+    said."""
     from ray import serve
 
     end = time.monotonic() + deadline_s
@@ -176,7 +180,8 @@ class _Keeper:
 
 
 def _take_lease(name: str, shut_down: bool, poll_s: float = LEASE_POLL_S) -> tuple:
-    """(lease, keeper). The keeper is detached: it must outlive the job it watches. shut_down: end Serve too, if nothing else uses it."""
+    """(lease, keeper). The keeper is detached: it must outlive the job it watches. shut_down: end Serve too, if nothing
+    else uses it."""
     import ray
 
     lease = ray.remote(_Lease).options(name=f"{name}/lease", num_cpus=0).remote()

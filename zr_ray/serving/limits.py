@@ -1,4 +1,5 @@
-"""What an item of a reward request must be, and the code each refusal carries. Checked once, in the process that holds the judge.
+"""What an item of a reward request must be, and the code each refusal carries. Checked once, in the process that holds
+the judge.
 
 Left out on purpose: files and HTTP; bytes become arrays in `wire.py`, under the same limits.
 """
@@ -30,7 +31,8 @@ STATUSES = {
 """Status of an item -> its meaning."""
 
 PIXEL_SLACK = 1e-3
-"""Float pixels may leave [0, 1] by this much: decoders of generators round; a picture in [-1, 1] or [0, 255] is refused."""
+"""Float pixels may leave [0, 1] by this much: decoders of generators round; a picture in [-1, 1] or [0, 255] is
+refused."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ def check_request(request: RewardRequest, limits: Limits) -> None:
         weights = np.asarray(request.weights)
         if weights.shape not in wanted or weights.dtype.kind not in "fiu" or not np.isfinite(weights).all():
             raise RewardError(
-                f"weights must be finite numbers of shape {wanted[0]} or {wanted[1]}, got {weights.dtype} {weights.shape}"
+                f"weights must be finite numbers of shape {wanted[0]} or {wanted[1]}, got {weights.dtype}"
+                f" {weights.shape}"
             )
 
 

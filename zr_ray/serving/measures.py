@@ -1,7 +1,9 @@
 """What a replica tells Prometheus: seconds per phase, batch sizes, refusals by reason, drift of scores and entropy.
 
-Everything appears on the Ray metrics endpoint as `ray_zr_reward_...`; outside Ray the same calls only count in `totals`.
-Left out on purpose: request counts and latency as the caller sees them; Ray Serve's own metrics (`ray_serve_...`) have them.
+Everything appears on the Ray metrics endpoint as `ray_zr_reward_...`; outside Ray the same calls only count in
+`totals`.
+Left out on purpose: request counts and latency as the caller sees them; Ray Serve's own metrics (`ray_serve_...`) have
+them.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ _ITEMS = [float(2**k) for k in range(11)]
 
 
 class DriftWatch:
-    """Distance of recent values from a reference window: (mean of the last `window` - mean of the reference) / std of the reference.
+    """Distance of recent values from a reference window: (mean of the last `window` - mean of the reference) / std of
+    the reference.
 
     The reference is the first `window` values seen; 0 until both windows are full."""
 

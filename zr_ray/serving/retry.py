@@ -1,6 +1,8 @@
-"""Sending a pure call again: what may be repeated, how long to wait, when to stop. Used by the client and by the gateway.
+"""Sending a pure call again: what may be repeated, how long to wait, when to stop. Used by the client and by the
+gateway.
 
-Left out on purpose: hedging (a second copy before the first has failed); it doubles load when there is least room for it.
+Left out on purpose: hedging (a second copy before the first has failed); it doubles load when there is least room for
+it.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ class TryAgain(Exception):
 class Retry:
     """Repeats a call on back-pressure and lost replicas until it answers, a deadline or a number of attempts.
 
-    wait before attempt n+1: uniform in [0, min(cap_s, base_s 2^n)], and at least what the service asked for ("full jitter")
+    wait before attempt n+1: uniform in [0, min(cap_s, base_s 2^n)], and at least what the service asked for ("full
+    jitter")
     """
 
     def __init__(self, deadline_s: float, attempts: int = 12, base_s: float = 0.05, cap_s: float = 2.0) -> None:
@@ -36,7 +39,8 @@ class Retry:
         self.repeated: Counter[str] = Counter()
 
     async def call(self, send: Callable[[float], Awaitable[Answer]]) -> Answer:
-        """send(seconds left) -> answer.   Raises: DeadlineError; OverloadError after the last attempt; what `send` raises otherwise."""
+        """send(seconds left) -> answer.   Raises: DeadlineError; OverloadError after the last attempt; what `send`
+        raises otherwise."""
         end = time.monotonic() + self.deadline_s
         for attempt in range(self.attempts):
             try:

@@ -1,10 +1,13 @@
-"""HTTP bodies to requests, and replies to bodies. Nothing here executes what it reads: JSON, safetensors and three image formats.
+"""HTTP bodies to requests, and replies to bodies. Nothing here executes what it reads: JSON, safetensors and three
+image formats.
 
-    application/json           {"items": [{"image": base64 of PNG/JPEG/WebP, "prompt": text, "dimensions": [..]}], "dimensions", "weights", "risk"}
-    application/x-safetensors  images [B, 3, H, W] or image.0, image.1, ...; weights; metadata "request": {"prompts", "dimensions", "risk"} as JSON
+    application/json           {"items": [{"image": base64 of PNG/JPEG/WebP, "prompt": text, "dimensions": [..]}],
+    "dimensions", "weights", "risk"} application/x-safetensors  images [B, 3, H, W] or image.0, image.1, ...; weights;
+    metadata "request": {"prompts", "dimensions", "risk"} as JSON
     image/png, jpeg, webp      one image; prompt, dimensions, weights (comma-separated) and risk in the query
 
-Replies are JSON, or safetensors with metadata "reply". Left out on purpose: pickle, URLs to fetch, multipart forms, compressed bodies.
+Replies are JSON, or safetensors with metadata "reply". Left out on purpose: pickle, URLs to fetch, multipart forms,
+compressed bodies.
 """
 
 from __future__ import annotations
@@ -29,7 +32,8 @@ COLUMNS = ("q", "mu", "sigma", "entropy", "outside")
 
 
 class WireError(DataError):
-    """The body as a whole cannot be read. First argument: one line; second: the HTTP status, 400 unless said otherwise."""
+    """The body as a whole cannot be read. First argument: one line; second: the HTTP status, 400 unless said
+    otherwise."""
 
     @property
     def http_status(self) -> int:
@@ -42,7 +46,8 @@ class WireError(DataError):
 def read_request(
     content_type: str, body: bytes, query: Mapping[str, str], gradient: bool, limits: Limits, request_id: str
 ) -> RewardRequest:
-    """The request in a body. Items that do not decode become faults.   Raises: WireError with the HTTP status it should get."""
+    """The request in a body. Items that do not decode become faults.   Raises: WireError with the HTTP status it should
+    get."""
     if content_type == JSON:
         images, prompts, options = _read_json(body, limits)
     elif content_type == SAFETENSORS:
@@ -72,7 +77,8 @@ def read_request(
 
 
 def _dimensions(options: dict, prompts: tuple) -> tuple[tuple[str, ...], tuple]:
-    """The reply's D axis: what the request asks for, or all; items may name their own, the axis is then the union in rubric order."""
+    """The reply's D axis: what the request asks for, or all; items may name their own, the axis is then the union in
+    rubric order."""
     asked, own = options.get("dimensions"), options.get("item_dimensions", [None] * len(prompts))
     if asked is not None and not (
         isinstance(asked, list) and asked and all(d in DIMENSIONS for d in asked) and len(set(asked)) == len(asked)
@@ -107,7 +113,8 @@ def _read_json(body: bytes, limits: Limits) -> tuple[tuple, tuple, dict]:
     items = tree["items"]
     if unknown or not all(isinstance(item, dict) and set(item) <= {"image", "prompt", "dimensions"} for item in items):
         raise WireError(
-            f"known keys are items (image, prompt, dimensions), dimensions, weights, risk; got also {sorted(unknown)[:5]} or others in an item",
+            "known keys are items (image, prompt, dimensions), dimensions, weights, risk; got also"
+            f" {sorted(unknown)[:5]} or others in an item",
             422,
         )
     if not 1 <= len(items) <= limits.items:
@@ -156,7 +163,8 @@ def _read_safetensors(body: bytes, limits: Limits) -> tuple[tuple | np.ndarray, 
         or set(options) - {"prompts", "dimensions", "risk"}
     ):
         raise WireError(
-            'metadata "request" must be a JSON object with a list "prompts", and at most "dimensions" and "risk" beside it',
+            'metadata "request" must be a JSON object with a list "prompts", and at most "dimensions" and "risk"'
+            " beside it",
             422,
         )
     prompts, weights = options["prompts"], tensors.pop("weights", None)
@@ -205,7 +213,8 @@ def unpack(body: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         metadata = json.loads(body[8 : 8 + length]).get("__metadata__", {})
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError, MemoryError) as error:
         raise WireError(
-            f"the body must be a whole safetensors file of float16/32/64 or uint8 tensors: {type(error).__name__} {str(error)[:200]}"
+            f"the body must be a whole safetensors file of float16/32/64 or uint8 tensors: {type(error).__name__}"
+            f" {str(error)[:200]}"
         ) from None
     return tensors, metadata
 

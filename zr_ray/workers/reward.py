@@ -1,7 +1,8 @@
 """Reward worker: one student that answers items from many callers at once, with distributions and pixel gradients.
 
-Items of a batch are grouped by image size, dimensions and kind; each group is one forward, and one backward if gradients are asked for.
-An item's gradient does not depend on its neighbours: R is a sum over items, and no layer mixes them.
+Items of a batch are grouped by image size, dimensions and kind; each group is one forward, and one backward if
+gradients are asked for. An item's gradient does not depend on its neighbours: R is a sum over items, and no layer mixes
+them.
 Left out on purpose: queues, HTTP and Ray, which are `serve.py`'s; reasoning, which is the teacher's.
 """
 
@@ -26,7 +27,8 @@ from zr_ray.rubric import DIMENSIONS
 from zr_ray.serving.limits import Limits, check_image, check_prompt
 
 CACHED_PROMPT_CHARS = 2_000_000
-"""Characters of different prompts after which cached question layouts are dropped; about 60 bytes each stay in memory until then."""
+"""Characters of different prompts after which cached question layouts are dropped; about 60 bytes each stay in memory
+until then."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ class RewardAnswer:
 
 
 class RewardWorker:
-    """Owns one student. Verbs: warm_up, check, answer; `identity` names it, `phases` are the seconds of the last batch."""
+    """Owns one student. Verbs: warm_up, check, answer; `identity` names it, `phases` are the seconds of the last
+    batch."""
 
     gives_gradient = True
 
@@ -96,7 +99,8 @@ class RewardWorker:
         self._preprocessed = time.perf_counter()
 
     def warm_up(self) -> None:
-        """Forward and backward on a grey and a random image. Raises JudgeError unless the loaded weights give finite distributions."""
+        """Forward and backward on a grey and a random image. Raises JudgeError unless the loaded weights give finite
+        distributions."""
         random = np.random.default_rng(0).random((3, 64, 64)).astype(np.float32)
         weights = (1.0,) * len(DIMENSIONS)
         answers = self.answer(
@@ -105,11 +109,13 @@ class RewardWorker:
         for answer in answers:
             if isinstance(answer, ItemFault):
                 raise JudgeError(
-                    f"the judge must answer its warm-up question, got {answer.status}: {answer.reason}; check its weights"
+                    f"the judge must answer its warm-up question, got {answer.status}: {answer.reason}; check its"
+                    " weights"
                 )
             if not (np.abs(answer.q.sum(-1) - 1) < 1e-2).all():
                 raise JudgeError(
-                    f"the warm-up distributions must sum to 1, got {answer.q.sum(-1).tolist()}; check the judge's weights"
+                    f"the warm-up distributions must sum to 1, got {answer.q.sum(-1).tolist()}; check the judge's"
+                    " weights"
                 )
         if np.abs(answers[0].q - answers[1].q).max() == 0:
             raise JudgeError(
@@ -139,7 +145,8 @@ class RewardWorker:
         return None
 
     def answer(self, items: Sequence[RewardItem]) -> list[RewardAnswer | ItemFault]:
-        """Answers in order. An item that fails its check, or whose numbers are not finite, is a fault; the others are answered."""
+        """Answers in order. An item that fails its check, or whose numbers are not finite, is a fault; the others are
+        answered."""
         started = time.perf_counter()
         answers: list[RewardAnswer | ItemFault | None] = [self.check(item) for item in items]
         self.phases = {"batch": time.perf_counter() - started, "preprocess": 0.0, "forward": 0.0, "backward": 0.0}
@@ -218,7 +225,8 @@ class RewardWorker:
 
 
 def scaled(gradient: Tensor) -> tuple[np.ndarray, float]:
-    """(gradient / scale, scale) with scale the power of two that brings the largest entry into [1/2, 1]; exact. Scale 1 for zeros."""
+    """(gradient / scale, scale) with scale the power of two that brings the largest entry into [1/2, 1]; exact. Scale 1
+    for zeros."""
     largest = float(gradient.abs().max())
     scale = 2.0 ** np.frexp(largest)[1] if 0 < largest < float("inf") else 1.0
     return (gradient.double() / scale).to(gradient.dtype).numpy(), scale

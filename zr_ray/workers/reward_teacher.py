@@ -1,7 +1,8 @@
-"""Teacher worker: a reasoning judge behind the interface of `RewardWorker`. It writes a trace per question, then its score distribution.
+"""Teacher worker: a reasoning judge behind the interface of `RewardWorker`. It writes a trace per question, then its
+score distribution.
 
-q is the mean over traces of the distributions at the score token (method section 4). The engine reads 8-bit images, so float pixels are
-rounded, and there is no gradient: tokens are discrete.
+q is the mean over traces of the distributions at the score token (method section 4). The engine reads 8-bit images, so
+float pixels are rounded, and there is no gradient: tokens are discrete.
 Left out on purpose: streaming the traces; who wants to read them uses `jobs/evaluate.py`.
 """
 
@@ -56,7 +57,8 @@ class TeacherWorker:
         (answer,) = self.answer([RewardItem(np.full((3, 64, 64), 128, np.uint8), "a photo", DIMENSIONS)])
         if isinstance(answer, ItemFault):
             raise JudgeError(
-                f"the teacher must answer its warm-up questions, got {answer.status}: {answer.reason}; check its weights, or teacher.max_new_tokens"
+                f"the teacher must answer its warm-up questions, got {answer.status}: {answer.reason}; check its"
+                " weights, or teacher.max_new_tokens"
             )
 
     def answer(self, items: Sequence[RewardItem]) -> list[RewardAnswer | ItemFault]:
@@ -90,7 +92,8 @@ class TeacherWorker:
         if longest > room:
             return ItemFault(
                 "prompt_too_long",
-                f"image and question may take {room} tokens, got {longest}; shorten the prompt, or raise teacher.max_model_len",
+                f"image and question may take {room} tokens, got {longest}; shorten the prompt, or raise"
+                " teacher.max_model_len",
             )
         return None
 
@@ -132,7 +135,8 @@ def teacher_engine(folder: Path | str, config: TeacherSection) -> RolloutWorker:
 
 
 def _question(text: JudgeText, item: RewardItem, dimension: str, key: str) -> JudgeRequest:
-    """The seed comes from the item: its answer does not depend on its neighbours, and a repeated call gets the same one."""
+    """The seed comes from the item: its answer does not depend on its neighbours, and a repeated call gets the same
+    one."""
     pixels = item.image if item.image.dtype == np.uint8 else np.rint(np.clip(item.image, 0, 1) * 255).astype(np.uint8)
     pixels = np.ascontiguousarray(pixels.transpose(1, 2, 0))
     seed = zlib.crc32(item.prompt.encode(), zlib.crc32(pixels.tobytes())) >> 1

@@ -1,9 +1,9 @@
 """Rollout worker: one vLLM engine that reasons and scores.
 
-The engine samples from the policy over the allowed vocabulary (image, video and special tokens have probability 0) at temperature
-1 and reports log-probs of that same distribution, so a learner that masks the same tokens gets an importance ratio of 1.
-Every Judgement carries the version of the weights that made it; `update_weights` drops both caches that hold results of
-older weights (prefix, encoder); processed pixels, which no weight touches, stay.
+The engine samples from the policy over the allowed vocabulary (image, video and special tokens have probability 0) at
+temperature 1 and reports log-probs of that same distribution, so a learner that masks the same tokens gets an
+importance ratio of 1. Every Judgement carries the version of the weights that made it; `update_weights` drops both
+caches that hold results of older weights (prefix, encoder); processed pixels, which no weight touches, stay.
 Left out on purpose: HTTP, queues, retries. Ray moves the calls, and a failed call is an exception.
 """
 
@@ -26,17 +26,15 @@ FORBIDDEN_KEY = "zr_ray_forbidden_tokens"
 
 def engine_environment(config: RolloutSection) -> dict[str, str]:
     """Environment of a process that hosts a rollout engine; must be set before vLLM is imported."""
-    return (
-        child_environment()
-        | {
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in-process engine: starts in 3 s instead of 25 s, nothing is pickled between processes
-            "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(config.kv_cache_gib))),
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "VLLM_NO_USAGE_STATS": "1",
-            "VLLM_LOGGING_LEVEL": "WARNING",
-            "OMP_NUM_THREADS": str(config.threads),
-        }
-    )
+    return child_environment() | {
+        # in-process engine: starts in 3 s instead of 25 s, nothing is pickled between processes
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(config.kv_cache_gib))),
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "OMP_NUM_THREADS": str(config.threads),
+    }
 
 
 class RolloutWorker:
@@ -74,14 +72,15 @@ class RolloutWorker:
     ) -> list[list[Judgement]]:
         """Sample `group_size` outputs (reasoning and score) per request.
 
-        Args: temperature: 1 samples the policy itself, 0 decodes greedily (group_size must be 1); reported log-probs are those of
-            the distribution sampled from. max_tokens: instead of rollout.max_new_tokens.
-        Returns: per request, in order, its Judgements 0..group_size-1. An output without a score within the length limit has
-            score_index None.   Raises: RolloutError if answers do not line up with the requests."""
+        Args: temperature: 1 samples the policy itself, 0 decodes greedily (group_size must be 1); reported log-probs
+            are those of the distribution sampled from. max_tokens: instead of rollout.max_new_tokens.
+        Returns: per request, in order, its Judgements 0..group_size-1. An output without a score within the length
+            limit has score_index None.   Raises: RolloutError if answers do not line up with the requests."""
         return self._run(requests, group_size, temperature, max_tokens or self.config.max_new_tokens, direct=False)
 
     def score(self, requests: Sequence[JudgeRequest]) -> list[Judgement]:
-        """One-token scores without reasoning; the questions must end with the marker (`JudgeText.question(direct=True)`)."""
+        """One-token scores without reasoning; the questions must end with the marker
+        (`JudgeText.question(direct=True)`)."""
         return [group[0] for group in self._run(requests, 1, 0.0, 1, direct=True)]
 
     def _run(
@@ -136,8 +135,8 @@ class RolloutWorker:
     def update_weights(self, version: int, buckets: Iterable) -> int:
         """Replace the engine's weights without a restart.
 
-        Args: version: policy version the weights belong to. buckets: safetensors bytes (or Ray object references to them) with
-            Hugging Face parameter names; together they hold every parameter once.
+        Args: version: policy version the weights belong to. buckets: safetensors bytes (or Ray object references to
+            them) with Hugging Face parameter names; together they hold every parameter once.
         Returns: the version now held. The caller proves the push with a probe (see `weights.py`)."""
         from zr_ray.workers.weights import read_buckets
 

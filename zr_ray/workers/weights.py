@@ -1,9 +1,10 @@
 """Learner -> rollout hand-off: versioned, in buckets, and proved after every push.
 
-A push (`loops/push.py`) sends the learner's parameters under a new policy version and then asks every rollout worker for a few probe
-answers; the learner recomputes the log-probs of the same tokens. Stale, partial or mis-mapped weights show up there, whatever
-the transport. A transport is anything with `send(buckets) -> handles`, whose handles `read_buckets` can turn into tensors inside the
-engine: the Ray object store now; NCCL and CUDA-IPC go through vLLM's native weight-transfer API behind the same call.
+A push (`loops/push.py`) sends the learner's parameters under a new policy version and then asks every rollout worker
+for a few probe answers; the learner recomputes the log-probs of the same tokens. Stale, partial or mis-mapped weights
+show up there, whatever the transport. A transport is anything with `send(buckets) -> handles`, whose handles
+`read_buckets` can turn into tensors inside the engine: the Ray object store now; NCCL and CUDA-IPC go through vLLM's
+native weight-transfer API behind the same call.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class ObjectStoreTransport:
 
 
 def make_buckets(named_weights: Iterable[tuple[str, Tensor]], bucket_bytes: int) -> Iterator[bytes]:
-    """Pack (Hugging Face name, tensor) pairs, in order, into safetensors blobs of about `bucket_bytes` (one tensor at least)."""
+    """Pack (Hugging Face name, tensor) pairs, in order, into safetensors blobs of about `bucket_bytes` (one tensor at
+    least)."""
     from safetensors.torch import save
 
     bucket: dict[str, Tensor] = {}
@@ -83,11 +85,13 @@ def check_probe(difference: float, tolerance: float, version: int, held: Sequenc
     """Raise WeightSyncError unless every engine holds `version` and its log-probs agree with the learner's."""
     if any(v != version for v in held):
         raise WeightSyncError(
-            f"every rollout worker must hold policy version {version} after the push, they hold {list(held)}; restart the run with --resume"
+            f"every rollout worker must hold policy version {version} after the push, they hold {list(held)}; restart"
+            " the run with --resume"
         )
     if not difference <= tolerance:
         raise WeightSyncError(
-            f"after the push of version {version} engine and learner log-probs must agree within {tolerance:g}, the probe differs by "
-            f"{difference:g}: the engine holds stale or wrongly mapped weights, or computes in another precision; "
-            "check rollout.dtype against learner.dtype, or set weights.tolerance if the difference is known and wanted"
+            f"after the push of version {version} engine and learner log-probs must agree within {tolerance:g}, the"
+            f" probe differs by {difference:g}: the engine holds stale or wrongly mapped weights, or computes in"
+            " another precision; check rollout.dtype against learner.dtype, or set weights.tolerance if the difference"
+            " is known and wanted"
         )

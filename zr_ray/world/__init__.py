@@ -3,7 +3,8 @@
 scene      what a scene holds and where objects stand        render     scene -> pixels
 sampling   random prompts and candidates                     truth      scene -> true scores
 reasoning  oracle chains and the closed vocabulary           perception dense targets for a vision tower
-annotators simulated raters, spread fitted to real ratings   build      writes the on-disk format of `data/annotations.py`
+annotators simulated raters, spread fitted to real ratings   build      writes the on-disk format of
+`data/annotations.py`
 """
 
 from zr_ray.world.perception import CELL_CLASSES, IMAGE_CLASSES, LEVEL_NAMES, perception_targets

@@ -1,8 +1,8 @@
 """SIMULATED annotators of the rubric world, their spread fitted to real ratings.
 
-A rating is truth + rater bias + noise, rounded to a half-point and clipped to [1, 5]. `jobs/data/fit_annotators.py` fitted exactly this
-model, on each data set's own grid, by maximum likelihood (2026-11; scales mapped linearly to 1..5). It reproduces the pooled
-within-item SD of the ratings to within 0.011 points:
+A rating is truth + rater bias + noise, rounded to a half-point and clipped to [1, 5]. `jobs/data/fit_annotators.py`
+fitted exactly this model, on each data set's own grid, by maximum likelihood (2026-11; scales mapped linearly to 1..5).
+It reproduces the pooled within-item SD of the ratings to within 0.011 points:
 
     data set (public ratings, no images)            items   raters   sigma   bias SD    within-item SD data / model
     DSG-1k on TIFA160, alignment 1..5                 800        5   0.564     0.165    0.581 / 0.585
@@ -12,15 +12,17 @@ within-item SD of the ratings to within 0.011 points:
     ImagenHub, perceptual quality, 3 levels           985        3   0.574     0.294    0.772 / 0.775
     GenEval, realism of one object, 3 levels         1086        5   1.356   (inside)   0.972 / 0.978
 
-Alignment takes DSG, realism KonIQ, aesthetics AVA, plausibility ImagenHub's perceptual quality (its guideline asks for wrong shadow,
-lighting and distance). KonIQ and AVA name no raters, so the root mean square of the three known bias SDs, 0.217, is taken out of their
-sigma. GenEval is left out: crowd votes on three levels, no rater identity, and an outlier by a factor of two.
-What is not from data: rater bias is one number per dimension, noise does not depend on the score, and the comparison and quality
-control of training labels (constants below) follow the paper's description, which gives no numbers.
+Alignment takes DSG, realism KonIQ, aesthetics AVA, plausibility ImagenHub's perceptual quality (its guideline asks for
+wrong shadow, lighting and distance). KonIQ and AVA name no raters, so the root mean square of the three known bias SDs,
+0.217, is taken out of their sigma. GenEval is left out: crowd votes on three levels, no rater identity, and an outlier
+by a factor of two. What is not from data: rater bias is one number per dimension, noise does not depend on the score,
+and the comparison and quality control of training labels (constants below) follow the paper's description, which gives
+no numbers.
 
-Noise ceiling measured with them (a judge that knows the true score, 1,500 groups of 4): HPA alignment .929, realism .948, aesthetics
-.920, plausibility .933, mean .932; margin HPA .991; PLCC .960. Training labels lie .45 to .54 points (RMS) from the truth, 92 % of
-same-prompt pairs are untied, 91 % of those point the right way, and 0.05 % of labels are dropped.
+Noise ceiling measured with them (a judge that knows the true score, 1,500 groups of 4): HPA alignment .929, realism
+.948, aesthetics .920, plausibility .933, mean .932; margin HPA .991; PLCC .960. Training labels lie .45 to .54 points
+(RMS) from the truth, 92 % of same-prompt pairs are untied, 91 % of those point the right way, and 0.05 % of labels are
+dropped.
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ TEST_RATERS = 5
 POOL = 24
 """Raters in the pool; each group's items are rated by the same TEST_RATERS of them."""
 COMPARISON_SD = 0.3
-"""Noise of one item in a side-by-side comparison, rubric points: about half of pointwise noise, as the rater sees both. Ours."""
+"""Noise of one item in a side-by-side comparison, rubric points: about half of pointwise noise, as the rater sees both.
+Ours."""
 DISTINGUISHABLE = 0.5
 """Perceived difference, rubric points, from which two items in one bin are moved apart: one half-point. Ours."""
 DISAGREEMENT = 1.0
@@ -75,7 +78,8 @@ class AnnotatorPool:
         ]
 
     def training_scores(self, rng: np.random.Generator, truths: list[dict[str, float]]) -> list[dict[str, float]]:
-        """One label per item and dimension from the annotation workflow (method section 2); a dropped label is absent."""
+        """One label per item and dimension from the annotation workflow (method section 2); a dropped label is
+        absent."""
         labels: list[dict[str, float]] = [{} for _ in truths]
         raters = rng.permutation(POOL)[:3].tolist()
         for dimension in DIMENSIONS:
@@ -92,10 +96,11 @@ class AnnotatorPool:
 def compare_in_bins(scores: list[float], perceived: list[float]) -> list[float]:
     """Same-prompt comparison: equal scores whose items are distinguishable side by side move apart by half a point.
 
-    scores: pointwise half-point scores of one group. perceived: side-by-side quality of the same items. Items with one score form a
-    tie; if the best and the worst of a tie are at least DISTINGUISHABLE apart, those on one side of the middle move by half a point:
-    up from an integer k to k + 0.5, down from k + 0.5 to k, and down from 5. So no item leaves its integer bin [k, k + 1), except
-    that 5 shares the bin of 4.5.
+    scores: pointwise half-point scores of one group. perceived: side-by-side quality of the same items. Items with one
+    score form a tie; if the best and the worst of a tie are at least DISTINGUISHABLE apart, those on one side of the
+    middle move by half a point:
+    up from an integer k to k + 0.5, down from k + 0.5 to k, and down from 5. So no item leaves its integer bin [k, k +
+    1), except that 5 shares the bin of 4.5.
     """
     moved = list(scores)
     for score in set(scores):
@@ -113,8 +118,9 @@ def compare_in_bins(scores: list[float], perceived: list[float]) -> list[float]:
 def control(score: float, rate_again) -> float | None:
     """Quality control: keep a label that a second rater confirms, else do it again, else drop it.
 
-    `rate_again(rater)` is a fresh pointwise score by rater 1 (the checker) or 2 (the arbiter). Returns: the label; the median of the
-    three scores when the checker is more than DISAGREEMENT away; None when the arbiter agrees with neither.
+    `rate_again(rater)` is a fresh pointwise score by rater 1 (the checker) or 2 (the arbiter). Returns: the label; the
+    median of the three scores when the checker is more than DISAGREEMENT away; None when the arbiter agrees with
+    neither.
     """
     check = rate_again(1)
     if abs(check - score) <= DISAGREEMENT:

@@ -1,4 +1,5 @@
-"""Write the built-in rubric world in the on-disk format. SIMULATED prompts, images, scores and reasoning, never human data."""
+"""Write the built-in rubric world in the on-disk format. SIMULATED prompts, images, scores and reasoning, never human
+data."""
 
 from __future__ import annotations
 
@@ -27,15 +28,17 @@ def write_world(
 ) -> int:
     """Write images and `annotations.jsonl`; the same arguments give the same bytes.
 
-    Train items carry one label per dimension from the annotation workflow and the oracle reasoning; dev and test items carry five
-    annotators' scores; all carry the true scores. The annotation file is written last and atomically: if it is there, all is.
+    Train items carry one label per dimension from the annotation workflow and the oracle reasoning; dev and test items
+    carry five annotators' scores; all carry the true scores. The annotation file is written last and atomically: if it
+    is there, all is.
     Args: *_groups: prompts per split. candidates: images per prompt, at least 2. Returns: number of images written.
     Raises: DataError on a negative number of groups, no group at all, or fewer than 2 candidates.
     """
     groups = {"train": train_groups, "dev": dev_groups, "test": test_groups}
     if min(groups.values()) < 0 or not sum(groups.values()) or candidates < 2 or seed < 0:
         raise DataError(
-            f"wanted some groups, at least 2 candidates, a seed from 0, got {groups}, {candidates}, {seed}; correct them"
+            f"wanted some groups, at least 2 candidates, a seed from 0, got {groups}, {candidates}, {seed}; correct"
+            " them"
         )
     root = Path(root).absolute()
     (root / "images").mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,13 @@
-"""Generated images as annotated data, in the on-disk format: `origin` is "generated". SIMULATED annotators, never human data.
+"""Generated images as annotated data, in the on-disk format: `origin` is "generated". SIMULATED annotators, never human
+data.
 
-A renderer knows the truth of its scenes; of a generated image only a measurement can stand in for it. Here that is the verifier:
-alignment and plausibility from what it reads, realism and aesthetics from the degradations it measures, all four 1 where it
-recognises no object. `truth` of a record is this measurement. On top come the same simulated annotators as over rendered scenes.
-Left out on purpose: reasoning chains (the verifier does not say which of two readings of a broken object an annotator would name).
+A renderer knows the truth of its scenes; of a generated image only a measurement can stand in for it. Here that is the
+verifier:
+alignment and plausibility from what it reads, realism and aesthetics from the degradations it measures, all four 1
+where it recognises no object. `truth` of a record is this measurement. On top come the same simulated annotators as
+over rendered scenes.
+Left out on purpose: reasoning chains (the verifier does not say which of two readings of a broken object an annotator
+would name).
 """
 
 from __future__ import annotations
@@ -39,7 +43,8 @@ class Setting:
 
 
 SETTINGS = (Setting(8, 1.5), Setting(8, 1.5), Setting(8, 0.0), Setting(4, 1.5), Setting(2, 1.5), Setting(1, 1.5))
-"""Drawn from for every image: a third as good as the shipped generator gets, the others with less text or broken, down to blobs. Ours."""
+"""Drawn from for every image: a third as good as the shipped generator gets, the others with less text or broken, down
+to blobs. Ours."""
 
 Sampler = Callable[[Sequence[str], Setting, int], np.ndarray]
 """(N prompts, setting, seed) -> [N, 64, 64, 3] uint8."""
@@ -57,14 +62,16 @@ def write_generated(
 ) -> int:
     """Generate, label and write; the annotation file comes last and atomically: if it is there, all is.
 
-    Train items carry one label per dimension from the annotation workflow, dev and test items five annotators' scores, as in
-    `build.write_world`. Args: prompts: split -> one prompt per group. candidates: images per prompt, at least 2. note: added to
-    `world.json`, for example which generator. Returns: number of images.
-    Raises: DataError on an unknown split, no prompt at all, fewer than 2 candidates, a negative seed, or a prompt foreign to the world."""
+    Train items carry one label per dimension from the annotation workflow, dev and test items five annotators' scores,
+    as in `build.write_world`. Args: prompts: split -> one prompt per group. candidates: images per prompt, at least 2.
+    note: added to `world.json`, for example which generator. Returns: number of images.
+    Raises: DataError on an unknown split, no prompt at all, fewer than 2 candidates, a negative seed, or a prompt
+    foreign to the world."""
     if not set(prompts) <= set(SPLITS) or not any(prompts.values()) or candidates < 2 or seed < 0:
         counts = {split: len(texts) for split, texts in prompts.items()}
         raise DataError(
-            f"wanted prompts for some of {', '.join(SPLITS)}, at least 2 candidates, a seed from 0, got {counts}, {candidates}, {seed}; correct them"
+            f"wanted prompts for some of {', '.join(SPLITS)}, at least 2 candidates, a seed from 0, got {counts},"
+            f" {candidates}, {seed}; correct them"
         )
     root = Path(root).absolute()
     (root / "images").mkdir(parents=True, exist_ok=True)
@@ -121,7 +128,8 @@ def _items(
 def _sampled(
     texts: Sequence[str], sample: Sampler, candidates: int, settings: Sequence[Setting], seed: tuple[int, ...]
 ) -> np.ndarray:
-    """[groups, candidates, 64, 64, 3] uint8; every image has a setting of its own, images of one setting are sampled together."""
+    """[groups, candidates, 64, 64, 3] uint8; every image has a setting of its own, images of one setting are sampled
+    together."""
     rng = np.random.default_rng(seed)
     chosen = rng.integers(0, len(settings), (len(texts), candidates))
     seeds = rng.integers(0, 2**31, len(settings)).tolist()

@@ -1,9 +1,10 @@
-"""Dense supervision for pre-training a vision tower on 64 x 64 scenes: what stands in each of 4 x 4 cells, and how degraded the image is.
+"""Dense supervision for pre-training a vision tower on 64 x 64 scenes: what stands in each of 4 x 4 cells, and how
+degraded the image is.
 
-A cell is 16 x 16 pixels, one merged visual token of a tower with patch 8 and merge 2; cells are row-major (row 0 is the sky).
-An object belongs to the cell its centre lies in. Only an overlapping pair that is also cropped can share a cell: there the object
-nearer to the middle of the frame belongs to the next cell towards the middle, so that every object has a cell of its own.
-Nothing here depends on the prompt.
+A cell is 16 x 16 pixels, one merged visual token of a tower with patch 8 and merge 2; cells are row-major (row 0 is the
+sky). An object belongs to the cell its centre lies in. Only an overlapping pair that is also cropped can share a cell:
+there the object nearer to the middle of the frame belongs to the next cell towards the middle, so that every object has
+a cell of its own. Nothing here depends on the prompt.
 """
 
 from __future__ import annotations
@@ -24,10 +25,7 @@ CELL_CLASSES = {
     "overlap": 3,  # 0 no object, 1 apart, 2 interpenetrates another object
 }
 """Per-cell classification targets: name -> number of classes. Each is [16] int64."""
-IMAGE_CLASSES = {
-    "light": 2,  # 0 sun on the left, 1 on the right
-    "objects": 4,  # number of objects, 1 to 3
-}
+IMAGE_CLASSES = {"light": 2, "objects": 4}  # 0 sun on the left, 1 on the right  # number of objects, 1 to 3
 """Image classification targets: name -> number of classes. Each is a scalar [] int64."""
 LEVEL_NAMES = LEVELS
 """Order of the regression target "levels", [7] float32 in [0, 1]."""
@@ -36,8 +34,8 @@ LEVEL_NAMES = LEVELS
 def perception_targets(scene: Scene) -> dict[str, np.ndarray]:
     """Targets of one scene.
 
-    Returns: for every key of CELL_CLASSES an [16] int64 array of classes, for every key of IMAGE_CLASSES a [] int64 class, and
-    "levels" [7] float32, the degradation levels in the order of LEVEL_NAMES.
+    Returns: for every key of CELL_CLASSES an [16] int64 array of classes, for every key of IMAGE_CLASSES a [] int64
+    class, and "levels" [7] float32, the degradation levels in the order of LEVEL_NAMES.
     """
     targets = {name: np.zeros(CELLS, np.int64) for name in CELL_CLASSES}
     for item in sorted(scene.objects, key=lambda o: -abs(2 * o.x + 1 - SIZE)):

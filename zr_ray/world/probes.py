@@ -1,7 +1,9 @@
-"""Pictures that should score low whatever the prompt, beside good scenes: what a reward that is optimised against tends to favour.
+"""Pictures that should score low whatever the prompt, beside good scenes: what a reward that is optimised against tends
+to favour.
 
-A generator under reward training drifts to noise, flat areas, blobs or a grid over a good picture; a judge that has only seen rendered
-scenes was never told that these are bad. The verifier's scores of the same pictures are the reference.
+A generator under reward training drifts to noise, flat areas, blobs or a grid over a good picture; a judge that has
+only seen rendered scenes was never told that these are bad. The verifier's scores of the same pictures are the
+reference.
 Left out on purpose: adversarial search for worse ones.
 """
 
@@ -36,7 +38,8 @@ def probe_images(count: int, seed: int) -> tuple[list[str], dict[str, np.ndarray
 
 
 def with_grid(images: np.ndarray) -> np.ndarray:
-    """[.., 64, 64, 3] uint8 with every eighth row and column lighter: the pattern of an 8 x 8 patch decoder gone wrong."""
+    """[.., 64, 64, 3] uint8 with every eighth row and column lighter: the pattern of an 8 x 8 patch decoder gone
+    wrong."""
     lifted = images.astype(np.int16)
     lifted[..., ::GRID_STEP, :, :] += GRID_DEPTH
     lifted[..., ::GRID_STEP, :] += GRID_DEPTH

@@ -1,4 +1,5 @@
-"""Oracle reasoning: at most 19 words that name what is seen per check, and for alignment compare it with what was asked.
+"""Oracle reasoning: at most 19 words that name what is seen per check, and for alignment compare it with what was
+asked.
 
     alignment      a small ok blue bad circle ok b big ok red ok square ok relation left ok extra no
     realism        noise low blur high blocks none
@@ -37,9 +38,13 @@ def reasoning_chains(request: Request, scene: Scene) -> dict[str, str]:
     return {
         "alignment": " ".join(words),
         "realism": f"noise {level['noise']} blur {level['blur']} blocks {level['blocks']}",
-        "aesthetics": f"clash {level['clash']} clutter {level['clutter']} dim {level['dimming']} crop {level['cropping']}",
-        "plausibility": f"light {scene.light} shadow {shadow} {_verdict(not scene.shadow_wrong)} "
-        f"float {FLOAT_WORDS[scene.floating]} overlap {'yes' if scene.overlap else 'no'}",
+        "aesthetics": (
+            f"clash {level['clash']} clutter {level['clutter']} dim {level['dimming']} crop {level['cropping']}"
+        ),
+        "plausibility": (
+            f"light {scene.light} shadow {shadow} {_verdict(not scene.shadow_wrong)} "
+            f"float {FLOAT_WORDS[scene.floating]} overlap {'yes' if scene.overlap else 'no'}"
+        ),
     }
 
 

@@ -153,7 +153,8 @@ def _interpenetrate(image: np.ndarray, first: SceneObject, second: SceneObject) 
 
 
 def _blur(image: np.ndarray, sigma: float) -> np.ndarray:
-    """Separable Gaussian, sigma in pixels, edge pixels repeated. Shifted sums, not matrix products: those would wake BLAS threads."""
+    """Separable Gaussian, sigma in pixels, edge pixels repeated. Shifted sums, not matrix products: those would wake
+    BLAS threads."""
     radius = int(2.5 * sigma) + 1
     weights = np.exp(-0.5 * (np.arange(radius + 1) / sigma) ** 2).astype(np.float32)
     weights /= weights[0] + 2 * weights[1:].sum()

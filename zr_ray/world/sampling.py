@@ -1,8 +1,9 @@
 """Random prompts and candidates of the built-in rubric world, deterministic by the generator passed in. SIMULATED.
 
-The four dimensions are drawn independently of one another. Two couplings cannot be avoided: an overlap needs two objects, so a
-candidate with a missing object draws another defect of plausibility instead; and a stack cannot float and overlap at once.
-Alignment and plausibility have discrete penalties, so candidates of one group would often tie exactly; a tie is drawn a second time.
+The four dimensions are drawn independently of one another. Two couplings cannot be avoided: an overlap needs two
+objects, so a candidate with a missing object draws another defect of plausibility instead; and a stack cannot float and
+overlap at once. Alignment and plausibility have discrete penalties, so candidates of one group would often tie exactly;
+a tie is drawn a second time.
 """
 
 from __future__ import annotations
@@ -77,7 +78,8 @@ def sample_request(rng: np.random.Generator) -> Request:
 def _draw_faults(rng: np.random.Generator, request: Request) -> tuple[_Faults, float]:
     """What stands in the picture, with 0 to 3 alignment faults, and their penalty.
 
-    Beside a second object, none loses colour and shape at once, and neither takes the other's: each can still be recognised.
+    Beside a second object, none loses colour and shape at once, and neither takes the other's: each can still be
+    recognised.
     """
     pair = request.second is not None
     parts = [request.first, request.second]

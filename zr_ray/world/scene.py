@@ -1,8 +1,9 @@
 """What a scene of the built-in rubric world holds, and where its objects stand. Everything here is SIMULATED.
 
-A scene is 64 x 64 pixels: sky, a ground line, a sun in the upper left or right corner, one or two asked-for objects, sometimes an
-extra one. A `Request` is what the prompt asks for; a `Scene` is what is drawn. Defects are differences between the two (alignment),
-degradation levels (realism, aesthetics) and breaches of support, shadow and contact (plausibility).
+A scene is 64 x 64 pixels: sky, a ground line, a sun in the upper left or right corner, one or two asked-for objects,
+sometimes an extra one. A `Request` is what the prompt asks for; a `Scene` is what is drawn. Defects are differences
+between the two (alignment), degradation levels (realism, aesthetics) and breaches of support, shadow and contact
+(plausibility).
 Left out on purpose: perspective, textures, more than two asked-for objects; a 64-pixel picture would not carry them.
 """
 
@@ -28,7 +29,8 @@ OVERLAP_PIXELS = 6
 REALISM = ("noise", "blur", "blocks")
 AESTHETICS = ("clash", "clutter", "dimming", "cropping")
 LEVELS = REALISM + AESTHETICS
-"""Degradations with a level in [0, 1]; 0 is absent, present ones are at least MIN_LEVEL. Each lowers the dimension it is listed under."""
+"""Degradations with a level in [0, 1]; 0 is absent, present ones are at least MIN_LEVEL. Each lowers the dimension it
+is listed under."""
 MIN_LEVEL = 0.2
 """Smallest level of a present degradation: below it a person would not see it at 64 pixels."""
 
@@ -148,8 +150,9 @@ def place(
 ) -> Scene:
     """Put objects on the ground and return the scene.
 
-    In a stack only the upper object can float, so a stack never floats and overlaps at once; overlapping objects side by side float
-    together. Cropping moves everything away from the sun until the outermost object is cut by 10 to 45 % of its width.
+    In a stack only the upper object can float, so a stack never floats and overlaps at once; overlapping objects side
+    by side float together. Cropping moves everything away from the sun until the outermost object is cut by 10 to 45 %
+    of its width.
     Raises: ValueError if an overlap is asked for without two objects, or together with floating in a stack.
     """
     levels = dict.fromkeys(LEVELS, 0.0) | (levels or {})
@@ -194,7 +197,8 @@ def place(
 
 
 def _crop_shift(level: float, light: str, spans: list[tuple[int, int]]) -> int:
-    """Columns to move the scene so that its outermost object on the side away from the sun is cut. spans: (x, half width)."""
+    """Columns to move the scene so that its outermost object on the side away from the sun is cut. spans: (x, half
+    width)."""
     if light == "left":
         x, half = max(spans, key=lambda span: span[0] + span[1])
         return (SIZE - 1 - (x + half)) + round((0.1 + 0.35 * level) * (2 * half + 1))

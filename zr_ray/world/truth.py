@@ -1,8 +1,8 @@
 """The true score of a scene per dimension: 5 minus penalties, clipped to [1, 5]. SIMULATED ground truth, known exactly.
 
-Alignment and plausibility penalties are discrete, realism and aesthetics penalties are proportional to degradation levels.
-The discrete values are those of the first measured prototype of this world; the level weights were chosen so that all four
-dimensions have a similar spread.
+Alignment and plausibility penalties are discrete, realism and aesthetics penalties are proportional to degradation
+levels. The discrete values are those of the first measured prototype of this world; the level weights were chosen so
+that all four dimensions have a similar spread.
 """
 
 from __future__ import annotations
@@ -51,8 +51,10 @@ def true_scores(request: Request, scene: Scene) -> dict[str, float]:
         "alignment": sum(PENALTY[fault] for fault in alignment_faults(request, scene)),
         "realism": sum(PENALTY[name] * scene.levels[name] for name in REALISM),
         "aesthetics": sum(PENALTY[name] * scene.levels[name] for name in AESTHETICS),
-        "plausibility": PENALTY["floating"][scene.floating]
-        + PENALTY["shadow"] * scene.shadow_wrong
-        + PENALTY["overlap"] * scene.overlap,
+        "plausibility": (
+            PENALTY["floating"][scene.floating]
+            + PENALTY["shadow"] * scene.shadow_wrong
+            + PENALTY["overlap"] * scene.overlap
+        ),
     }
     return {dimension: min(5.0, max(1.0, 5.0 - penalty)) for dimension, penalty in penalties.items()}

@@ -1,4 +1,5 @@
-"""What every adapter does around its own records: place images, write both files, and account for everything that was left out."""
+"""What every adapter does around its own records: place images, write both files, and account for everything that was
+left out."""
 
 from __future__ import annotations
 
@@ -62,7 +63,8 @@ class Summary:
         ]
         if self.shared_prompts:
             out.append(
-                f"warning: {self.shared_prompts} prompts occur in more than one split: held-out results will be optimistic"
+                f"warning: {self.shared_prompts} prompts occur in more than one split: held-out results will be"
+                " optimistic"
             )
         return out + [f"note: {note}" for note in self.notes]
 
@@ -73,9 +75,9 @@ class Conversion:
     def __init__(
         self, adapter: str, images: Path | None, root: Path, *, copy_images: bool = False, skip_broken: bool = False
     ) -> None:
-        """Args: images: folder of the published images, None if the source holds them. root: folder to write, made if absent.
-        copy_images: copy instead of hard-linking (a link needs the same file system, else it is a copy anyway). skip_broken: count records
-        that break the layout instead of stopping at the first.
+        """Args: images: folder of the published images, None if the source holds them. root: folder to write, made if
+        absent. copy_images: copy instead of hard-linking (a link needs the same file system, else it is a copy anyway).
+        skip_broken: count records that break the layout instead of stopping at the first.
         Raises: DataError if the image folder is absent, or `root` already holds a data set."""
         self.images = None if images is None else Path(images).absolute()
         if self.images is not None and not self.images.is_dir():
@@ -104,7 +106,8 @@ class Conversion:
     def parsed(
         self, rows: Iterable[tuple[str, object]], parse: Callable[[str, object], Record | None]
     ) -> Iterator[Record]:
-        """`parse(where, row)` of every row; None is a row that parse has skipped. A broken row stops, or is counted if skip_broken."""
+        """`parse(where, row)` of every row; None is a row that parse has skipped. A broken row stops, or is counted if
+        skip_broken."""
         for where, row in rows:
             try:
                 record = parse(where, row)
@@ -117,7 +120,8 @@ class Conversion:
                 yield record
 
     def place(self, name: str, where: str, by_stem: bool = False) -> Path | None:
-        """The published image `name` (relative to the image folder) inside `root`; None, and counted, if it was not downloaded.
+        """The published image `name` (relative to the image folder) inside `root`; None, and counted, if it was not
+        downloaded.
 
         by_stem: the file name is unique in the whole data set, so it may lie in any of the folders of its path.
         Raises: DataError if the name leaves the image folder."""
@@ -146,14 +150,16 @@ class Conversion:
         return target
 
     def member(self, group: str, prompt: str, split: str, where: str) -> bool:
-        """Register a record's group. False, and counted, if the prompt is blank.   Raises: DataError if the group has another prompt."""
+        """Register a record's group. False, and counted, if the prompt is blank.   Raises: DataError if the group has
+        another prompt."""
         if not prompt.strip():
             self.skip("blank prompt", where)
             return False
         held = self._groups.setdefault(group, (prompt, split))
         if held != (prompt, split):
             raise DataError(
-                f"{where}: wanted {held[1]} prompt {held[0]!r} in group {group!r}, got {split} prompt {prompt!r}; {ADVICE}"
+                f"{where}: wanted {held[1]} prompt {held[0]!r} in group {group!r}, got {split} prompt {prompt!r};"
+                f" {ADVICE}"
             )
         return True
 
@@ -212,7 +218,8 @@ class Conversion:
         self._splits_of_prompt[hashlib.sha256(prompt.encode()).digest()[:12]].add(split)
 
     def _linked(self, source: Path, target: Path) -> Path:
-        """`target` as a link to, or a copy of, `source`. A file left there by an interrupted run is replaced, the source never."""
+        """`target` as a link to, or a copy of, `source`. A file left there by an interrupted run is replaced, the
+        source never."""
         if str(target) in self._placed:
             return target
         self._placed.add(str(target))
@@ -231,17 +238,20 @@ class Conversion:
 
 
 def prompt_group(split: str, prompt: str) -> str:
-    """Group name of a prompt where the source has no prompt number: the split and 16 hexadecimal digits of the prompt's SHA-256."""
+    """Group name of a prompt where the source has no prompt number: the split and 16 hexadecimal digits of the prompt's
+    SHA-256."""
     return f"{split}-{hashlib.sha256(prompt.encode()).hexdigest()[:16]}"
 
 
 def split_by_prompt(prompt: str, train_frac: float, dev_frac: float) -> str:
-    """A split for sources that have none: a fixed hash of the prompt decides, so all images of a prompt go the same way.
+    """A split for sources that have none: a fixed hash of the prompt decides, so all images of a prompt go the same
+    way.
 
     Raises: ConfigError if the fractions are not in [0, 1] or sum to more than 1."""
     if not (0 <= train_frac <= 1 and 0 <= dev_frac <= 1 and train_frac + dev_frac <= 1):
         raise ConfigError(
-            f"wanted train_frac and dev_frac in [0, 1], with a sum of at most 1, got {train_frac}, {dev_frac}; correct them"
+            f"wanted train_frac and dev_frac in [0, 1], with a sum of at most 1, got {train_frac}, {dev_frac}; correct"
+            " them"
         )
     place = int.from_bytes(hashlib.sha256(b"split:" + prompt.encode()).digest()[:8]) / 2**64
     return "train" if place < train_frac else "dev" if place < train_frac + dev_frac else "test"

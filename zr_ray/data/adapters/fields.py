@@ -59,7 +59,8 @@ def names(row: Mapping, name: str, where: str) -> tuple[str, ...]:
 
 
 def to_rubric(value: float, low: float, high: float) -> float:
-    """The rubric score of a value on a scale that runs from `low` (worst) to `high` (best): s = 1 + 4 (value - low) / (high - low)."""
+    """The rubric score of a value on a scale that runs from `low` (worst) to `high` (best): s = 1 + 4 (value - low) /
+    (high - low)."""
     return SCORE_BINS[0] + SCORE_RANGE * (value - low) / (high - low)
 
 

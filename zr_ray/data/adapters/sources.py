@@ -1,6 +1,7 @@
 """The files that data sets are published in, read record by record: JSON arrays and objects, CSV, Parquet.
 
-Published annotation files reach hundreds of megabytes in one JSON array; nothing here holds more than a record and a buffer.
+Published annotation files reach hundreds of megabytes in one JSON array; nothing here holds more than a record and a
+buffer.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ _BLANK = re.compile(r"[ \t\r\n\ufeff]*")
 
 
 def source_files(source: Path, patterns: Sequence[str]) -> list[Path]:
-    """`source` itself if it is a file, else the files below it that match, sorted by name.   Raises: DataError if there is none."""
+    """`source` itself if it is a file, else the files below it that match, sorted by name.   Raises: DataError if there
+    is none."""
     if source.is_file():
         return [source]
     found = sorted({file for pattern in patterns for file in source.rglob(pattern) if file.is_file()})
@@ -58,7 +60,8 @@ def json_records(file: Path) -> Iterator[tuple[str, dict]]:
 
 
 def split_records(source: Path) -> Iterator[tuple[str, tuple[str, dict]]]:
-    """Every object of train.json and test.json as (where, (split, object)).   Raises: DataError, also for a file of another name."""
+    """Every object of train.json and test.json as (where, (split, object)).   Raises: DataError, also for a file of
+    another name."""
     for file in source_files(Path(source), ("train.json", "test.json")):
         if file.stem not in ("train", "test"):
             raise DataError(
@@ -118,7 +121,8 @@ class _Text:
         got = self.peek()
         if got != mark:
             raise DataError(
-                f"{self.file}: line {self.line}: wanted {wanted}, got {got or 'the end of the file'!r}; correct the file"
+                f"{self.file}: line {self.line}: wanted {wanted}, got {got or 'the end of the file'!r}; correct the"
+                " file"
             )
         self.skip(self.at + 1)
 
@@ -147,7 +151,8 @@ class _Text:
                     ) from error
         if not isinstance(value, kind):
             raise DataError(
-                f"{where}: wanted a JSON {kind.__name__}, got {type(value).__name__}: {str(value)[:60]}; correct the record"
+                f"{where}: wanted a JSON {kind.__name__}, got {type(value).__name__}: {str(value)[:60]}; correct the"
+                " record"
             )
         self.skip(end)
         return value
@@ -168,7 +173,8 @@ def csv_rows(file: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str
         missing = [name for name in columns if name not in (reader.fieldnames or ())]
         if missing:
             raise DataError(
-                f"{file}: line 1: wanted columns {', '.join(columns)}, missing {', '.join(missing)}; name this data set's file"
+                f"{file}: line 1: wanted columns {', '.join(columns)}, missing {', '.join(missing)}; name this data"
+                " set's file"
             )
         try:
             for row in reader:
@@ -177,7 +183,8 @@ def csv_rows(file: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str
                 if None in row or len(cells) != len(reader.fieldnames):
                     got = len(cells) + len(row.get(None) or ())
                     raise DataError(
-                        f"{where}: wanted {len(reader.fieldnames)} cells, got {got}; correct the line (commas in quotes?)"
+                        f"{where}: wanted {len(reader.fieldnames)} cells, got {got}; correct the line (commas in"
+                        " quotes?)"
                     )
                 yield where, row
         except (csv.Error, UnicodeDecodeError) as error:
@@ -187,7 +194,8 @@ def csv_rows(file: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str
 
 
 def parquet_rows(file: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[tuple[str, dict]]:
-    """Every row of a Parquet file as ("FILE: row N", row), only the named columns read; optional ones may be missing from the file.
+    """Every row of a Parquet file as ("FILE: row N", row), only the named columns read; optional ones may be missing
+    from the file.
 
     Raises: DataError if a column is missing or the file is no Parquet file."""
     number = 0
@@ -197,7 +205,8 @@ def parquet_rows(file: Path, columns: Sequence[str], optional: Sequence[str] = (
             missing = [name for name in columns if name not in held]
             if missing:
                 raise DataError(
-                    f"{file}: wanted columns {', '.join(columns)}, missing {', '.join(missing)}; name this data set's file"
+                    f"{file}: wanted columns {', '.join(columns)}, missing {', '.join(missing)}; name this data set's"
+                    " file"
                 )
             wanted = [*columns, *(name for name in optional if name in held)]
             for batch in table.iter_batches(batch_size=64, columns=wanted):

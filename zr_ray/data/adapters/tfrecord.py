@@ -1,10 +1,11 @@
 """TFRecord files of tf.train.Example messages, read without TensorFlow.
 
-File (tensorflow.org/tutorials/load_data/tfrecord): records of  uint64 length | uint32 masked CRC of the 8 length bytes | data |
-uint32 masked CRC of the data, all little-endian; CRC-32C (Castagnoli), masked = ((crc >> 15 | crc << 17) + 0xa282ead8) mod 2^32.
-Message (tensorflow/core/example/example.proto, feature.proto): Example{1: Features{1: map<string, Feature>}},
-Feature{1: BytesList | 2: FloatList | 3: Int64List}, each list {1: repeated}, numbers packed or not.
-Checksums are computed in Python at 5.7 MB per CPU second (measured): half a minute for RichHF-18K, whose 995 dev records are 9.2 MB.
+File (tensorflow.org/tutorials/load_data/tfrecord): records of  uint64 length | uint32 masked CRC of the 8 length bytes
+| data | uint32 masked CRC of the data, all little-endian; CRC-32C (Castagnoli), masked = ((crc >> 15 | crc << 17) +
+0xa282ead8) mod 2^32. Message (tensorflow/core/example/example.proto, feature.proto): Example{1: Features{1: map<string,
+Feature>}}, Feature{1: BytesList | 2: FloatList | 3: Int64List}, each list {1: repeated}, numbers packed or not.
+Checksums are computed in Python at 5.7 MB per CPU second (measured): half a minute for RichHF-18K, whose 995 dev
+records are 9.2 MB.
 Left out on purpose: compressed files, SequenceExample, writing.
 """
 

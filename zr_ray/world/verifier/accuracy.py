@@ -1,4 +1,5 @@
-"""How often the verifier reads rendered scenes right, per attribute and strength of degradation: the origin of every figure about it."""
+"""How often the verifier reads rendered scenes right, per attribute and strength of degradation: the origin of every
+figure about it."""
 
 from __future__ import annotations
 
@@ -19,8 +20,8 @@ from zr_ray.world.verifier.reading import SceneReading, read_scene
 from zr_ray.world.verifier.scores import alignment_score, plausibility_score, quality_scores
 
 STRENGTHS = ("clean", "mild", "strong")
-"""No degradation; each at half the level drawn (at least MIN_LEVEL); as drawn by the world, up to 1. Cropping, which is geometry, is
-absent from clean scenes and as drawn in the others."""
+"""No degradation; each at half the level drawn (at least MIN_LEVEL); as drawn by the world, up to 1. Cropping, which is
+geometry, is absent from clean scenes and as drawn in the others."""
 OBJECT_ATTRIBUTES = ("colour", "shape", "size", "place")
 SCENE_ATTRIBUTES = ("count", "objects", "relation", "floating", "shadow", "overlap", "light", "exact")
 NEAR = 6
@@ -39,10 +40,11 @@ def degraded(scene: Scene, strength: str) -> Scene | None:
 
 
 def reading_verdicts(scene: Scene, reading: SceneReading) -> dict[str, list[bool]]:
-    """Attribute -> whether it was read right, once per true object (OBJECT_ATTRIBUTES) or once per scene (SCENE_ATTRIBUTES).
+    """Attribute -> whether it was read right, once per true object (OBJECT_ATTRIBUTES) or once per scene
+    (SCENE_ATTRIBUTES).
 
-    "relation" only where the scene has one. "objects" is all of count, colour, shape and size; "exact" adds relation, floating,
-    shadow and overlap."""
+    "relation" only where the scene has one. "objects" is all of count, colour, shape and size; "exact" adds relation,
+    floating, shadow and overlap."""
     verdicts: dict[str, list[bool]] = defaultdict(list)
     answers: dict[int, int] = {}
     for index, item in enumerate(scene.objects):
@@ -90,8 +92,8 @@ def _scenes(strength: str, images: int, seed: int) -> Iterator[tuple[Candidate, 
 def accuracy_table(images: int, seed: int, strengths: tuple[str, ...] = STRENGTHS) -> dict[str, dict[str, float]]:
     """Strength -> figures over `images` rendered scenes each.
 
-    Returns: per attribute the share read right; "error/<dimension>" the mean distance between verified and true score, rubric points;
-    "images_per_s" readings per second of processor time, one thread."""
+    Returns: per attribute the share read right; "error/<dimension>" the mean distance between verified and true score,
+    rubric points; "images_per_s" readings per second of processor time, one thread."""
     table = {}
     for strength in strengths:
         verdicts, errors, spent = defaultdict(list), defaultdict(list), 0.0

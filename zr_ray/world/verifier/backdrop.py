@@ -1,7 +1,9 @@
-"""First step of the verifier: sun, brightness, sky, ground line and noise of any 64 x 64 picture, before any object is looked for.
+"""First step of the verifier: sun, brightness, sky, ground line and noise of any 64 x 64 picture, before any object is
+looked for.
 
 Everything is a robust statistic (medians, truncated squares), so that objects, litter and noise move it little.
-Left out on purpose: backdrops of another kind than sky over ground with a sun in an upper corner; they read as "no ground" or "no sun".
+Left out on purpose: backdrops of another kind than sky over ground with a sun in an upper corner; they read as "no
+ground" or "no sun".
 """
 
 from __future__ import annotations
@@ -112,7 +114,8 @@ CLEAN_COLUMNS = 8
 
 
 def _counted_line(bright: np.ndarray, sky: np.ndarray, soil: np.ndarray, near: int) -> int:
-    """First row of the ground by counting how much sky each column holds, which neither blur nor 4 x 4 blocks change."""
+    """First row of the ground by counting how much sky each column holds, which neither blur nor 4 x 4 blocks
+    change."""
     low = min(max(4, (near - 9) // 4 * 4), SIZE - 24)
     window, path = bright[low : low + 20] - soil, (sky - soil) + GRADIENT[low : low + 20, None]  # [20, 64, 3], [20, 3]
     share = (window * path[:, None]).sum(2) / np.square(path).sum(1, keepdims=True)  # 1 sky, 0 ground

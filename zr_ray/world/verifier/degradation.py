@@ -1,7 +1,9 @@
-"""How degraded a picture is, measured against the scene that was read from it: blur, blocks, noise, dimming, clash, clutter, cropping.
+"""How degraded a picture is, measured against the scene that was read from it: blur, blocks, noise, dimming, clash,
+clutter, cropping.
 
-The scene is drawn again without degradation and compared: what blur and blockiness turn that drawing into the picture, and how much
-is left over. Nothing here knows the renderer's levels; they are inverted from the measured quantities by the renderer's own formulas.
+The scene is drawn again without degradation and compared: what blur and blockiness turn that drawing into the picture,
+and how much is left over. Nothing here knows the renderer's levels; they are inverted from the measured quantities by
+the renderer's own formulas.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ STICK = 4.5
 
 
 def draw(backdrop: Backdrop, shade: np.ndarray | None, found: list[Found]) -> np.ndarray:
-    """[64, 64, 3] float32: the scene at full brightness without degradation. shade: [64, 64] factor of the ground, 1 outside shadows."""
+    """[64, 64, 3] float32: the scene at full brightness without degradation. shade: [64, 64] factor of the ground, 1
+    outside shadows."""
     picture = np.repeat(backdrop.rows()[:, None], SIZE, axis=1)
     if backdrop.light:
         row, column = SUN_SPOTS[backdrop.light]
@@ -61,9 +64,11 @@ def block_means(picture: np.ndarray) -> np.ndarray:
 
 
 def fit_blur_and_blocks(bright: np.ndarray, drawn: np.ndarray, start: int) -> tuple[int, float]:
-    """(index into BLURS, block weight in [0, 0.85]) that best turn the drawing into the picture, by least squares over both.
+    """(index into BLURS, block weight in [0, 0.85]) that best turn the drawing into the picture, by least squares over
+    both.
 
-    Args: bright, drawn: [N, N, 3], cut from the pictures at multiples of 4. start: index into BLURS from which to go downhill."""
+    Args: bright, drawn: [N, N, 3], cut from the pictures at multiples of 4. start: index into BLURS from which to go
+    downhill."""
 
     def cost(index: int) -> tuple[float, int, float]:
         model = soften(drawn, BLURS[index])
@@ -89,10 +94,11 @@ def blur_of_sun(bright: np.ndarray, backdrop: Backdrop) -> tuple[int, float]:
 
 
 def deblock(bright: np.ndarray, weight: float, noise: float, blur: int) -> tuple[np.ndarray, int]:
-    """Undo a blend towards block means, held back where noise would be blown up (a Wiener gain against detail of 50 grey levels).
+    """Undo a blend towards block means, held back where noise would be blown up (a Wiener gain against detail of 50
+    grey levels).
 
-    Returns: the picture, and the index into BLURS that fits it when `blur` fits the scene: what is left of the blend blurs like a box
-    of 4 pixels, standard deviation 4 / sqrt(12)."""
+    Returns: the picture, and the index into BLURS that fits it when `blur` fits the scene: what is left of the blend
+    blurs like a box of 4 pixels, standard deviation 4 / sqrt(12)."""
     if weight <= 0.05:
         return bright, blur
     means, keep = block_means(bright), 1 - weight
@@ -106,8 +112,8 @@ def levels(
 ) -> dict[str, float]:
     """LEVELS -> [0, 1], by inverting the renderer's formulas; below 0.1 counts as absent.
 
-    Args: bright: [64, 64, 3] the picture at full brightness. drawn: the scene read from it, blurred and blocked as measured.
-        blur: pixels. weight: block weight."""
+    Args: bright: [64, 64, 3] the picture at full brightness. drawn: the scene read from it, blurred and blocked as
+        measured. blur: pixels. weight: block weight."""
     path = LITTER.mean(0) - drawn  # [64, 64, 3] from the drawing to litter
     length = np.square(path) @ _ONES[:, 0]
     moved = ((bright - drawn) * path) @ _ONES[:, 0] / np.maximum(length, 1)  # [64, 64] how far, 1 all the way
@@ -136,9 +142,11 @@ def _clash(backdrop: Backdrop) -> float:
 
 
 def _clutter(moved: np.ndarray, length: np.ndarray, backdrop: Backdrop, found: list[Found]) -> float:
-    """Area that only litter explains, outside objects, in pieces; every pixel counts by how far it went from the drawing to litter.
+    """Area that only litter explains, outside objects, in pieces; every pixel counts by how far it went from the
+    drawing to litter.
 
-    Blurred litter darkens the measured sky and ground themselves, so each is taken from its cleanest quarter of 4 x 4 blocks."""
+    Blurred litter darkens the measured sky and ground themselves, so each is taken from its cleanest quarter of 4 x 4
+    blocks."""
     free = np.ones((SIZE, SIZE), bool)
     for item in found:
         reach = item.half + 2
@@ -161,9 +169,11 @@ def _clutter(moved: np.ndarray, length: np.ndarray, backdrop: Backdrop, found: l
 
 
 def _artefacts(error: np.ndarray, moved: np.ndarray) -> float:
-    """Root mean square of what neither the scene nor dark litter explains, grey levels at full brightness, single pixels held at 60.
+    """Root mean square of what neither the scene nor dark litter explains, grey levels at full brightness, single
+    pixels held at 60.
 
-    White noise gives its standard deviation; grids and smears, which pixel-to-pixel noise misses, count like noise of their size."""
+    White noise gives its standard deviation; grids and smears, which pixel-to-pixel noise misses, count like noise of
+    their size."""
     left = np.minimum(error * error, 60.0**2) @ _ONES[:, 0]
     rest = moved <= 0.2
     return float(np.sqrt(left[rest].mean() / 3)) if rest.any() else 60.0

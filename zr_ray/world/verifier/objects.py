@@ -1,12 +1,15 @@
-"""Objects of a picture by analysis and synthesis: which shape, size, colour and place explains most of what the backdrop does not.
+"""Objects of a picture by analysis and synthesis: which shape, size, colour and place explains most of what the
+backdrop does not.
 
-For a hypothesis H (fill coverage a, outline coverage e, colour c) drawn over a background b, the squared error that it removes is
+For a hypothesis H (fill coverage a, outline coverage e, colour c) drawn over a background b, the squared error that it
+removes is
 
     gain(H) = sum |I - b|^2 - sum |I - b - D|^2,   D = a (c - b) + e (outline - b)
 
 `propose` evaluates it for all places at half resolution by FFT, `fit_objects` at full resolution with blurred
 templates. Both are exact least squares, so noise averages out over an object instead of flipping single pixels.
-Left out on purpose: other colours, shapes and sizes than the world's; what does not fit is left for the residual to complain about.
+Left out on purpose: other colours, shapes and sizes than the world's; what does not fit is left for the residual to
+complain about.
 """
 
 from __future__ import annotations
@@ -54,11 +57,12 @@ def fit_objects(
     coarse: bool = False,
     met: tuple[Found, ...] = (),
 ) -> list[Found]:
-    """The object that explains most around each place (x, y), pixels of the picture; all places at once, in one matrix product.
+    """The object that explains most around each place (x, y), pixels of the picture; all places at once, in one matrix
+    product.
 
-    Args: blur: index into BLURS. reach: largest shift tried at once, repeated while the best lies at its edge. coarse: compare means of
-    2 x 2 pixels, four times as fast. met: objects in the background that these may interpenetrate, where both colours show in equal
-    parts; not with coarse."""
+    Args: blur: index into BLURS. reach: largest shift tried at once, repeated while the best lies at its edge. coarse:
+    compare means of 2 x 2 pixels, four times as fast. met: objects in the background that these may interpenetrate,
+    where both colours show in equal parts; not with coarse."""
     templates, width = bank(blur, reach, coarse), 2 * reach + 1
     layers = [pool(layer) if coarse else layer for layer in (sheet.image, sheet.background, sheet.weight)]
     fitted: list[Found | None] = [None] * len(places)
@@ -113,7 +117,8 @@ _ONES = np.ones((3, 1), np.float32)
 
 
 def _mixed_terms(residual: np.ndarray, b: np.ndarray, met: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """The terms of `_terms`, [441, 5, 6], with fill and outline replaced by the mean of both colours on other objects (mask, colour)."""
+    """The terms of `_terms`, [441, 5, 6], with fill and outline replaced by the mean of both colours on other objects
+    (mask, colour)."""
     fill = np.broadcast_to(PALETTE, (len(b), *PALETTE.shape)).copy()  # [441, 6, 3]
     outline = np.broadcast_to(OUTLINE, fill.shape).astype(np.float32)
     for mask, colour in met:
@@ -125,7 +130,8 @@ def _mixed_terms(residual: np.ndarray, b: np.ndarray, met: list[tuple[np.ndarray
 
 
 def _terms() -> np.ndarray:
-    """[9, 5 * 6]: from (R, R.b, b, b.b, 1) of a pixel to R.(c-b), R.(o-b), |c-b|^2, (c-b).(o-b), |o-b|^2 for the six colours c."""
+    """[9, 5 * 6]: from (R, R.b, b, b.b, 1) of a pixel to R.(c-b), R.(o-b), |c-b|^2, (c-b).(o-b), |o-b|^2 for the six
+    colours c."""
     matrix = np.zeros((9, 5, len(COLOURS)), np.float32)
     for k, c in enumerate(PALETTE):
         o = OUTLINE

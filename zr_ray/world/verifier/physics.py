@@ -1,4 +1,5 @@
-"""Support, contact and shadows of the objects that were read: the geometry behind the physical plausibility of a picture."""
+"""Support, contact and shadows of the objects that were read: the geometry behind the physical plausibility of a
+picture."""
 
 from __future__ import annotations
 
@@ -12,9 +13,11 @@ from zr_ray.world.verifier.backdrop import Backdrop
 from zr_ray.world.verifier.templates import Found, gaussian
 
 CONTACT = 2.5
-"""Objects whose boxes interpenetrate deeper than this, in pixels and in both directions, overlap (the world's do by 6)."""
+"""Objects whose boxes interpenetrate deeper than this, in pixels and in both directions, overlap (the world's do by
+6)."""
 DISAGREEMENT, ABSENCE = 1.5, 1.0
-"""What it costs, in pixels of full darkness, to read shadows on different sides, or an object without a shadow (a small one shows 25)."""
+"""What it costs, in pixels of full darkness, to read shadows on different sides, or an object without a shadow (a small
+one shows 25)."""
 SHADOW_DEPTH = 8
 """Rows of ground, from its first, in which shadows are looked for."""
 
@@ -40,7 +43,8 @@ def _stacked_on(upper: Found, lower: Found) -> bool:
 
 
 def supports(found: list[Found], ground: int) -> list[tuple[bool, int]]:
-    """Per object (whether it stands over the ground rather than over another object, floating level as an index into FLOAT_GAP)."""
+    """Per object (whether it stands over the ground rather than over another object, floating level as an index into
+    FLOAT_GAP)."""
     answers = []
     for item in found:
         base = item.y + item.half
@@ -84,8 +88,8 @@ def read_shadows(
 ) -> tuple[list[str], np.ndarray]:
     """Side on which every object casts its shadow, and what the shadows do to the picture.
 
-    Every combination of left, right and none is drawn and the one nearest to the ground's darkness wins. Shadows outside the frame
-    cannot be missed: a side that shows nothing is preferred to none.
+    Every combination of left, right and none is drawn and the one nearest to the ground's darkness wins. Shadows
+    outside the frame cannot be missed: a side that shows nothing is preferred to none.
     Returns: sides ("left", "right" or "" per object), [64, 64] float32 factors (1 outside shadows, 0.5 inside)."""
     sides, shade = [""] * len(found), np.ones((SIZE, SIZE), np.float32)
     who = [i for i, casts in enumerate(casting) if casts][:4]

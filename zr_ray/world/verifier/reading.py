@@ -1,10 +1,13 @@
-"""The verifier: reads any 64 x 64 picture by classical image analysis, without learning; `verifier_scores` puts it on the rubric.
+"""The verifier: reads any 64 x 64 picture by classical image analysis, without learning; `verifier_scores` puts it on
+the rubric.
 
-    verifier_backdrop     sun, brightness, sky, ground line, noise      verifier_objects      what stands where, by template least squares
-    verifier_physics      support, contact, shadows                     verifier_degradation  blur, blocks, clutter, ... against a redrawing
+    verifier_backdrop     sun, brightness, sky, ground line, noise      verifier_objects      what stands where, by
+    template least squares
+    verifier_physics      support, contact, shadows                     verifier_degradation  blur, blocks, clutter, ...
+    against a redrawing
 
-No learned reward can move it, so it is the control beside every reward curve. It knows the world and nothing else: on a picture that
-is no scene it finds nothing, and every score is 1.
+No learned reward can move it, so it is the control beside every reward curve. It knows the world and nothing else: on a
+picture that is no scene it finds nothing, and every score is 1.
 """
 
 from __future__ import annotations
@@ -31,9 +34,11 @@ from zr_ray.world.verifier.search import propose
 from zr_ray.world.verifier.templates import BLURS, CORE, MARGIN, Found, coverage, covered, paint
 
 ROUND_FITS = (0.8, 0.6, 0.3)
-"""Least fit per round of proposals in the first pass: sure objects first, those that interpenetrate others once these are explained."""
+"""Least fit per round of proposals in the first pass: sure objects first, those that interpenetrate others once these
+are explained."""
 SOFT = 2
-"""Index into BLURS: the least blur of templates where the outline cannot be trusted, as in the first pass and between overlapping objects."""
+"""Index into BLURS: the least blur of templates where the outline cannot be trusted, as in the first pass and between
+overlapping objects."""
 MIN_CHANGE = 30.0
 """Grey levels, summed over channels, by which the middle of a proposal must differ from what is already explained."""
 SWEEPS = 2
@@ -41,8 +46,9 @@ SWEEPS = 2
 SUN_NOISE = 3.0
 """Grey levels of noise up to which the sun alone tells blur and blocks well enough for the second pass."""
 MIN_LIKENESS = 0.6
-"""An object that resembles its redrawing less is not recognised: 99 % of correctly read rendered objects, however degraded, reach 0.68,
-coloured blobs on a proper backdrop rarely 0.6. Nothing is recognised either where the last of BLURS fits best."""
+"""An object that resembles its redrawing less is not recognised: 99 % of correctly read rendered objects, however
+degraded, reach 0.68, coloured blobs on a proper backdrop rarely 0.6. Nothing is recognised either where the last of
+BLURS fits best."""
 
 
 @dataclass(frozen=True)
@@ -79,18 +85,21 @@ class SceneReading:
 
     @property
     def shadow_wrong(self) -> bool:
-        """Whether a shadow falls towards the sun, or an object over the ground casts none, or there is no sun to cast it."""
+        """Whether a shadow falls towards the sun, or an object over the ground casts none, or there is no sun to cast
+        it."""
         return not self.light or any(item.shadow in ("", self.light) for item in self.objects if item.grounded)
 
 
 def read_scene(image: np.ndarray) -> SceneReading:
     """Read a picture. image: [64, 64, 3] uint8 RGB.
 
-    Two passes: objects on the plain backdrop; then, with blur, blocks and shadows known from a redrawing, every object again.
+    Two passes: objects on the plain backdrop; then, with blur, blocks and shadows known from a redrawing, every object
+    again.
     Raises: ValueError for another shape or type."""
     if image.shape != (SIZE, SIZE, 3) or image.dtype != np.uint8:
         raise ValueError(
-            f"image must be uint8 [{SIZE}, {SIZE}, 3], got {image.dtype} {list(image.shape)}; resize or convert it first"
+            f"image must be uint8 [{SIZE}, {SIZE}, 3], got {image.dtype} {list(image.shape)}; resize or convert it"
+            " first"
         )
     raw = image.astype(np.float32)
     backdrop = read_backdrop(raw)
@@ -169,7 +178,8 @@ _INSIDE = pad(np.ones((SIZE, SIZE), np.float32))
 def _find(sharp: np.ndarray, background: np.ndarray, blur: int, noise: float) -> list[Found]:
     """First pass: proposals are fitted, then accepted in order of what they explain, each over those before it.
 
-    Later rounds accept less sure ones. A fit is redone only when it is its turn and something was accepted near it since."""
+    Later rounds accept less sure ones. A fit is redone only when it is its turn and something was accepted near it
+    since."""
     found: list[Found] = []
     sheet = Sheet(pad(sharp), pad(background), _INSIDE.copy())
     explained, blur, places = sheet.background[CORE], max(blur, SOFT), None
@@ -211,8 +221,9 @@ def _unexplained(sharp: np.ndarray, explained: np.ndarray, x: int, y: int) -> bo
 def _again(sharp: np.ndarray, backdrop: Backdrop, shade: np.ndarray, found: list[Found], blur: int) -> list[Found]:
     """Second pass: every object fitted once more over the redrawing without it, with templates of the measured blur.
 
-    What fits worst comes first and goes at once if the others leave nothing for it: pieces of an object that was read a pixel off, and
-    one that was read across two, must not hold these off their places. Returns the rest from left to right."""
+    What fits worst comes first and goes at once if the others leave nothing for it: pieces of an object that was read a
+    pixel off, and one that was read across two, must not hold these off their places. Returns the rest from left to
+    right."""
     padded, kept = pad(sharp), list(found)
     for _ in range(SWEEPS):
         before = {(item.kind, item.colour, item.x, item.y) for item in kept}

@@ -1,4 +1,5 @@
-"""Scores on the world's rubric from what the verifier reads: alignment, realism, aesthetics, physical plausibility. No learning.
+"""Scores on the world's rubric from what the verifier reads: alignment, realism, aesthetics, physical plausibility. No
+learning.
 
 A measured fault costs what the same fault costs in the truth of a rendered scene (`truth.PENALTY`).
 """
@@ -17,7 +18,8 @@ from zr_ray.world.verifier.reading import SceneReading, read_scene
 
 
 def parse_prompt(prompt: str) -> Request:
-    """The request behind a prompt of the world, e.g. "small red circle left of big blue square". Raises: DataError for other text."""
+    """The request behind a prompt of the world, e.g. "small red circle left of big blue square". Raises: DataError for
+    other text."""
     words = prompt.split()
 
     def asked(part: list[str]) -> Asked | None:
@@ -32,12 +34,14 @@ def parse_prompt(prompt: str) -> Request:
         if middle == phrase and first is not None and second is not None:
             return Request(first, second, name)
     raise DataError(
-        f"a prompt of the rubric world is 'SIZE COLOUR SHAPE' or two of them joined by {', '.join(PHRASES.values())}; got {prompt!r}"
+        f"a prompt of the rubric world is 'SIZE COLOUR SHAPE' or two of them joined by {', '.join(PHRASES.values())};"
+        f" got {prompt!r}"
     )
 
 
 def _alignment_penalty(reading: SceneReading, request: Request) -> float:
-    """Smallest penalty over all ways to pair what was asked for with what is seen; infinite when nothing pairs with anything."""
+    """Smallest penalty over all ways to pair what was asked for with what is seen; infinite when nothing pairs with
+    anything."""
     asked = [request.first] + ([request.second] if request.second is not None else [])
     best = float("inf")
     slots = [*range(len(reading.objects))] + [None] * (len(asked))
@@ -59,21 +63,24 @@ def _alignment_penalty(reading: SceneReading, request: Request) -> float:
 
 
 def objects_match(reading: SceneReading, prompt: str) -> bool:
-    """Whether everything asked for is there exactly, relation included, and nothing else. Raises: DataError for a foreign prompt."""
+    """Whether everything asked for is there exactly, relation included, and nothing else. Raises: DataError for a
+    foreign prompt."""
     return _alignment_penalty(reading, parse_prompt(prompt)) == 0
 
 
 def alignment_score(reading: SceneReading, prompt: str) -> float:
     """Text-image alignment in [1, 5], rubric points: 5 minus the penalties of `truth.PENALTY`; 1 when nothing is seen.
 
-    Objects are paired with what was asked for so that the penalty is smallest. Raises: DataError for a foreign prompt."""
+    Objects are paired with what was asked for so that the penalty is smallest. Raises: DataError for a foreign
+    prompt."""
     return _score(_alignment_penalty(reading, parse_prompt(prompt)))
 
 
 def plausibility_score(reading: SceneReading) -> float:
     """Physical plausibility in [1, 5], rubric points; 1 when no object or no ground is seen.
 
-    Departs from the rendered truth in one point: an object that casts no shadow counts like one whose shadow is on the wrong side."""
+    Departs from the rendered truth in one point: an object that casts no shadow counts like one whose shadow is on the
+    wrong side."""
     if not reading.objects or reading.ground is None:
         return 1.0
     return _score(
@@ -84,7 +91,8 @@ def plausibility_score(reading: SceneReading) -> float:
 
 
 def quality_scores(reading: SceneReading) -> dict[str, float]:
-    """Realism and aesthetics in [1, 5], rubric points: 5 minus the penalties of the measured degradations; 1 when no object is seen."""
+    """Realism and aesthetics in [1, 5], rubric points: 5 minus the penalties of the measured degradations; 1 when no
+    object is seen."""
     return {
         dimension: _score(sum(PENALTY[name] * reading.levels[name] for name in names)) if reading.objects else 1.0
         for dimension, names in (("realism", REALISM), ("aesthetics", AESTHETICS))

@@ -1,4 +1,5 @@
-"""Where a picture may hold objects: places, found by correlation at half resolution, for `verifier_objects` to fit at."""
+"""Where a picture may hold objects: places, found by correlation at half resolution, for `verifier_objects` to fit
+at."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ _HALF = 40
 
 @cache
 def _half_bank() -> np.ndarray:
-    """[2, 8, 40, 21] complex64: conjugate spectra of fills and outlines averaged over 2 x 2 pixels, centred on the origin."""
+    """[2, 8, 40, 21] complex64: conjugate spectra of fills and outlines averaged over 2 x 2 pixels, centred on the
+    origin."""
     canvas = np.zeros((2, len(KINDS), 2 * _HALF, 2 * _HALF), np.float32)
     for kind in range(len(KINDS)):
         half = HALF_WIDTH[KINDS[kind][1]]
@@ -40,7 +42,8 @@ def _half_bank() -> np.ndarray:
 
 
 def propose(image: np.ndarray, background: np.ndarray, noise: float) -> list[tuple[int, int]]:
-    """Places (x, y) that may hold an object, best first: those where an ink explains much, then those where anything is unexplained.
+    """Places (x, y) that may hold an object, best first: those where an ink explains much, then those where anything is
+    unexplained.
 
     Args: image, background: [64, 64, 3] float32 at full brightness. noise: standard deviation, grey levels."""
     background = pool(background)

@@ -1,4 +1,5 @@
-"""The objects of the world as templates: coverage of fill and outline, drawing, and the banks that `verifier_objects` fits with."""
+"""The objects of the world as templates: coverage of fill and outline, drawing, and the banks that `verifier_objects`
+fits with."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ CORE = (slice(MARGIN, MARGIN + SIZE),) * 2
 WINDOW = 10
 """Pixels from a fitting window's centre to its left and upper edge."""
 BLURS = (0.0, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6, 1.8, 2.2)
-"""Gaussian standard deviations, pixels, that templates exist for. The world's blur ends at 1.8; shapes cannot be told beyond."""
+"""Gaussian standard deviations, pixels, that templates exist for. The world's blur ends at 1.8; shapes cannot be told
+beyond."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,8 @@ def paint(image: np.ndarray, kind: int, colour: int, x: int, y: int) -> None:
 
 @cache
 def gaussian(length: int, sigma: float) -> np.ndarray:
-    """[length, length] float32 matrix that blurs along an axis, weights renormalised at the ends; the identity for sigma 0."""
+    """[length, length] float32 matrix that blurs along an axis, weights renormalised at the ends; the identity for
+    sigma 0."""
     if sigma <= 0:
         return np.eye(length, dtype=np.float32)
     at = np.arange(length)
@@ -87,8 +90,8 @@ def gaussian(length: int, sigma: float) -> np.ndarray:
 def bank(blur: int, reach: int, coarse: bool) -> np.ndarray:
     """Templates of BLURS[blur], [8 kinds * (2 reach + 1)^2 shifts, window cells * 5].
 
-    A cell is one of 21 x 21 pixels, or, coarse, one of 11 x 11 means of 2 x 2 pixels. Per cell stand fill, outline, fill^2, fill outline
-    and outline^2, each with the factor that it has in the gain: 2, 2, -1, -2, -1."""
+    A cell is one of 21 x 21 pixels, or, coarse, one of 11 x 11 means of 2 x 2 pixels. Per cell stand fill, outline,
+    fill^2, fill outline and outline^2, each with the factor that it has in the gain: 2, 2, -1, -2, -1."""
     side, shifts = 2 * WINDOW + (2 if coarse else 1), range(-reach, reach + 1)
     kernel = gaussian(side, BLURS[blur])
     templates = []
