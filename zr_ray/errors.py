@@ -37,6 +37,10 @@ class CheckpointError(ZrRayError):
     """A checkpoint is missing, incomplete, corrupt, or belongs to another run configuration."""
 
 
+class StoppedError(ZrRayError):
+    """A run ended early because it was asked to. Its last step is in a checkpoint."""
+
+
 class DeadlineError(ZrRayError):
     """A wait passed its deadline; the message names what was waited for."""
 

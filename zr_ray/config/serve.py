@@ -31,6 +31,10 @@ class HttpSection(Section):
     gateway_cpus: float = _field(0.0, "CPUs reserved for each; they decode images on up to four threads", ge=0)
     max_in_flight: int = _field(64, "requests one gateway works on; more get 429", ge=1)
     max_buffered_bytes: int = _field(268_435_456, "bytes of bodies one gateway holds; more get 429", ge=1)
+    body_deadline_s: float = _field(
+        10.0, "a body must end, or bring body_bytes_per_s on average, every so many seconds; else 408", gt=0
+    )
+    body_bytes_per_s: float = _field(65536.0, "bytes per second below which a body counts as too slow", ge=0)
     request_deadline_s: float = _field(120.0, "seconds until a request gets 504", gt=0)
 
 

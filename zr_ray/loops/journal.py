@@ -18,7 +18,9 @@ from zr_ray.judging import evaluate
 from zr_ray.judging.ask import workers_of_rank
 from zr_ray.run.checkpoints import begin_checkpoint, finish_checkpoint, latest_checkpoint, temporary_folder
 from zr_ray.run.folder import RunFolder
+from zr_ray.errors import StoppedError
 from zr_ray.run.observe import Metrics, Progress, Timer, console_line, duration
+from zr_ray.run.stopping import forget_stop, stop_asked
 from zr_ray.workers.learner import Learner
 
 PROGRESS_FILE = "progress.log"
@@ -70,6 +72,11 @@ class Journal:
             self._metrics.log(step, metrics)
             self.say(console_line(step, self.total, metrics, self._progress.eta_s(step)))
         self._last = {"step": step} | metrics
+        if step < self.total and self.learner.reduce_max(float(self.is_writer and stop_asked(self.run.path))):
+            self.save(step)
+            raise StoppedError(
+                f"stopped after step {step} of {self.total}, as asked; continue with --resume {self.run.run_id}"
+            )
 
     # ---- checkpoints ----
 
@@ -84,6 +91,7 @@ class Journal:
             self._elapsed_before_s = float(state["elapsed_s"])
             self.say(f"resumed after step {step} from {folder}")
         if self.is_writer:
+            forget_stop(self.run.path)
             self._metrics = Metrics(self.run, resumed_after_step=step)
             self._progress = Progress(self.total, done=step)
         self.learner.barrier()

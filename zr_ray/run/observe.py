@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from statistics import median
 
 from zr_ray.errors import DeadlineError
+from zr_ray.run import console
 from zr_ray.run.folder import RunFolder
 
 HEADLINE = (
@@ -33,7 +34,7 @@ HEADLINE = (
 
 def say(line: str) -> None:
     """One line of the job log, at once (Ray forwards the driver's standard output)."""
-    print(line, flush=True)
+    console.write(line)
 
 
 class Metrics:

@@ -151,7 +151,7 @@ def application(config: ServeConfig) -> serve.Application:
     gateway = serve.deployment(Gateway).options(
         name=GATEWAY,
         num_replicas=http.gateways,
-        max_ongoing_requests=2 * http.max_in_flight,  # the gateway itself says 429 at max_in_flight
+        max_ongoing_requests=max(1024, 4 * http.max_in_flight),  # slow bodies too; the gateway itself says 429
         max_queued_requests=4 * http.max_in_flight,
         backpressure_config={"status_code": 503, "retry_after_s": 1},
         ray_actor_options={"num_cpus": http.gateway_cpus},

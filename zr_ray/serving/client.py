@@ -5,8 +5,8 @@ images.
     client.reward(images, prompts).sum().backward()                fills images.grad with the gradient the service
     computed
 
-A call is split into requests of `items_per_request`; at most `max_in_flight` are under way, each is repeated with
-jitter on back-pressure and replica loss until the deadline. Items that cannot be scored come back with a status and
+A call is split into requests of `items_per_request` and of as many bytes as the service takes; at most `max_in_flight`
+are under way, each is repeated with jitter on back-pressure, replica loss and restarts until the deadline. Items that cannot be scored come back with a status and
 nan, the others with their scores.
 Left out on purpose: second derivatives, and gradients with respect to prompts.
 """
@@ -15,12 +15,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
-import uuid
 import weakref
 from collections import Counter
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -30,11 +28,11 @@ from torch.autograd.function import once_differentiable
 from zr_ray.errors import RewardError
 from zr_ray.records import RewardReply, RewardRequest
 from zr_ray.rubric import DIMENSIONS
+from zr_ray.serving.call import Images, item_faults, names_of, parts, request_of, weights_of
+from zr_ray.serving.limits import Limits
+from zr_ray.serving.line import Line
 from zr_ray.serving.retry import Retry
-from zr_ray.serving.transport import HandleTransport, HttpTransport
-
-Images = Tensor | Sequence[Tensor]
-"""[B, 3, H, W], or B tensors [3, H, W] of any sizes; uint8, or float in [0, 1]."""
+from zr_ray.serving.transport import HandleTransport, HttpTransport, check_target
 
 
 @dataclass(frozen=True)
@@ -64,8 +62,9 @@ class Scores:
 
 
 class RewardClient:
-    """Holds one event loop in a thread. Safe to use from several threads. Closes itself when it is forgotten or the
-    program ends; `with` and `close` do so earlier."""
+    """Holds one event loop in a thread. Safe to use from several threads. In a forked child, or unpickled elsewhere, it
+    makes a connection of its own. Closes itself when it is forgotten or the program ends; `with` and `close` do so
+    earlier."""
 
     def __init__(
         self,
@@ -76,42 +75,69 @@ class RewardClient:
         items_per_request: int = 16,
         max_in_flight: int = 8,
         deadline_s: float = 120.0,
-        attempts: int = 40,
+        attempts: int | None = None,
     ) -> None:
         """target: URL of the service with its route, or the name of a Serve application. token: bearer token (default:
         the environment's ZR_REWARD_TOKEN, for URLs). dimensions: the D axis. deadline_s: of one request with all its
-        attempts."""
-        self.dimensions, self._items, self._deadline_s, self._attempts = (
-            tuple(dimensions),
+        attempts. attempts: at most so many; None: until the deadline.   Raises: RewardError for a target that is
+        neither, or an application that is not there."""
+        self._made_with = (
+            target,
+            token,
+            judge,
+            names_of(dimensions),
             items_per_request,
+            max_in_flight,
             deadline_s,
             attempts,
         )
+        self._http, self.dimensions = check_target(target), names_of(dimensions)
+        self._items, self._deadline_s, self._attempts = items_per_request, deadline_s, attempts
         self.counters: Counter[str] = Counter()
         """requests, answered, failed, and repeated/<reason>."""
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=_turn, args=(self._loop,), name="reward-client", daemon=True)
-        self._thread.start()
-        self._slots = asyncio.Semaphore(max_in_flight)
-        http = target.startswith(("http://", "https://"))
-        if http:
-            self._transport = HttpTransport(target, token or os.environ.get("ZR_REWARD_TOKEN"), judge, max_in_flight)
-        else:
-            self._transport = HandleTransport(target, judge)
-        self._close = weakref.finalize(self, _end, self._loop, self._thread, self._transport)
+        self._known: dict | None = None
+        self._inherited: list[Line] = []
+        self._line = self._connect()
+
+    def __reduce__(self) -> tuple:
+        return RewardClient, self._made_with
+
+    def _connect(self) -> Line:
+        target, token, judge, _, _, max_in_flight, _, _ = self._made_with
+
+        def transport() -> HandleTransport | HttpTransport:
+            if not self._http:
+                return HandleTransport(target, judge)
+            return HttpTransport(target, token or os.environ.get("ZR_REWARD_TOKEN"), judge, max_in_flight)
+
+        line = Line(transport, max_in_flight)
+        weakref.finalize(self, line.close)
+        return line
+
+    def _here(self) -> Line:
+        """The line of this process. A forked child keeps its parent's unused: collecting it would touch its sockets."""
+        if self._line.pid != os.getpid():
+            if not self._http:
+                raise RewardError(
+                    "a client of a Serve application cannot cross a fork, as Ray cannot; give it the service's"
+                    " http:// address, or start the process by spawn"
+                )
+            self._inherited.append(self._line)
+            self._line = self._connect()
+        return self._line
 
     # ---- calls ----
 
     def score(self, images: Images, prompts: Sequence[str], dimensions: Sequence[str] | None = None) -> Scores:
         """Score distributions.   Raises: RewardError if the request is wrong as a whole, DeadlineError,
         OverloadError."""
-        return self._wait(self._ask(images, prompts, dimensions))
+        return self._wait(self._call(images, prompts, dimensions))
 
     async def score_async(
         self, images: Images, prompts: Sequence[str], dimensions: Sequence[str] | None = None
     ) -> Scores:
         """`score` for callers with an event loop of their own."""
-        return await self._from_any_loop(self._ask(images, prompts, dimensions))
+        return await self._from_any_loop(self._call(images, prompts, dimensions))
 
     def score_and_grad(
         self,
@@ -121,9 +147,9 @@ class RewardClient:
         risk: float = 0.0,
         dimensions: Sequence[str] | None = None,
     ) -> Scores:
-        """The same with R = sum_d w_d (mu_d - k sigma_d) and dR/dimages. weights: [D] or [B, D]; None: 1/D each. risk:
-        k."""
-        return self._wait(self._ask(images, prompts, dimensions, self._weights(weights, dimensions), risk))
+        """Score distributions with R = sum_d w_d (mu_d - k sigma_d) and dR/dimages. weights: [D] or [B, D]; None: 1/D
+        each. risk: k."""
+        return self._wait(self._call(images, prompts, dimensions, (weights, risk)))
 
     async def score_and_grad_async(
         self,
@@ -134,9 +160,7 @@ class RewardClient:
         dimensions: Sequence[str] | None = None,
     ) -> Scores:
         """`score_and_grad` for callers with an event loop of their own."""
-        return await self._from_any_loop(
-            self._ask(images, prompts, dimensions, self._weights(weights, dimensions), risk)
-        )
+        return await self._from_any_loop(self._call(images, prompts, dimensions, (weights, risk)))
 
     def reward(
         self,
@@ -152,18 +176,20 @@ class RewardClient:
         allow_failed: items that cannot be scored are nan, and their gradient is nan unless nothing downstream depends
         on them; otherwise they raise RewardError naming them. Without a need for gradients only scores are asked
         for."""
+        if not isinstance(images, Tensor):
+            raise RewardError(f"images must be one tensor [B, 3, H, W], got {type(images).__name__}; stack them")
         if images.requires_grad and torch.is_grad_enabled():
-            return _ServedReward.apply(images, self, tuple(prompts), weights, risk, dimensions, allow_failed)
-        scores = self.score(images, prompts, dimensions)
+            return _ServedReward.apply(images, self, prompts, weights, risk, dimensions, allow_failed)
+        # without a need for gradients only scores are asked for; weights and risk are checked alike
+        work, request = self._call(images, prompts, dimensions, (weights, risk), gradient=False, whole=not allow_failed)
+        scores = self._wait((work, request))
         _refuse_failed(scores, allow_failed)
-        value = torch.from_numpy(self._weights(weights, dimensions)) * (
-            scores.mu.double() - risk * scores.sigma.double()
-        )
+        value = torch.from_numpy(request.weights) * (scores.mu.double() - request.risk * scores.sigma.double())
         return value.sum(-1).to(images if images.is_floating_point() else torch.float32)
 
     def close(self) -> None:
         """End the connections and the thread."""
-        self._close()
+        self._line.close()
 
     def __enter__(self) -> RewardClient:
         return self
@@ -173,37 +199,46 @@ class RewardClient:
 
     # ---- requests ----
 
-    def _weights(self, weights: Tensor | None, dimensions: Sequence[str] | None) -> np.ndarray:
-        count = len(dimensions or self.dimensions)
-        return (
-            np.full(count, 1 / count) if weights is None else torch.as_tensor(weights).detach().cpu().double().numpy()
-        )
+    def _call(
+        self, images, prompts, dimensions, reward: tuple | None = None, gradient: bool = True, whole: bool = False
+    ) -> tuple[Coroutine, RewardRequest]:
+        """(what to await, the call as one request). Raises RewardError for what the service would refuse as a whole.
 
-    async def _ask(self, images, prompts, dimensions, weights: np.ndarray | None = None, risk: float = 0.0) -> Scores:
-        if len(images) != len(prompts) or not len(prompts):
-            raise RewardError(f"every image needs one prompt, got {len(images)} images and {len(prompts)} prompts")
-        arrays = _arrays(images)
-        requests = []
-        for start in range(0, len(prompts), self._items):
-            part = slice(start, start + self._items)
-            own = weights[part] if weights is not None and weights.ndim == 2 else weights
-            named = tuple(dimensions or self.dimensions)
-            requests.append(
-                RewardRequest(arrays[part], tuple(prompts[part]), named, own, float(risk), uuid.uuid4().hex)
-            )
-        tasks = [asyncio.ensure_future(self._send(request)) for request in requests]
+        reward: (weights, risk), or None for scores only. gradient: ask for R and its gradient, not only check the two.
+        whole: items that the service would not score are refused as well."""
+        named = self.dimensions if dimensions is None else names_of(dimensions)
+        weights, risk = (None, 0.0) if reward is None else (weights_of(reward[0], max(1, len(named))), reward[1])
+        request = request_of(images, prompts, named, weights, risk)
+        return self._ask(request if gradient else replace(request, weights=None), whole), request
+
+    async def _ask(self, request: RewardRequest, whole: bool) -> Scores:
+        known = await self._service()
+        if whole and (faults := item_faults(request, Limits(**known["limits"]), known["control_tokens"])):
+            raise _failed_items(faults, len(request.prompts))
+        limits = known["limits"]
+        requests = parts(request, min(self._items, limits["items"]), limits["body_bytes"])
+        tasks = [asyncio.ensure_future(self._send(part)) for part in requests]
         try:
-            return _joined(await asyncio.gather(*tasks), arrays)
+            return _joined(await asyncio.gather(*tasks), request.images)
         finally:
             for task in tasks:
                 task.cancel()
 
+    def _retry(self) -> Retry:
+        return Retry(self._deadline_s, self._attempts, whom=self._line.transport.name)
+
+    async def _service(self) -> dict:
+        """What the service says of itself: limits, control tokens, hashes. Asked once for a judge."""
+        if self._known is None:
+            self._known = await self._retry().call(self._line.transport.describe)
+        return self._known
+
     async def _send(self, request: RewardRequest) -> RewardReply:
-        async with self._slots:
+        async with self._line.slots:
             self.counters["requests"] += 1
-            retry = Retry(self._deadline_s, self._attempts)
+            retry = self._retry()
             try:
-                reply = await retry.call(lambda left_s: self._transport.send(request, left_s))
+                reply = await retry.call(lambda left_s: self._line.transport.send(request, left_s))
             except BaseException:
                 self.counters["failed"] += 1
                 raise
@@ -214,28 +249,22 @@ class RewardClient:
                     f"the reply must carry request id {request.request_id}, got {reply.request_id}; report this"
                 )
             self.counters["answered"] += 1
+            if self._known is not None and reply.identity.model_hash != self._known.get("model_hash"):
+                self._known = None  # another judge has other control tokens
             return reply
 
-    def _wait(self, work: Coroutine):
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+    def _wait(self, call: tuple[Coroutine, RewardRequest]) -> Scores:
+        return self._line_for(call[0]).wait(call[0])
 
-    def _from_any_loop(self, work: Coroutine):
-        return asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
+    def _from_any_loop(self, call: tuple[Coroutine, RewardRequest]):
+        return asyncio.wrap_future(self._line_for(call[0]).begin(call[0]))
 
-
-def _turn(loop: asyncio.AbstractEventLoop) -> None:
-    loop.run_forever()
-    loop.close()
-
-
-def _end(loop: asyncio.AbstractEventLoop, thread: threading.Thread, transport: HandleTransport | HttpTransport) -> None:
-    async def close() -> None:
-        await transport.close()
-        loop.stop()
-
-    asyncio.run_coroutine_threadsafe(close(), loop)
-    if threading.current_thread() is not thread:  # the last reference may go there
-        thread.join(10)
+    def _line_for(self, work: Coroutine) -> Line:
+        try:
+            return self._here()
+        except BaseException:
+            work.close()
+            raise
 
 
 class _ServedReward(torch.autograd.Function):
@@ -243,7 +272,8 @@ class _ServedReward(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, images, client, prompts, weights, risk, dimensions, allow_failed):
-        scores = client.score_and_grad(images, prompts, weights, risk, dimensions)
+        call = client._call(images, prompts, dimensions, (weights, risk), whole=not allow_failed)
+        scores = client._wait(call)
         _refuse_failed(scores, allow_failed)
         ctx.save_for_backward(torch.stack(scores.gradients).to(images))
         return scores.reward.to(images)
@@ -259,21 +289,13 @@ class _ServedReward(torch.autograd.Function):
 def _refuse_failed(scores: Scores, allow_failed: bool) -> None:
     bad = [f"{i}: {s} ({r})" for i, (s, r) in enumerate(zip(scores.status, scores.reason, strict=True)) if s != "ok"]
     if bad and not allow_failed:
-        raise RewardError(
-            f"{len(bad)} of {len(scores.status)} items were not scored: {'; '.join(bad[:3])}; correct them, or"
-            " allow_failed=True"
-        )
+        raise _failed_items(bad, len(scores.status))
 
 
-def _arrays(images: Images) -> np.ndarray | tuple[np.ndarray, ...]:
-    if isinstance(images, Tensor):
-        return _array(images)
-    return tuple(_array(image) for image in images)
-
-
-def _array(image: Tensor) -> np.ndarray:
-    image = image.detach().cpu()
-    return (image.float() if image.dtype == torch.bfloat16 else image).numpy()
+def _failed_items(faults: Sequence[str], count: int) -> RewardError:
+    return RewardError(
+        f"{len(faults)} of {count} items were not scored: {'; '.join(faults[:3])}; correct them, or allow_failed=True"
+    )
 
 
 def _joined(replies: Sequence[RewardReply], images) -> Scores:

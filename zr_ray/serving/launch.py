@@ -16,7 +16,7 @@ from zr_ray.config.serve import ServeConfig
 from zr_ray.errors import ConfigError, DeadlineError, JudgeError
 from zr_ray.models.identity import judge_hash
 from zr_ray.models.judge_text import JudgeText, judge_folder
-from zr_ray.run import driver
+from zr_ray.run import console, driver
 from zr_ray.run.observe import duration, say
 
 LEASE_POLL_S = 5.0
@@ -55,6 +55,8 @@ def launch_service(config: ServeConfig, args: argparse.Namespace, until: threadi
     name = config.run.name or f"reward-{time.strftime('%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     say(f"app {name}, judge: {what}")
     say(f"dashboard {dashboard or 'none (started without ray[default])'}")
+    if console.library_file():
+        say(f"messages of libraries {console.library_file()}")
     port, ours = start_serve(config)
     lease, keeper = _take_lease(name, ours)
     try:
@@ -96,6 +98,8 @@ def start_serve(config: ServeConfig) -> tuple[int, bool]:
     http, running = config.http, _get_global_client(raise_if_no_controller_running=False)
     if running is None:
         port = http.port or free_port(http.host)
+        if http.enabled:
+            refuse_taken_port(http.host, port)
         if http.enabled:
             serve.start(
                 proxy_location="EveryNode" if http.host not in ("127.0.0.1", "localhost") else "HeadOnly",
@@ -201,6 +205,18 @@ def _http_text(config: ServeConfig, port: int) -> str:
         if config.http.enabled
         else "no HTTP"
     )
+
+
+def refuse_taken_port(host: str, port: int) -> None:
+    """Raise ConfigError if something else listens there, such as the service of another checkout."""
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1" if host == "localhost" else host, port))
+    except OSError as error:
+        raise ConfigError(
+            f"http.port {port} of {host} cannot be used: {error.strerror}; http.port=0 picks a free one"
+        ) from None
 
 
 def free_port(host: str) -> int:
