@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from zr_ray.config.sections import GdsoConfig
+from zr_ray.config.gdso import GdsoConfig
 from zr_ray.loops.gdso import train
 from zr_ray.loops.launch import launch
 from zr_ray.run import driver

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from zr_ray.config.audit import AuditConfig, AuditSection
 from zr_ray.data.images import load_image
-from zr_ray.data.load import data_folder, load_split
+from zr_ray.data.load import load_split
 from zr_ray.errors import JudgeError
 from zr_ray.judging.evaluate import BINS
 from zr_ray.loops.distillation import find_teacher, open_labels
@@ -35,6 +35,7 @@ from zr_ray.rubric import DIMENSIONS, SCORE_BINS
 from zr_ray.run import driver
 from zr_ray.run.folder import RunFolder, default_root
 from zr_ray.run.observe import duration, say, wait_for
+from zr_ray.world.build import data_folder
 
 SCORING_BATCH = 64
 """Images of one task that scores; small enough for any memory, large enough that a task's start does not matter."""
@@ -51,12 +52,9 @@ def audit(config: AuditConfig, args: argparse.Namespace) -> None:
     texts = [JudgeText(folder) for folder in (student, teacher)]
 
     from zr_ray.judging.label import label_items, labelling_bundles
-    from zr_ray.run.placement import bundle, check_feasible, living_nodes
+    from zr_ray.run.placement import check_feasible, living_nodes, worker_bundles
 
-    phases = (
-        {"student": [bundle(config.student.cpus, config.student.gpus)] * config.student.workers},
-        labelling_bundles(config.rollout),
-    )
+    phases = ({"student": worker_bundles(config.student)}, labelling_bundles(config.rollout))
     if args.dry_run:
         facts = {"student": str(student), "teacher": str(teacher)}
         driver.print_plan(config, {role: bundles for phase in phases for role, bundles in phase.items()}, facts)

@@ -20,7 +20,7 @@ from typing import Literal
 
 from zr_ray.config.risd import DistillationConfig
 from zr_ray.data.labels import LabelSet, fingerprints
-from zr_ray.data.load import data_folder, load_split
+from zr_ray.data.load import load_split
 from zr_ray.errors import CheckpointError, DataError
 from zr_ray.models.identity import judge_hash
 from zr_ray.models.judge_text import BUILTIN_JUDGES, JudgeText, judge_folder
@@ -28,6 +28,7 @@ from zr_ray.records import AnnotatedImage
 from zr_ray.run import driver
 from zr_ray.run.folder import RESULT_FILE, RunFolder, default_root
 from zr_ray.run.observe import duration, say
+from zr_ray.world.build import data_folder
 
 TEACHER_FILE = "teacher.json"
 """Folder and hash of the teacher of a run, in its run folder."""
@@ -125,11 +126,10 @@ def launch(
         JudgeText(folder)  # refuses labels that are not one token
 
     from zr_ray.judging.label import labelling_bundles
-    from zr_ray.run.placement import check_feasible, living_nodes, wanted_bundles
+    from zr_ray.run.placement import check_feasible, living_nodes, worker_bundles
 
-    learning = wanted_bundles(config.rollout, config.learner)
-    if engines == "none":
-        del learning["rollout"]
+    learning = {} if engines == "none" else {"rollout": worker_bundles(config.rollout)}
+    learning["learner"] = worker_bundles(config.learner)
     phases = (labelling_bundles(config.rollout), learning)  # one after the other
     if args.dry_run:
         facts = {"teacher": str(teacher), "student starts from": str(judge)}
@@ -185,13 +185,14 @@ def _label(
 
 
 def _learn(config, run: RunFolder, loop: Callable, engines: Engines, task: DistillationTask) -> None:
-    from zr_ray.run.placement import RolloutFleet, run_learners
+    from zr_ray.run.placement import run_learners
+    from zr_ray.workers.rollout import rollout_fleet
 
     with ExitStack() as stack:
         stack.enter_context(driver.follow(run))
         if engines != "none":
             served = task.teacher if engines == "teacher" else task.judge
-            fleet = stack.enter_context(RolloutFleet(run.run_id, served, config.rollout, config.run.wait_for_nodes_s))
+            fleet = stack.enter_context(rollout_fleet(run.run_id, served, config.rollout, config.run.wait_for_nodes_s))
             task = replace(task, workers=tuple(fleet.workers))
         run_learners(loop, task, config.learner, run.path, run.run_id)
 

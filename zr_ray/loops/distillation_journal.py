@@ -23,8 +23,8 @@ from zr_ray.judging.evaluate import BINS, Judged
 from zr_ray.loops.journal import Journal
 from zr_ray.records import AnnotatedImage
 from zr_ray.rubric import DIMENSIONS
+from zr_ray.run.result import TEACHER_ROW
 
-TEACHER_ROW = "teacher, reasoning"
 PREDICTIONS_FILE = "predictions.npz"
 
 

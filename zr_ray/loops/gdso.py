@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from zr_ray.config.sections import GdsoConfig
-from zr_ray.functional.schedule import learning_rate
+from zr_ray.config.gdso import GdsoConfig
 from zr_ray.judging.ask import generate, pair_requests, workers_of_rank
 from zr_ray.loops.journal import Journal
 from zr_ray.loops.objective import GdsoObjective, collect, mean_metrics, reduced, rollout_metrics
@@ -56,12 +55,7 @@ def train(loop_config: dict) -> None:
             pairs = [batch[i] for i in indices]
             requests = pair_requests(learner.text, pairs, step, config.run.seed, indices)
             groups = generate(
-                workers,
-                requests,
-                c.group_size,
-                config.rollout.temperature,
-                config.rollout.deadline_s,
-                f"rollouts of step {step + 1}",
+                workers, requests, c.group_size, 1.0, config.rollout.deadline_s, f"rollouts of step {step + 1}"
             )
             rollouts = collect(pairs, requests, groups, c, learner.text.label_ids)
             totals = reduced(rollout_metrics(rollouts, step), learner.reduce_sum)
@@ -69,7 +63,7 @@ def train(loop_config: dict) -> None:
         with journal.timer("train"):
             for k in range(c.updates_per_rollout):
                 stats = learner.accumulate(rollouts.units, objective)
-                rate = learning_rate(step * c.updates_per_rollout + k, c.steps * c.updates_per_rollout, config.learner)
+                rate = config.learner.rate(step * c.updates_per_rollout + k, c.steps * c.updates_per_rollout)
                 applied = learner.apply(rate)
                 if k == 0:
                     on_policy = learner.reduce_max(objective.ratio_max_abs_diff)

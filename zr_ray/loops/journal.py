@@ -17,12 +17,10 @@ import torch
 from zr_ray.judging import evaluate
 from zr_ray.judging.ask import workers_of_rank
 from zr_ray.run.checkpoints import begin_checkpoint, finish_checkpoint, latest_checkpoint, temporary_folder
-from zr_ray.run.folder import RunFolder
+from zr_ray.run.folder import PROGRESS_FILE, ROWS_FILE, RunFolder
 from zr_ray.run.observe import Metrics, Progress, Timer, console_line, duration
 from zr_ray.workers.learner import Learner
 
-PROGRESS_FILE = "progress.log"
-ROWS_FILE = "rows.json"
 EXAMPLES = 16
 """Examples in the report: the page stays readable and under a megabyte."""
 

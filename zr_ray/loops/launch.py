@@ -12,13 +12,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from zr_ray.data.load import data_folder, load_split
+from zr_ray.data.load import load_split
 from zr_ray.data.pairs import preference_pairs
 from zr_ray.models.judge_text import JudgeText, judge_folder
 from zr_ray.records import AnnotatedImage, PreferencePair
 from zr_ray.run import driver
 from zr_ray.run.folder import RunFolder
 from zr_ray.run.observe import duration, say
+from zr_ray.world.build import data_folder
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,10 @@ def launch(job: str, config, args: argparse.Namespace, loop) -> None:
     judge = judge_folder(config.judge.path)
     text = JudgeText(judge)  # refuses labels that are not one token
 
-    from zr_ray.run.placement import RolloutFleet, check_feasible, living_nodes, run_learners, wanted_bundles
+    from zr_ray.run.placement import check_feasible, living_nodes, run_learners, worker_bundles
+    from zr_ray.workers.rollout import rollout_fleet
 
-    bundles = wanted_bundles(config.rollout, config.learner)
+    bundles = {"rollout": worker_bundles(config.rollout), "learner": worker_bundles(config.learner)}
     if args.dry_run:
         facts = {"judge": f"{judge}, labels {text.format.labels} -> tokens {text.label_ids}"}
         if config.data.path is not None:
@@ -78,7 +80,7 @@ def launch(job: str, config, args: argparse.Namespace, loop) -> None:
 
     from zr_ray.report.page import format_table, write_report
 
-    with driver.follow(run), RolloutFleet(run.run_id, judge, config.rollout, config.run.wait_for_nodes_s) as fleet:
+    with driver.follow(run), rollout_fleet(run.run_id, judge, config.rollout, config.run.wait_for_nodes_s) as fleet:
         say(
             f"{len(fleet.workers)} rollout engine(s) ready after {duration(time.time() - started_at)}; starting"
             f" {config.learner.workers} learner(s)"

@@ -15,7 +15,7 @@ import time
 import numpy as np
 
 from zr_ray.config.evaluate import EvaluateConfig
-from zr_ray.data.load import data_folder, load_split
+from zr_ray.data.load import load_split
 from zr_ray.judging import evaluate
 from zr_ray.judging.agreement import full_row
 from zr_ray.models.judge_text import JudgeText, judge_folder
@@ -23,6 +23,7 @@ from zr_ray.records import AnnotatedImage
 from zr_ray.run import driver
 from zr_ray.run.folder import RunFolder
 from zr_ray.run.observe import duration, say
+from zr_ray.world.build import data_folder
 
 EXAMPLES = 16
 
@@ -34,9 +35,10 @@ def launch_evaluation(config: EvaluateConfig, args: argparse.Namespace) -> None:
     judge = judge_folder(config.judge.path)
     text = JudgeText(judge)  # refuses labels that are not one token
 
-    from zr_ray.run.placement import RolloutFleet, bundle, check_feasible, living_nodes
+    from zr_ray.run.placement import check_feasible, living_nodes, worker_bundles
+    from zr_ray.workers.rollout import rollout_fleet
 
-    bundles = {"rollout": [bundle(config.rollout.cpus, config.rollout.gpus)] * config.rollout.workers}
+    bundles = {"rollout": worker_bundles(config.rollout)}
     items = load_split(config.data.path, c.split)[: c.items] if config.data.path is not None else []
     if args.dry_run:
         facts = {"judge": f"{judge}, labels {text.format.labels} -> tokens {text.label_ids}"}
@@ -50,7 +52,7 @@ def launch_evaluation(config: EvaluateConfig, args: argparse.Namespace) -> None:
     driver.first_lines(run, dashboard, started_at)
     items = items or load_split(data_folder(config.data, run.path), c.split)[: c.items]
     say(f"judge {judge}; {len(items)} {c.split} items")
-    with RolloutFleet(run.run_id, judge, config.rollout, config.run.wait_for_nodes_s) as fleet:
+    with rollout_fleet(run.run_id, judge, config.rollout, config.run.wait_for_nodes_s) as fleet:
         say(f"{len(fleet.workers)} rollout engine(s) ready after {duration(time.time() - started_at)}")
         answers = _ask(fleet.workers, text, items, config)
         swap = _swap(fleet.workers, text, items, config) if c.swap and c.mode != "direct" else None

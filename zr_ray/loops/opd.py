@@ -22,7 +22,6 @@ from torch import Tensor
 from zr_ray.config.opd import OpdConfig
 from zr_ray.errors import JudgeError
 from zr_ray.functional import opd, scores
-from zr_ray.functional.schedule import learning_rate
 from zr_ray.judging.ask import generate, question, request_seed, workers_of_rank
 from zr_ray.loops.distillation_journal import DistillationJournal
 from zr_ray.loops.objective import reduced
@@ -88,7 +87,7 @@ def train(loop_config: dict) -> None:
         with journal.timer("train"):
             objective = OpdObjective(liked, [j for group in groups for j in group], c.group_size, totals)
             stats = learner.accumulate([[row] for row in rows], objective)
-            applied = learner.apply(learning_rate(step, c.steps, config.learner))
+            applied = learner.apply(config.learner.rate(step, c.steps))
         metrics = reduced(stats.sums, learner.reduce_sum) | applied
         metrics |= {
             "opd/reverse_kl": (

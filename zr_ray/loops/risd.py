@@ -22,7 +22,6 @@ from zr_ray.data.aggregate import aggregate_scores
 from zr_ray.data.images import load_image
 from zr_ray.data.labels import Label, fingerprints
 from zr_ray.functional import risd, scores
-from zr_ray.functional.schedule import learning_rate
 from zr_ray.judging.ask import generate, workers_of_rank
 from zr_ray.judging.label import teacher_distributions, teacher_requests
 from zr_ray.loops.distillation_journal import DirectJournal
@@ -65,7 +64,7 @@ def train(loop_config: dict) -> None:
         units = [[QuestionRow(load_image(task.items[i].image), task.items[i].prompt)] for i in batch]
         with journal.timer("train"):
             stats = learner.accumulate(units, RisdObjective(targets, valid, total))
-            applied = learner.apply(learning_rate(step, c.steps, config.learner))
+            applied = learner.apply(config.learner.rate(step, c.steps))
         metrics = reduced(stats.sums, learner.reduce_sum) | applied
         metrics["teacher/labelled_frac"] = total / (c.items_per_step * len(DIMENSIONS))
         if config.evaluation.every_steps and (step + 1) % config.evaluation.every_steps == 0 and step + 1 < c.steps:

@@ -17,7 +17,6 @@ from zr_ray.config.sft import SftConfig, SftSection
 from zr_ray.data.images import load_image
 from zr_ray.errors import DataError
 from zr_ray.functional import scores
-from zr_ray.functional.schedule import learning_rate
 from zr_ray.judging.ask import workers_of_rank
 from zr_ray.loops.journal import Journal
 from zr_ray.loops.objective import reduced
@@ -73,9 +72,7 @@ def train(loop_config: dict) -> None:
             ]
             targets = score_targets(torch.tensor([score for _, _, score in sides]), c)
             stats = learner.accumulate(units, SftObjective(targets, 2 * c.pairs_per_step, c.chain_weight))
-            metrics = reduced(stats.sums, learner.reduce_sum) | learner.apply(
-                learning_rate(step, c.steps, config.learner)
-            )
+            metrics = reduced(stats.sums, learner.reduce_sum) | learner.apply(config.learner.rate(step, c.steps))
         due = config.evaluation.every_steps and (step + 1) % config.evaluation.every_steps == 0
         if due or step + 1 == c.steps:
             with journal.timer("push"):

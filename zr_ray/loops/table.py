@@ -16,23 +16,24 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 from zr_ray.config.evaluate import EvaluateConfig
+from zr_ray.config.gdso import GdsoConfig
 from zr_ray.config.loader import load_config
 from zr_ray.config.opd import OpdConfig
 from zr_ray.config.risd import RisdConfig
-from zr_ray.config.sections import GdsoConfig
 from zr_ray.config.sft import SftConfig
-from zr_ray.config.table import RowChoice, TableConfig
-from zr_ray.data.load import data_folder, load_split
+from zr_ray.config.table import TableConfig
+from zr_ray.data.load import load_split
 from zr_ray.errors import CheckpointError
 from zr_ray.loops.distillation import find_teacher, settle_teacher
 from zr_ray.models.judge_text import judge_folder
 from zr_ray.run import driver
-from zr_ray.run.folder import CONFIG_FILE, RESULT_FILE, RunFolder, default_root
+from zr_ray.run.folder import RunFolder, default_root
 from zr_ray.run.observe import duration, say
+from zr_ray.run.table_rows import RowRun
+from zr_ray.world.build import data_folder
 
 CONFIG_CLASSES = {
     "evaluate": EvaluateConfig,
@@ -43,40 +44,6 @@ CONFIG_CLASSES = {
 }
 FROM_TEACHER = ("opd", "risd")
 """Jobs that take a teacher."""
-
-
-@dataclass(frozen=True)
-class RowRun:
-    """One run of one job: a row of a judge with a seed."""
-
-    row: str
-    judge: str
-    """Size name."""
-    seed: int
-    job: str
-    folder: Path
-    config: Path | None
-    overrides: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        """Folder name."""
-        return f"{self.row}-{self.judge}-s{self.seed}"
-
-    @property
-    def finished(self) -> bool:
-        """Whether its result is there."""
-        return (self.folder / RESULT_FILE).is_file()
-
-    def result(self) -> dict:
-        """Its result.json."""
-        return json.loads((self.folder / RESULT_FILE).read_text())
-
-    def command(self, jobs: Path) -> list[str]:
-        """The job's command line; resumes what was interrupted."""
-        named = ["--config", str(self.config)] if self.config else []
-        resume = ["--resume", str(self.folder)] if (self.folder / CONFIG_FILE).is_file() else []
-        return [sys.executable, str(jobs / f"{self.job}.py"), *named, *resume, *self.overrides]
 
 
 def make_table(job: str, config: TableConfig, args: argparse.Namespace, jobs: Path) -> None:
@@ -162,11 +129,6 @@ def row_runs(
 def anchors_folder(root: Path) -> Path:
     """Where the training data with labels of five levels lies."""
     return root / "data-anchors"
-
-
-def base_rows(rows: dict[str, RowChoice]) -> list[str]:
-    """Rows that train nothing: one run of them stands for every seed."""
-    return [name for name, choice in rows.items() if choice.job == "evaluate" and not choice.of]
 
 
 def _run_missing(

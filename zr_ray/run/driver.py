@@ -19,8 +19,7 @@ from pathlib import Path
 
 from zr_ray.config.loader import dump_yaml, load_config, schema_help
 from zr_ray.errors import ZrRayError
-from zr_ray.loops.journal import PROGRESS_FILE
-from zr_ray.run.folder import RunFolder
+from zr_ray.run.folder import PROGRESS_FILE, RunFolder
 from zr_ray.run.observe import say
 
 

@@ -17,6 +17,10 @@ RateInterval = tuple[Rate, Rate]
 CorrelationInterval = tuple[Correlation, Correlation]
 
 
+TEACHER_ROW = "teacher, reasoning"
+"""Method of the row that a run gives its teacher."""
+
+
 class _Open(BaseModel):
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
 

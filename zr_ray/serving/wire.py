@@ -22,9 +22,8 @@ import numpy as np
 
 from zr_ray.data.images import ImageTooLarge, decode_image
 from zr_ray.errors import DataError
-from zr_ray.records import ItemFault, JudgeIdentity, RewardReply, RewardRequest
+from zr_ray.records import ItemFault, JudgeIdentity, Limits, RewardReply, RewardRequest
 from zr_ray.rubric import DIMENSIONS, SCORE_BINS
-from zr_ray.serving.limits import Limits
 
 JSON, SAFETENSORS = "application/json", "application/x-safetensors"
 IMAGE_FORMATS = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP"}
