@@ -1,9 +1,8 @@
-"""From a checked configuration to a trained student: teacher, labels, learners, report. Shared by jobs/risd.py and
-jobs/opd.py.
+"""From a checked configuration to a trained student: teacher, labels, learners, report. What jobs/risd.py and
+jobs/opd.py bring to the launch frame (`run/launch.py`).
 
-Order: everything that can be refused is refused, then Ray is joined, then the run folder and the data, then the teacher
-labels what is not labelled yet, then its engines are gone and the learners start, with engines of their own if the loop
-asks some.
+The teacher labels what is not labelled yet, then its engines are gone and the learners start, with engines of their own
+if the loop asks some.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -22,12 +20,14 @@ from zr_ray.config.risd import DistillationConfig
 from zr_ray.data.labels import LabelSet, fingerprints
 from zr_ray.data.load import load_split
 from zr_ray.errors import CheckpointError, DataError
+from zr_ray.loops.training import say_result
 from zr_ray.models.identity import judge_hash
 from zr_ray.models.judge_text import BUILTIN_JUDGES, JudgeText, judge_folder
 from zr_ray.records import AnnotatedImage
 from zr_ray.run import driver
 from zr_ray.run.folder import RESULT_FILE, RunFolder, default_root
-from zr_ray.run.observe import duration, say
+from zr_ray.run.launch import Plan, Started, launch
+from zr_ray.run.observe import say
 from zr_ray.world.build import data_folder
 
 TEACHER_FILE = "teacher.json"
@@ -80,23 +80,26 @@ def find_teacher(path: str, root: Path) -> Path:
     )
 
 
-def settle_teacher(run: RunFolder, teacher: Path) -> Path:
-    """The teacher of this run: `latest` may mean another one when the run is resumed. Raises CheckpointError if the
-    first is gone."""
-    path, now = run.path / TEACHER_FILE, {"folder": str(teacher), "sha256": judge_hash(teacher)}
-    if not path.is_file():
-        run.write_json(TEACHER_FILE, now)
+def settle_teacher(resumed: RunFolder | None, teacher: Path) -> Path:
+    """The teacher of this run: when it is resumed, `latest` may mean another one by now. Raises CheckpointError if the
+    first is gone or changed."""
+    if resumed is None or not (resumed.path / TEACHER_FILE).is_file():
         return teacher
-    was = json.loads(path.read_text())
+    was = json.loads((resumed.path / TEACHER_FILE).read_text())
     if not (Path(was["folder"]) / "config.json").is_file() or judge_hash(was["folder"]) != was["sha256"]:
         raise CheckpointError(
-            f"{run.path.name} distils the teacher {was['folder']}, which is gone or changed; put it back, or start a"
-            " new run"
+            f"{resumed.path.name} distils the teacher {was['folder']}, which is gone or changed; put it back, or start"
+            " a new run"
         )
     return Path(was["folder"])
 
 
-def open_labels(config: DistillationConfig, teacher: Path, text: JudgeText, root: Path) -> LabelSet:
+def write_teacher(run: RunFolder, teacher: Path) -> None:
+    """Keep folder and hash of the run's teacher, for `settle_teacher`."""
+    run.write_json(TEACHER_FILE, {"folder": str(teacher), "sha256": judge_hash(teacher)})
+
+
+def open_labels(config, teacher: Path, text: JudgeText, root: Path) -> LabelSet:
     """The label set that the configuration means. Raises ConfigError if the folder holds labels of another origin."""
     from zr_ray.judging.label import label_provenance
 
@@ -105,7 +108,20 @@ def open_labels(config: DistillationConfig, teacher: Path, text: JudgeText, root
     return LabelSet(config.label.path or root / "labels" / key, provenance, {"teacher_folder": str(teacher)})
 
 
-def launch(
+@dataclass(frozen=True)
+class _Found:
+    """What the check leaves for the body."""
+
+    root: Path
+    """Of all runs."""
+    teacher: Path
+    judge: Path
+    """Where the student starts."""
+    data: tuple[list[AnnotatedImage], list[AnnotatedImage]] | None
+    """(training items, evaluation items); None where the simulated world is still to be written."""
+
+
+def launch_distillation(
     job: str,
     config: DistillationConfig,
     args: argparse.Namespace,
@@ -118,47 +134,51 @@ def launch(
     Args: job: name of run folder and row. loop: `train` of `loops/<job>.py`. engines: whose weights the run's rollout
         actors serve while the learners train. label_training: whether the teacher labels the training items first; it
         always labels the evaluation split."""
-    started_at = time.time()
+    launch(
+        job,
+        config,
+        args.dry_run,
+        lambda resumed: _check(config, engines, resumed),
+        lambda found, started: _distil(config, loop, engines, label_training, found, started),
+    )
+
+
+def _check(config: DistillationConfig, engines: Engines, resumed: RunFolder | None) -> Plan[_Found]:
+    from zr_ray.judging.label import labelling_bundles
+    from zr_ray.run.placement import worker_bundles
+
     root = Path(config.run.root) if config.run.root else default_root()
-    teacher = find_teacher(config.teacher.path, root)
+    teacher = settle_teacher(resumed, find_teacher(config.teacher.path, root))
     judge = teacher if config.judge.path == "teacher" else judge_folder(config.judge.path)
     for folder in (teacher, judge):
         JudgeText(folder)  # refuses labels that are not one token
-
-    from zr_ray.judging.label import labelling_bundles
-    from zr_ray.run.placement import check_feasible, living_nodes, worker_bundles
-
+    facts, data = {"teacher": str(teacher), "student starts from": str(judge)}, None
+    if config.data.path is not None:
+        data = _read(config, config.data.path)
+        facts["data"] = f"{len(data[0])} training items, {len(data[1])} {config.evaluation.split} items"
     learning = {} if engines == "none" else {"rollout": worker_bundles(config.rollout)}
     learning["learner"] = worker_bundles(config.learner)
-    phases = (labelling_bundles(config.rollout), learning)  # one after the other
-    if args.dry_run:
-        facts = {"teacher": str(teacher), "student starts from": str(judge)}
-        if config.data.path is not None:
-            counts = [len(load_split(config.data.path, split)) for split in ("train", config.evaluation.split)]
-            facts["data"] = f"{counts[0]} training items, {counts[1]} {config.evaluation.split} items"
-        driver.print_plan(config, {role: bundles for phase in phases for role, bundles in phase.items()}, facts)
-        return
-    RunFolder.check(config)
-    dashboard = driver.connect(namespace="zr_ray")
-    for bundles in phases:
-        check_feasible(bundles, living_nodes(), config.run.wait_for_nodes_s)
-    run = RunFolder.start(config, job)
-    driver.first_lines(run, dashboard, started_at)
-    teacher = settle_teacher(run, teacher)
+    return Plan(_Found(root, teacher, judge, data), facts, (labelling_bundles(config.rollout), learning))
+
+
+def _read(config: DistillationConfig, folder: Path) -> tuple[list[AnnotatedImage], list[AnnotatedImage]]:
+    return load_split(folder, "train"), load_split(folder, config.evaluation.split)
+
+
+def _distil(
+    config: DistillationConfig, loop: Callable, engines: Engines, label_training: bool, found: _Found, started: Started
+) -> None:
+    run, teacher = started.run, found.teacher
+    write_teacher(run, teacher)
     data = data_folder(config.data, run.path)
-    items, test = load_split(data, "train"), load_split(data, config.evaluation.split)
+    items, test = found.data or _read(config, data)
     say(f"data {data}: {len(items)} training items, {len(test)} {config.evaluation.split} items; teacher {teacher}")
-    labels = open_labels(config, teacher, JudgeText(teacher), root)
+    labels = open_labels(config, teacher, JudgeText(teacher), found.root)
     kept = _label(config, labels, teacher, items if label_training else [], test)
-    items = kept if label_training else items
-    _learn(
-        config,
-        run,
-        loop,
-        engines,
-        DistillationTask(config, run.path, judge, tuple(items), tuple(test), labels, (), teacher, started_at),
-    )
-    _report(run, data, started_at)
+    items = tuple(kept if label_training else items)
+    task = DistillationTask(config, run.path, found.judge, items, tuple(test), labels, (), teacher, started.started_at)
+    _learn(config, run, loop, engines, task)
+    _report(run, data, started.started_at)
 
 
 def _label(
@@ -198,12 +218,8 @@ def _learn(config, run: RunFolder, loop: Callable, engines: Engines, task: Disti
 
 
 def _report(run: RunFolder, data: Path, started_at: float) -> None:
-    from zr_ray.report.page import format_table, write_report
     from zr_ray.report.student_card import write_student_card
 
-    result = run.read_result()
-    card = f", its card {write_student_card(run, data)}" if result["job"] == "risd" else ""
-    report = write_report(run)
-    say(format_table(result))
-    say(f"status {result['status']} in {duration(time.time() - started_at)}; report {report}")
+    card = f", its card {write_student_card(run, data)}" if run.read_result()["job"] == "risd" else ""
+    say_result(run, started_at)
     say(f"next: the student is {run.judge}{card}; use it anywhere with judge.path={run.judge}")

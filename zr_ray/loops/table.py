@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from zr_ray.config.evaluate import EvaluateConfig
@@ -27,10 +28,10 @@ from zr_ray.config.sft import SftConfig
 from zr_ray.config.table import TableConfig
 from zr_ray.data.load import load_split
 from zr_ray.errors import CheckpointError
-from zr_ray.loops.distillation import find_teacher, settle_teacher
+from zr_ray.loops.distillation import find_teacher, settle_teacher, write_teacher
 from zr_ray.models.judge_text import judge_folder
-from zr_ray.run import driver
 from zr_ray.run.folder import RunFolder, default_root
+from zr_ray.run.launch import Plan, Started, launch
 from zr_ray.run.observe import duration, say
 from zr_ray.run.table_rows import RowRun
 from zr_ray.world.build import data_folder
@@ -46,28 +47,49 @@ FROM_TEACHER = ("opd", "risd")
 """Jobs that take a teacher."""
 
 
+@dataclass(frozen=True)
+class _Found:
+    """What the check leaves for the body."""
+
+    judges: dict[str, Path]
+    """Size name -> folder."""
+    teacher: Path | None
+
+
 def make_table(job: str, config: TableConfig, args: argparse.Namespace, jobs: Path) -> None:
     """Run what is missing, measure speed, write and print the table; with --dry-run print the command lines only.
 
     Args: job: name of the run folder. jobs: folder of the job files.
     Raises: CheckpointError if runs failed, after the table of those that did not; ConfigError, JudgeError before
     anything starts."""
-    started_at, c = time.time(), config.table
+    launch(
+        job,
+        config,
+        args.dry_run,
+        lambda resumed: _check(config, jobs, resumed),
+        lambda found, started: _make(config, jobs, found, started),
+    )
+
+
+def _check(config: TableConfig, jobs: Path, resumed: RunFolder | None) -> Plan[_Found]:
+    """The runs ask Ray for what they need themselves, each in its turn: there are no bundles."""
     root = Path(config.run.root) if config.run.root else default_root()
-    taught = any(choice.job in FROM_TEACHER for choice in c.rows.values())
-    teacher = find_teacher(config.teacher.path, root) if taught else None
-    judges = {name: judge_folder(path) for name, path in c.judges.items()}
-    if args.dry_run:
-        for run in row_runs(
-            config, Path("TABLE").absolute(), config.data.path or Path("DATA"), judges, teacher, jobs / "configs"
-        ):
-            say(" ".join(run.command(jobs)[1:]))
-        return
-    RunFolder.check(config)
-    dashboard = driver.connect(namespace="zr_ray")
-    folder = RunFolder.start(config, job)
-    driver.first_lines(folder, dashboard, started_at)
-    teacher = settle_teacher(folder, teacher) if teacher else None
+    taught = any(choice.job in FROM_TEACHER for choice in config.table.rows.values())
+    teacher = settle_teacher(resumed, find_teacher(config.teacher.path, root)) if taught else None
+    judges = {name: judge_folder(path) for name, path in config.table.judges.items()}
+    if config.data.path is not None:
+        load_split(config.data.path, "train")
+        load_split(config.data.path, "test")
+    folder = resumed.path if resumed else Path("TABLE").absolute()
+    runs = row_runs(config, folder, config.data.path or Path("DATA"), judges, teacher, jobs / "configs")
+    return Plan(_Found(judges, teacher), {run.name: " ".join(run.command(jobs)[1:]) for run in runs})
+
+
+def _make(config: TableConfig, jobs: Path, found: _Found, started: Started) -> None:
+    c, folder, started_at = config.table, started.run, started.started_at
+    judges, teacher = found.judges, found.teacher
+    if teacher is not None:
+        write_teacher(folder, teacher)
     say(
         f"rows start from {', '.join(f'{name} {path}' for name, path in judges.items())}"
         + (f"; teacher {teacher}" if teacher else "")
