@@ -36,7 +36,7 @@ from zr_ray.serving.retry import Retry
 api = FastAPI(title="zr_ray reward service", description=__doc__, version="1")
 _IMAGES = {name: {"schema": {"type": "string", "format": "binary"}} for name in (wire.SAFETENSORS, *wire.IMAGE_FORMATS)}
 _EXAMPLE = {
-    "items": [{"image": "<base64 of a PNG, JPEG or WebP file>", "prompt": "a small red circle"}],
+    "items": [{"image": "<base64 of an image file>", "prompt": "a small red circle"}],
     "dimensions": ["alignment"],
 }
 _BODY = {

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from zr_ray.data.images import FORMATS
 from zr_ray.errors import RewardError
 from zr_ray.records import ItemFault, RewardRequest
 from zr_ray.rubric import DIMENSIONS
 
 STATUSES = {
     "ok": "scored",
-    "undecodable": "the bytes are no whole PNG, JPEG or WebP image of 8 bits a channel",
+    "undecodable": f"the bytes are no whole image of 8 bits a channel in one of {', '.join(FORMATS)}",
     "too_large": "more pixels than the service takes, in the image or in the request",
     "bad_dtype": "pixels must be uint8, float16, float32 or float64",
     "bad_shape": "an image must be [3, H, W] with sides above 0 and of a ratio below 200",
