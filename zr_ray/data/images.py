@@ -1,8 +1,8 @@
 """Image files to pixel arrays: the one decoder of loader and service, with limits checked before anything large is
 decoded.
 
-One list of formats (`FORMATS`). What a picture needs before it is RGB happens here and nowhere else, so a judge sees the
-same pixels in training and serving: EXIF orientation is applied, transparent pixels are composited on white (hidden
+One list of formats (`FORMATS`). What a picture needs before it is RGB happens here and nowhere else, so a judge sees
+the same pixels in training and serving: EXIF orientation is applied, transparent pixels are composited on white (hidden
 colors under alpha 0 would be shown otherwise), of an animated or multi-page file the first frame is used. Whatever a
 library raises on a file becomes a `DataError` of that file.
 Left out on purpose: color profiles (an embedded ICC profile is ignored, the numbers are taken as sRGB) and 16-bit

@@ -92,6 +92,7 @@ class RewardModel:
             "gives_gradient": self._worker.gives_gradient,
             "dtype": self._config.replica.dtype,
             "limits": self._config.limits.model_dump(),
+            "control_tokens": list(self._worker.control_tokens),
             "pid": os.getpid(),
             "totals": dict(self._measures.totals),
         }

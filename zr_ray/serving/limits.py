@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from zr_ray.data.images import FORMATS
+from zr_ray.data.prompts import control_token_fault
 from zr_ray.errors import RewardError
 from zr_ray.records import ItemFault, RewardRequest
 from zr_ray.rubric import DIMENSIONS
@@ -116,7 +117,5 @@ def check_prompt(prompt: str | ItemFault, limits: Limits, control_tokens: tuple[
         prompt.encode()
     except UnicodeEncodeError as error:
         return ItemFault("bad_prompt", f"a prompt must be valid Unicode, got {error.reason}")
-    found = [token for token in control_tokens if token in prompt]
-    if found:
-        return ItemFault("bad_prompt", f"a prompt must not hold control tokens, got {found[0]!r}; remove it")
-    return None
+    fault = control_token_fault(prompt, control_tokens)
+    return None if fault is None else ItemFault("bad_prompt", fault)

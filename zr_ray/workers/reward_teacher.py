@@ -45,10 +45,7 @@ class TeacherWorker:
         self.identity = JudgeIdentity(
             "teacher", judge_hash(folder), template_hash(self.text), self._preprocess.fingerprint
         )
-        special = {t.content for t in self.text.tokenizer.added_tokens_decoder.values() if t.special} | set(
-            self.text.tokenizer.all_special_tokens
-        )
-        self._control_tokens = tuple(sorted(special))
+        self.control_tokens = self.text.control_tokens
         self._bins = torch.tensor(SCORE_BINS)
         self.phases: dict[str, float] = {}
 
@@ -80,7 +77,7 @@ class TeacherWorker:
     def _check(self, item: RewardItem) -> ItemFault | None:
         if item.weights is not None:
             return ItemFault("no_gradient", "a reasoning judge gives no gradient; ask for scores, or ask the student")
-        fault = check_image(item.image, self.limits) or check_prompt(item.prompt, self.limits, self._control_tokens)
+        fault = check_image(item.image, self.limits) or check_prompt(item.prompt, self.limits, self.control_tokens)
         if fault is not None:
             return fault
         longest = (
