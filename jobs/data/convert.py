@@ -16,6 +16,7 @@ import inspect
 import sys
 from pathlib import Path
 
+from zr_ray.config.arguments import fraction, number
 from zr_ray.data.adapters import ADAPTERS, IMAGES_IN_SOURCE
 from zr_ray.data.adapters.conversion import Summary
 from zr_ray.data.annotations import FILES, read_annotations
@@ -52,11 +53,15 @@ def parser() -> argparse.ArgumentParser:
         help="count records that break the layout, and with --decode-images broken images, instead of stopping",
     )
     made.add_argument("--decode-images", action="store_true", help="also decode every image (slow)")
-    made.add_argument("--train-frac", type=float, help="evalmuse, agiqa3k, genai_bench: share of the prompts in train")
     made.add_argument(
-        "--dev-frac", type=float, help="evalmuse, agiqa3k, genai_bench: share of the prompts in dev; the rest is test"
+        "--train-frac", type=fraction, help="evalmuse, agiqa3k, genai_bench: share of the prompts in train"
     )
-    made.add_argument("--min-confidence", type=float, help="hpdv3: leave out pairs with a confidence below this")
+    made.add_argument(
+        "--dev-frac",
+        type=fraction,
+        help="evalmuse, agiqa3k, genai_bench: share of the prompts in dev; the rest is test",
+    )
+    made.add_argument("--min-confidence", type=number(0), help="hpdv3: leave out pairs with a confidence below this")
     made.add_argument("--pickapic", type=Path, help="richhf: Pick-a-Pic v1 Parquet files, for prompts and images")
     made.add_argument(
         "--artifact-to", help="richhf: dimension of artifact_score: plausibility (default), realism or both"

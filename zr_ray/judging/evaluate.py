@@ -172,6 +172,7 @@ def _agreement(mu: Tensor, human: Tensor, group: Tensor, prompt: Tensor, resampl
         "srcc": _number(correlation.srcc(x, y)),
         "items": int(known.sum()),
         "pairs": int(total.sum()),
+        "undefined": correlation.why_undefined(x, y),
     }
 
 

@@ -19,6 +19,7 @@ from zr_ray.judging.ask import workers_of_rank
 from zr_ray.run.checkpoints import begin_checkpoint, finish_checkpoint, latest_checkpoint, temporary_folder
 from zr_ray.run.folder import RunFolder
 from zr_ray.run.observe import Metrics, Progress, Timer, console_line, duration
+from zr_ray.run.result import value_text
 from zr_ray.workers.learner import Learner
 
 PROGRESS_FILE = "progress.log"
@@ -171,8 +172,8 @@ class Journal:
             self.run.write_json(ROWS_FILE, rows)
             pooled = row["pooled"]
             self.say(
-                f"{method}: HPA {pooled['hpa']:.3f} {_bracket(pooled['hpa_ci'])}, PLCC"
-                f" {pooled['plcc'] or float('nan'):.3f}, {row['tokens_per_score']:.1f} tokens per score"
+                f"{method}: HPA {value_text(pooled, 'hpa')} {_bracket(pooled['hpa_ci'])}, PLCC"
+                f" {value_text(pooled, 'plcc')}, {row['tokens_per_score']:.1f} tokens per score"
             )
 
     def row(self, method: str, judged: evaluate.Judged, items: Sequence) -> dict:

@@ -38,6 +38,8 @@ class PairRollouts:
     """[B, 2, G], Eq. (3)."""
     rewards: Tensor
     """[B, 2, G], Eq. (13)."""
+    empty: Tensor
+    """[B, 2, G] bool, True where nothing was reasoned: the score follows at once, or nothing was generated."""
     rollout_logprobs: list[np.ndarray]
     """B*2*G arrays [T_i], pair-major, the engine's log-probs of the sampled tokens."""
     policy_versions: Tensor
@@ -55,12 +57,13 @@ def collect(
     groups: Sequence[Sequence[Judgement]],
     config: GdsoSection,
     label_ids: Sequence[int] = (),
+    marker_tokens: int = 0,
 ) -> PairRollouts:
     """Line judgements up as [B, 2, G], decode mu with the rollout policy's distribution, and compute rewards and
     advantages.
 
     Args: label_ids: [K] token ids of the labels, needed when config.score_from is "parsed": the score is then the
-    sampled label."""
+    sampled label. marker_tokens: tokens of the marker before the label, for `empty`."""
     bins = torch.tensor(SCORE_BINS)
     shape = (len(pairs), 2, config.group_size)
     flat = [j for group in groups for j in group]
@@ -85,9 +88,17 @@ def collect(
         valid=valid,
         advantages=grpo.group_advantages(rewards, config.advantage_eps, config.advantage_normalisation, valid),
         rewards=rewards,
+        empty=torch.tensor([is_empty(j, marker_tokens) for j in flat]).view(shape),
         rollout_logprobs=[j.logprobs for j in flat],
         policy_versions=torch.tensor([j.policy_version for j in flat]).view(shape),
     )
+
+
+def is_empty(judgement: Judgement, marker_tokens: int) -> bool:
+    """Whether an output reasons about nothing: marker and label alone, or at most one token (the end)."""
+    if judgement.score_index is None:
+        return len(judgement.token_ids) <= 1
+    return judgement.score_index <= marker_tokens
 
 
 def parsed_scores(judgements: Sequence[Judgement], label_ids: Sequence[int], bins: Tensor) -> Tensor:
@@ -104,25 +115,42 @@ def rollout_metrics(rollouts: PairRollouts, version: int) -> dict[str, float]:
     error = 1 - gdso.pointwise_error(rollouts.expected_scores, rollouts.human_scores, SCORE_RANGE)
     gap = 1 - gdso.pairwise_gap_error(rollouts.expected_scores, rollouts.human_scores, SCORE_RANGE, rollouts.valid)
     both = gdso.gap_valid(rollouts.valid)
+    silent = (rollouts.advantages == 0).all(-1)
     return {
         "samples": float(rollouts.valid.numel()),
         "valid": float(rollouts.valid.sum()),
         "gap_valid": float(both.sum()),
         "tokens": float(rollouts.tokens),
+        "groups": float(silent.numel()),
+        "reward/no_signal_frac": float(silent.sum()),
+        "reward/group_std": float(rollouts.rewards.std(-1, correction=0).sum()),
+        "score/group_std": float(_spread(rollouts.expected_scores, rollouts.valid).sum()),
         "reward/pointwise": float(error[rollouts.valid].sum()),
         "reward/pairwise": float(gap[both].sum()),
         "reward/total": float(rollouts.rewards.sum()),
         "rollout/malformed_frac": float((~rollouts.valid).sum()),
+        "rollout/empty_frac": float(rollouts.empty.sum()),
         "rollout/staleness": float((version - rollouts.policy_versions).sum()),
         "rollout/tokens_per_sample": float(rollouts.tokens),
     }
+
+
+def _spread(values: Tensor, valid: Tensor) -> Tensor:
+    """[B, 2] population standard deviation of the valid samples of each group, 0 where there are none."""
+    kept, count = torch.where(valid, values, torch.zeros_like(values)), valid.sum(-1, keepdim=True).clamp_min(1)
+    centered = torch.where(valid, values - kept.sum(-1, keepdim=True) / count, torch.zeros_like(values))
+    return (centered.square().sum(-1) / count.squeeze(-1)).sqrt()
 
 
 MEANS = {
     "reward/pointwise": "valid",
     "reward/pairwise": "gap_valid",
     "reward/total": "samples",
+    "reward/no_signal_frac": "groups",
+    "reward/group_std": "groups",
+    "score/group_std": "groups",
     "rollout/malformed_frac": "samples",
+    "rollout/empty_frac": "samples",
     "rollout/staleness": "samples",
     "rollout/tokens_per_sample": "samples",
     "loss/policy": "one",

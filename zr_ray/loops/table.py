@@ -33,6 +33,7 @@ from zr_ray.models.judge_text import judge_folder
 from zr_ray.run import driver
 from zr_ray.run.folder import CONFIG_FILE, RESULT_FILE, RunFolder, default_root
 from zr_ray.run.observe import duration, say
+from zr_ray.run.result import value_text
 
 CONFIG_CLASSES = {
     "evaluate": EvaluateConfig,
@@ -234,7 +235,7 @@ def _run(run: RowRun, jobs: Path, folder: RunFolder, running: set[subprocess.Pop
         code = process.wait()
         running.discard(process)
     result = (
-        f"HPA {run.result()['rows'][-1]['pooled']['hpa']:.3f}"
+        f"HPA {value_text(run.result()['rows'][-1]['pooled'], 'hpa')}"
         if run.finished
         else f"FAILED with code {code}: {log.read_text().splitlines()[-1:]}"
     )

@@ -75,10 +75,11 @@ def agreement(mus: Sequence[Tensor], test: TestSet) -> dict:
         found: dict = {}
         for metric in METRICS:
             value, draws = measure(mus, test, metric, dimension)
-            found |= {metric: _number(value), f"{metric}_ci": _interval(draws)}
+            found |= {metric: defined(value), f"{metric}_ci": _interval(draws)}
         human, _, _ = test.columns(dimension)
         columns = [mu.flatten() if dimension is None else mu[:, DIMENSIONS.index(dimension)] for mu in mus]
-        return found | {"srcc": _number(_mean([_known(correlation.srcc, x, human) for x in columns]))}
+        why = next((reason for x in columns if (reason := _known(correlation.why_undefined, x, human))), None)
+        return found | {"srcc": defined(_mean([_known(correlation.srcc, x, human) for x in columns])), "undefined": why}
 
     return {"pooled": entry(None), "dimensions": {name: entry(name) for name in test.dimensions}}
 
@@ -95,9 +96,9 @@ def difference(better: dict[int, Tensor], worse: dict[int, Tensor], test: TestSe
     per_seed = {s: measure([better[s]], test, metric)[0] - measure([worse[s]], test, metric)[0] for s in seeds}
     ci = _interval(draws - others) if len(draws) == len(others) else None
     return {
-        "difference": _number(value - other),
+        "difference": defined(value - other),
         "ci": ci,
-        "per_seed": per_seed,
+        "per_seed": {s: defined(value) for s, value in per_seed.items()},
         "verdict": verdict(ci, list(per_seed.values())),
     }
 
@@ -112,7 +113,7 @@ def verdict(ci: list[float] | None, per_seed: Sequence[float]) -> str:
     return "cannot tell"
 
 
-def _known(metric, x: Tensor, human: Tensor) -> float:
+def _known(metric, x: Tensor, human: Tensor):
     known = x.isfinite() & human.isfinite()
     return metric(x[known], human[known])
 
@@ -128,7 +129,8 @@ def _stacked_mean(draws: Sequence[Tensor]) -> Tensor:
     )
 
 
-def _number(value: float) -> float | None:
+def defined(value: float) -> float | None:
+    """The value, None for nan and infinities: JSON has neither."""
     return value if math.isfinite(value) else None
 
 

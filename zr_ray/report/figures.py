@@ -41,7 +41,22 @@ class Panel:
 
 
 PANELS = (
-    Panel("Reward", "mean over the step's outputs, in [0, 1] per term", ("reward/*",)),
+    Panel(
+        "Reward",
+        "mean over the step's outputs, in [0, 1] per term",
+        ("reward/*",),
+        without=("reward/no_signal_frac", "reward/group_std"),
+    ),
+    Panel(
+        "Signal inside a group",
+        "standard deviation of the samples of one image: reward, and mu in rubric points",
+        ("reward/group_std", "score/group_std"),
+    ),
+    Panel(
+        "Groups without signal, empty traces",
+        "fraction of groups whose samples all got the same reward, of outputs that reason about nothing",
+        ("reward/no_signal_frac", "rollout/empty_frac"),
+    ),
     Panel(
         "Agreement during training",
         "held-out items, one greedy trace each",

@@ -37,6 +37,7 @@ class Agreement(_Open):
     srcc: Correlation | None = Field(description="Spearman rank correlation of the same")
     items: int | None = Field(None, ge=0, description="scored images (times dimensions when pooled)")
     pairs: int | None = Field(None, ge=0, description="same-prompt pairs with untied human scores")
+    undefined: str | None = Field(None, description="why there are no correlations, null if there are")
 
 
 class Scores(_Open):
@@ -76,6 +77,26 @@ class Result(_Open):
     noise_ceiling: Scores | None = Field(
         None, description="what a judge that knows the true score would get; null when unknown"
     )
+
+
+PAIR_KEYS = ("hpa", "margin_hpa", "tie_accuracy", "win_ece", "win_ece_votes", "flips")
+"""Keys of an agreement that are made of same-prompt pairs."""
+CORRELATION_KEYS = ("plcc", "srcc", "krcc", "plcc_logistic")
+
+
+def undefined_text(agreement: dict, key: str) -> str:
+    """What tables, logs and cards show for a value that is null: `no pairs`, why a correlation is not defined, or `-`
+    where nothing was measured."""
+    if key in PAIR_KEYS and key in agreement:
+        return "no pairs"
+    return (agreement.get("undefined") if key in CORRELATION_KEYS else None) or "-"
+
+
+def value_text(agreement: dict, key: str, scale: float = 1) -> str:
+    """A value of an agreement: three digits behind the point, one where it is scaled to per cent, or
+    `undefined_text`."""
+    value = agreement.get(key)
+    return undefined_text(agreement, key) if value is None else f"{value * scale:.{1 if scale == 100 else 3}f}"
 
 
 def check_result(result: dict) -> None:
