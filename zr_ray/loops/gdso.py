@@ -63,7 +63,7 @@ def train(loop_config: dict) -> None:
                 config.rollout.deadline_s,
                 f"rollouts of step {step + 1}",
             )
-            rollouts = collect(pairs, requests, groups, c, learner.text.label_ids)
+            rollouts = collect(pairs, requests, groups, c, learner.text.rubric, learner.text.label_ids)
             totals = reduced(rollout_metrics(rollouts, step), learner.reduce_sum)
         objective = GdsoObjective(rollouts, c, totals, config.rollout.max_new_tokens)
         with journal.timer("train"):
