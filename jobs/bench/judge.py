@@ -1,11 +1,11 @@
-"""Images per second of judging, all four dimensions: teacher with reasoning, student one dimension at a time, student
+"""Images per second of judging, all dimensions: teacher with reasoning, student one dimension at a time, student
 in one forward.
 
     python jobs/bench/judge.py --teacher /path/to/teacher --student /path/to/student --out bench.json
 
 (a) teacher with reasoning, one sampled trace a dimension, on vLLM
 (b) student, one dimension per forward, on vLLM (one-token requests) and on transformers (batched)
-(c) student, four dimensions in one forward (`zr_ray.models.student`), batched
+(c) student, all dimensions in one forward (`zr_ray.models.student`), batched
 Each part runs in a process of its own, in turns, so that a busy machine is busy for all of them; the fastest turn
 counts, all are printed. Images: the built-in world's. Every part starts from decoded images and ends with the
 distributions.

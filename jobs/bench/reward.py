@@ -3,7 +3,7 @@ server.
 
     python jobs/bench/reward.py --seconds 3
 
-Every caller asks for four dimensions of 64 x 64 images and sends the next call when the last is answered; no image
+Every caller asks for all dimensions of 64 x 64 images and sends the next call when the last is answered; no image
 comes twice. Files (PNG, JPEG) are encoded beforehand. One replica, one endpoint and one engine with one thread each,
 like the bare forward, which is measured before and after each row: `of bare` compares with the mean of the two, so a
 machine that others use stays comparable.
@@ -36,7 +36,7 @@ from zr_ray.config.arguments import number, whole
 from zr_ray.config.serve import ServeConfig
 from zr_ray.models.judge_text import judge_folder
 from zr_ray.models.student import Student
-from zr_ray.rubric import DIMENSIONS, ScoringFormat
+from zr_ray.rubric import ScoringFormat
 from zr_ray.run import driver
 from zr_ray.run.observe import say
 
@@ -271,7 +271,9 @@ class Bench:
                 assert len(tree["choices"][0]["logprobs"]["content"][0]["top_logprobs"]) >= 9, tree
 
             async def call(session: ClientSession, part: slice) -> None:
-                await asyncio.gather(*[one(session, i, d) for i in range(part.start, part.stop) for d in DIMENSIONS])
+                await asyncio.gather(
+                    *[one(session, i, d) for i in range(part.start, part.stop) for d in form.dimensions]
+                )
 
             for count in callers:
                 self.row("vLLM server, one token", count, images, call)

@@ -34,7 +34,7 @@ from zr_ray.errors import ZrRayError
 from zr_ray.judging.evaluate import agreement, human_scores
 from zr_ray.models.judge_text import judge_folder
 from zr_ray.models.student import Student
-from zr_ray.rubric import DIMENSIONS
+from zr_ray.rubric import DIMENSIONS, PAPER
 from zr_ray.run.result import value_text
 from zr_ray.world.probes import PROBES, probe_images
 from zr_ray.world.verifier.scores import verify
@@ -76,17 +76,17 @@ def probe_table(judges: dict[str, Student], count: int, seed: int) -> dict[str, 
 def agreement_table(
     judges: dict[str, Student], sets: dict[str, str], resamples: int, seed: int
 ) -> dict[str, dict[str, dict]]:
-    """Data set -> judge -> agreement with the annotators of its test split, as in `loops/evaluate.py`."""
+    """Data set -> judge -> agreement with the annotators of its test split, as in `judging/evaluate.py`."""
     table: dict[str, dict[str, dict]] = {}
     for name, folder in sets.items():
         items = list(read_annotations(folder, split="test"))
         images, prompts, human = (
             [load_image(item.image) for item in items],
             [item.prompt for item in items],
-            human_scores(items),
+            human_scores(items, PAPER),
         )
         table[name] = {
-            who: agreement(scores(judge, images, prompts), human, items, resamples, seed)
+            who: agreement(scores(judge, images, prompts), human, items, PAPER, resamples, seed)
             for who, judge in judges.items()
         }
     return table

@@ -13,7 +13,7 @@ from zr_ray.functional.grpo import group_advantages
 from zr_ray.loops.objective import GdsoObjective, collect, is_empty, mean_metrics, rollout_metrics
 from zr_ray.models.judge import JudgeOutputs
 from zr_ray.records import Judgement, JudgeRequest, PreferencePair
-from zr_ray.rubric import SCORE_BINS
+from zr_ray.rubric import PAPER, SCORE_BINS
 
 B, G, T, K = 3, 4, 6, 9
 LABEL_IDS = tuple(range(8, -1, -1))
@@ -46,7 +46,7 @@ def make(config, seed=0, malformed=((1, 0, 2),)):
                 )
                 lengths.append(n)
             groups.append(group)
-    rollouts = collect(pairs, requests, groups, config, LABEL_IDS)
+    rollouts = collect(pairs, requests, groups, config, PAPER, LABEL_IDS)
     logprobs = torch.zeros(B * 2 * G, T)
     for i, values in enumerate(rollouts.rollout_logprobs):
         logprobs[i, : len(values)] = torch.from_numpy(values)

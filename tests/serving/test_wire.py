@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from zr_ray.records import ItemFault, JudgeIdentity, RewardReply, RewardRequest
-from zr_ray.rubric import DIMENSIONS
+from zr_ray.rubric import DIMENSIONS, PAPER
 from zr_ray.serving import wire
 from zr_ray.serving.limits import Limits
 
@@ -137,6 +137,7 @@ def test_reply_there_and_back():
         ("realism",),
         ("ok", "bad_pixels"),
         ("", "nan"),
+        PAPER.bins,
         q=np.array([[[1 / 9] * 9], [[nan] * 9]], np.float32),
         mu=np.array([[3.0], [nan]], np.float32),
         sigma=np.array([[1.3], [nan]], np.float32),

@@ -9,7 +9,7 @@ from pathlib import Path
 from zr_ray.data.files import is_file
 from zr_ray.errors import DataError
 from zr_ray.records import AnnotatedImage
-from zr_ray.rubric import DIMENSIONS, SCORE_BINS
+from zr_ray.rubric import PAPER, RUBRIC_FILE, Rubric
 
 SPLITS = ("train", "dev", "test")
 REQUIRED = ("id", "group", "split", "prompt", "image", "scores")
@@ -41,20 +41,24 @@ def check_head(
         raise DataError(f"{where}: wanted split {', '.join(SPLITS)}, got {raw['split']!r}; correct it")
 
 
-def checked_record(raw: dict, where: str, root: Path) -> AnnotatedImage:
-    """The item of a raw record. where: file and line, for messages. root: folder of the images.   Raises: DataError."""
+def checked_record(raw: dict, where: str, root: Path, rubric: Rubric = PAPER) -> AnnotatedImage:
+    """The item of a raw record. where: file and line, for messages. root: folder of the images. rubric: of the data
+    set.   Raises: DataError."""
     check_head(raw, where, REQUIRED, OPTIONAL, strings=(*REQUIRED[:-1], "origin"))
-    reasoning = _per_dimension(raw, "reasoning", where)
+    reasoning = _per_dimension(raw, "reasoning", where, rubric)
     for dimension, text in reasoning.items():
         if not isinstance(text, str):
             raise DataError(f"{where}: wanted a string in reasoning.{dimension}, got {text!r}; correct it")
     scores = {
-        d: _score(value, raw["split"], f"{where}: scores.{d}")
-        for d, value in _per_dimension(raw, "scores", where).items()
+        d: _score(value, raw["split"], f"{where}: scores.{d}", rubric)
+        for d, value in _per_dimension(raw, "scores", where, rubric).items()
     }
     if not scores:
         raise DataError(f"{where}: wanted a score in at least one dimension, got none; add one or remove the record")
-    truth = {d: _on_scale(value, f"{where}: truth.{d}") for d, value in _per_dimension(raw, "truth", where).items()}
+    truth = {
+        d: _on_scale(value, f"{where}: truth.{d}", rubric)
+        for d, value in _per_dimension(raw, "truth", where, rubric).items()
+    }
     image = image_path(raw["image"], where, root)
     return AnnotatedImage(
         raw["id"],
@@ -69,32 +73,31 @@ def checked_record(raw: dict, where: str, root: Path) -> AnnotatedImage:
     )
 
 
-def _per_dimension(raw: dict, name: str, where: str) -> dict:
+def _per_dimension(raw: dict, name: str, where: str, rubric: Rubric) -> dict:
     value = raw.get(name, {})
     if not isinstance(value, dict):
         raise DataError(f"{where}: wanted {{dimension: value}} in {name!r}, got {value!r}; correct it")
-    unknown = [d for d in value if d not in DIMENSIONS]
+    unknown = [d for d in value if d not in rubric.dimensions]
     if unknown:
         raise DataError(
-            f"{where}: got unknown dimension {unknown[0]!r} in {name!r}; known: {', '.join(DIMENSIONS)}; rename or"
-            " remove it"
+            f"{where}: got unknown dimension {unknown[0]!r} in {name!r}; known: {', '.join(rubric.dimensions)}; rename"
+            f" or remove it, or name the set's dimensions in {RUBRIC_FILE} beside it"
         )
     return value
 
 
-def _on_scale(value: object, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not SCORE_BINS[0] <= value <= SCORE_BINS[-1]:
-        raise DataError(
-            f"{where}: wanted a number in [{SCORE_BINS[0]:g}, {SCORE_BINS[-1]:g}], got {value!r}; rescale or remove it"
-        )
+def _on_scale(value: object, where: str, rubric: Rubric) -> float:
+    low, high = rubric.bins[0], rubric.bins[-1]
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise DataError(f"{where}: wanted a number in [{low:g}, {high:g}], got {value!r}; rescale or remove it")
     return float(value)
 
 
-def _score(value: object, split: str, where: str) -> float | tuple[float, ...]:
+def _score(value: object, split: str, where: str, rubric: Rubric) -> float | tuple[float, ...]:
     if isinstance(value, list):
         if not value:
             raise DataError(f"{where}: wanted at least one score, got an empty list; add one or remove the dimension")
-        given = tuple(_on_scale(entry, where) for entry in value)
+        given = tuple(_on_scale(entry, where, rubric) for entry in value)
         if len(given) > 1:
             if split == "train":
                 raise DataError(
@@ -103,10 +106,10 @@ def _score(value: object, split: str, where: str) -> float | tuple[float, ...]:
                 )
             return given
         value = given[0]
-    score = _on_scale(value, where)
-    if split == "train" and score not in SCORE_BINS:
+    score = _on_scale(value, where, rubric)
+    if split == "train" and score not in rubric.bins:
         raise DataError(
-            f"{where}: wanted a bin of {', '.join(map(str, SCORE_BINS))}, got {score!r}; round it to a half-point"
+            f"{where}: wanted a bin of {', '.join(map(str, rubric.bins))}, got {score!r}; round it to the nearest one"
         )
     return score
 

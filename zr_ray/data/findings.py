@@ -13,7 +13,7 @@ from itertools import combinations
 from zr_ray.data.aggregate import aggregate_scores
 from zr_ray.data.pairs import group_items, preference_pairs
 from zr_ray.records import AnnotatedImage
-from zr_ray.rubric import DIMENSIONS, SCORE_BINS
+from zr_ray.rubric import Rubric
 
 ENOUGH = 20
 """Scores below which their range says nothing about the scale they were given on."""
@@ -73,11 +73,13 @@ def twin_findings(items: Sequence[AnnotatedImage], prints: Mapping[str, str], fi
                 )
 
 
-def scale_findings(train: Sequence[AnnotatedImage], held_out: Sequence[AnnotatedImage], findings: Findings) -> None:
+def scale_findings(
+    train: Sequence[AnnotatedImage], held_out: Sequence[AnnotatedImage], rubric: Rubric, findings: Findings
+) -> None:
     """Scores that look as if they had been given on another scale."""
-    low, high = SCORE_BINS[0], SCORE_BINS[-1]
-    half, step = (low + high) / 2, SCORE_BINS[1] - SCORE_BINS[0]
-    for dimension in DIMENSIONS:
+    low, high = rubric.bins[0], rubric.bins[-1]
+    half, step = (low + high) / 2, rubric.margin
+    for dimension in rubric.dimensions:
         given = [item.scores[dimension] for item in train if dimension in item.scores]
         if len(given) >= ENOUGH and max(given) <= half:
             findings.add(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -16,6 +16,7 @@ from zr_ray.data.annotations import located_annotations, read_annotations
 from zr_ray.data.findings import Findings, held_out_findings, leak_findings, scale_findings, twin_findings
 from zr_ray.data.images import MAX_PIXELS, ImageTooLarge, decode
 from zr_ray.data.pairs import group_items, preference_pairs
+from zr_ray.data.rubrics import read_rubric
 from zr_ray.errors import DataError
 from zr_ray.records import AnnotatedImage, PreferencePair
 
@@ -46,10 +47,13 @@ DATA_FILE = "data.json"
 """In the run folder: `RunData.facts`."""
 
 
-def load_run_data(folder: Path, split: str, check: ItemCheck | None = None) -> RunData:
+def load_run_data(
+    folder: Path, split: str, check: ItemCheck | None = None, dimensions: Sequence[str] | None = None
+) -> RunData:
     """The training split and the evaluation split of a data set.
 
-    Args: split: of the evaluation. check: asked about every item of both.
+    Args: split: of the evaluation. check: asked about every item of both. dimensions: the judge's, pairs are made in
+    these; None: all that have scores.
     Raises: DataError naming file and line of the first record that breaks the format, cannot be decoded or cannot be
     asked about; or that a split is empty."""
     findings = Findings()
@@ -64,9 +68,10 @@ def load_run_data(folder: Path, split: str, check: ItemCheck | None = None) -> R
     if split != "train":
         leak_findings(train, held_out, prints, findings)
     twin_findings([*train, *(held_out if split != "train" else ())], prints, findings)
-    scale_findings(train, held_out, findings)
+    scale_findings(train, held_out, read_rubric(folder), findings)
     held_out_findings(held_out, split, findings)
-    return RunData(Path(folder), tuple(train), tuple(held_out), tuple(preference_pairs(train)), findings.lines())
+    pairs = tuple(preference_pairs(train, dimensions))
+    return RunData(Path(folder), tuple(train), tuple(held_out), pairs, findings.lines())
 
 
 def load_checked_split(folder: Path, split: str, check: ItemCheck | None = None) -> tuple[list[AnnotatedImage], tuple]:

@@ -17,8 +17,8 @@ _KENDALL_CELLS = 4_000_000
 _SIGMOID_CELLS = 1_000_000
 """Candidate curves x items held at once: 8 MB in float64."""
 
-PRECISION, LARGEST_SCORE = 1e-6, 5.0
-"""Relative to the largest value, at most to a score of 5 points. Judges compute in float32 (1.2e-7): predictions that
+PRECISION, LARGEST_SCORE = 1e-6, 100.0
+"""Relative to the largest value, at most to a score of 100 points. Judges compute in float32 (1.2e-7): predictions that
 differ by less are a constant, and a correlation with them would be one with rounding errors."""
 
 

@@ -3,7 +3,7 @@ and relatives).
 
 GRPO arXiv 2402.03300; DAPO 2503.14476; Dr. GRPO 2503.20783; GSPO 2507.18071; KL estimators k1-k3: Schulman,
 "Approximating KL Divergence", 2020. Log-probs are in nats, ratios have no unit.
-Axes: B pairs, J = 2 sides (0 winner, 1 loser), G group, N sequences, T tokens, K = 9 bins, D dimensions.
+Axes: B pairs, J = 2 sides (0 winner, 1 loser), G group, N sequences, T tokens, K bins, D dimensions.
 A masked token may hold nan or inf: it enters no statistic and gets a zero gradient.
 Left out on purpose: entropy bonuses and critics; the paper uses neither.
 """

@@ -20,11 +20,12 @@ from typing import Literal
 
 from zr_ray.config.risd import DistillationConfig
 from zr_ray.data.labels import LabelSet, fingerprints
-from zr_ray.data.load import data_folder, load_split
-from zr_ray.errors import CheckpointError, DataError
+from zr_ray.data.load import data_folder, load_split, require_judge
+from zr_ray.errors import CheckpointError, DataError, JudgeError
 from zr_ray.models.identity import judge_hash
 from zr_ray.models.judge_text import BUILTIN_JUDGES, JudgeText, judge_folder
 from zr_ray.records import AnnotatedImage
+from zr_ray.rubric import FORMAT_FILE, Rubric
 from zr_ray.run import driver
 from zr_ray.run.folder import RESULT_FILE, RunFolder, default_root
 from zr_ray.run.observe import duration, say
@@ -95,13 +96,27 @@ def settle_teacher(run: RunFolder, teacher: Path) -> Path:
     return Path(was["folder"])
 
 
+def shared_rubric(teacher: Path, student: Path) -> Rubric:
+    """The rubric of both judges: a student learns the teacher's distributions entry by entry. Raises JudgeError if they
+    differ, or if labels of one of them are not one token."""
+    one, other = (JudgeText(folder).rubric for folder in (teacher, student))
+    if one != other:
+        raise JudgeError(
+            f"teacher and student must have the same dimensions, in order, and bins; {teacher} has"
+            f" {', '.join(one.dimensions)} on {one.scale_text()}, {student} has {', '.join(other.dimensions)} on"
+            f" {other.scale_text()}; copy {FORMAT_FILE} of the one to the other, or name another judge"
+        )
+    return one
+
+
 def open_labels(config: DistillationConfig, teacher: Path, text: JudgeText, root: Path) -> LabelSet:
     """The label set that the configuration means. Raises ConfigError if the folder holds labels of another origin."""
     from zr_ray.judging.label import label_provenance
 
     provenance = label_provenance(teacher, text, config.rollout, config.label)
     key = hashlib.sha256(json.dumps(provenance, sort_keys=True).encode()).hexdigest()[:12]
-    return LabelSet(config.label.path or root / "labels" / key, provenance, {"teacher_folder": str(teacher)})
+    folder = config.label.path or root / "labels" / key
+    return LabelSet(folder, provenance, text.rubric, {"teacher_folder": str(teacher)})
 
 
 def launch(
@@ -121,8 +136,8 @@ def launch(
     root = Path(config.run.root) if config.run.root else default_root()
     teacher = find_teacher(config.teacher.path, root)
     judge = teacher if config.judge.path == "teacher" else judge_folder(config.judge.path)
-    for folder in (teacher, judge):
-        JudgeText(folder)  # refuses labels that are not one token
+    rubric = shared_rubric(teacher, judge)
+    require_judge(config.data.path, rubric)
 
     from zr_ray.judging.label import labelling_bundles
     from zr_ray.run.placement import check_feasible, living_nodes, wanted_bundles

@@ -19,10 +19,10 @@ from zr_ray.functional.disagreement import disagreement
 from zr_ray.functional.scores import score_log_distribution
 from zr_ray.judging.agreement import full_row
 from zr_ray.judging.direct import judge_directly
-from zr_ray.judging.evaluate import BINS, Judged
+from zr_ray.judging.evaluate import Judged, pooled_groups
 from zr_ray.loops.journal import Journal
 from zr_ray.records import AnnotatedImage
-from zr_ray.rubric import DIMENSIONS
+from zr_ray.rubric import Rubric
 
 TEACHER_ROW = "teacher, reasoning"
 PREDICTIONS_FILE = "predictions.npz"
@@ -34,7 +34,7 @@ class DistillationJournal(Journal):
     def __init__(self, *args, known: dict[str, Label], **kwargs) -> None:
         """known: labels of the held-out set; the rest as `Journal`."""
         super().__init__(*args, **kwargs)
-        self.teacher = labelled(self.task.test, known)
+        self.teacher = labelled(self.task.test, known, self.task.labels.rubric)
         self._last: Judged | None = None
 
     def evaluate_base(self) -> None:
@@ -62,7 +62,12 @@ class DistillationJournal(Journal):
             return
         items, c = list(self.task.test), self.config
         gap = compared(
-            mean_log_q(self.teacher), mean_log_q(self._last), items, c.evaluation.bootstrap_resamples, c.run.seed
+            mean_log_q(self.teacher),
+            mean_log_q(self._last),
+            items,
+            self.teacher.rubric,
+            c.evaluation.bootstrap_resamples,
+            c.run.seed,
         )
         temporary = self.run.path / f".{PREDICTIONS_FILE}"
         with open(temporary, "wb") as file:
@@ -98,12 +103,13 @@ class DirectJournal(DistillationJournal):
         return judge_directly(self.learner, items, self.config.evaluation.batch_items)
 
 
-def labelled(items: Sequence[AnnotatedImage], known: dict[str, Label]) -> Judged:
-    """A label set's answers on items as an evaluation: one output per question, which cost the tokens of all traces."""
+def labelled(items: Sequence[AnnotatedImage], known: dict[str, Label], rubric: Rubric) -> Judged:
+    """A label set's answers on items as an evaluation: one output per question, which cost the tokens of all traces.
+    rubric: the label set's."""
     labels = [known[name] for name in fingerprints(items)]
     made = torch.from_numpy(np.stack([label.log_q for label in labels])).double()
     tokens = torch.from_numpy(np.stack([label.tokens for label in labels])).float()
-    return Judged(made.unsqueeze(2), tokens.unsqueeze(2), (("",) * len(DIMENSIONS),) * len(labels))
+    return Judged(made.unsqueeze(2), tokens.unsqueeze(2), rubric, (("",) * len(rubric.dimensions),) * len(labels))
 
 
 def mean_log_q(judged: Judged) -> Tensor:
@@ -111,19 +117,19 @@ def mean_log_q(judged: Judged) -> Tensor:
     return score_log_distribution(judged.label_logprobs[:, :, 0]) if judged.samples == 1 else judged.q.log()
 
 
-def compared(teacher: Tensor, student: Tensor, items: Sequence[AnnotatedImage], resamples: int, seed: int) -> dict:
+def compared(
+    teacher: Tensor, student: Tensor, items: Sequence[AnnotatedImage], rubric: Rubric, resamples: int, seed: int
+) -> dict:
     """{"pooled": ..., "dimensions": {d: ...}} of `disagreement`. teacher, student: [I, D, K] log q, nan = none."""
+    bins = torch.tensor(rubric.bins, dtype=torch.float64)
     names = sorted({item.group for item in items})
     prompt = torch.tensor([names.index(item.group) for item in items])
-    every = prompt[:, None].expand(-1, len(DIMENSIONS))
-    inside = every * len(DIMENSIONS) + torch.arange(len(DIMENSIONS))
-    pooled = disagreement(
-        teacher.flatten(0, 1), student.flatten(0, 1), inside.flatten(), BINS, every.flatten(), resamples, seed
-    )
+    inside, every = pooled_groups(prompt, len(rubric.dimensions))
+    pooled = disagreement(teacher.flatten(0, 1), student.flatten(0, 1), inside, bins, every, resamples, seed)
     return {
         "pooled": pooled,
         "dimensions": {
-            name: disagreement(teacher[:, d], student[:, d], prompt, BINS, None, resamples, seed)
-            for d, name in enumerate(DIMENSIONS)
+            name: disagreement(teacher[:, d], student[:, d], prompt, bins, None, resamples, seed)
+            for d, name in enumerate(rubric.dimensions)
         },
     }

@@ -134,9 +134,8 @@ class Journal:
         with self.timer("evaluate"):
             items = list(self.task.test[: self.config.evaluation.items])
             judged = self._judge(items, self.reasoning, samples=0)
-            pooled = evaluate.agreement(judged.mu, evaluate.human_scores(items), items, 20, self.config.run.seed)[
-                "pooled"
-            ]
+            human, seed = evaluate.human_scores(items, judged.rubric), self.config.run.seed
+            pooled = evaluate.agreement(judged.mu, human, items, judged.rubric, 20, seed)["pooled"]
         return {
             f"eval/{name}": float("nan") if pooled[name] is None else pooled[name]
             for name in ("hpa", "margin_hpa", "plcc", "srcc")
@@ -181,7 +180,7 @@ class Journal:
         return evaluate.row(
             method,
             judged,
-            evaluate.human_scores(items),
+            evaluate.human_scores(items, judged.rubric),
             items,
             self.config.evaluation.bootstrap_resamples,
             self.config.run.seed,
@@ -199,12 +198,12 @@ class Journal:
         self.learner.save_judge(self.run.judge)
         if not self.is_writer:
             return
-        items = list(self.task.test)
-        human, truth = evaluate.human_scores(items), evaluate.true_scores(items)
+        items, rubric = list(self.task.test), judged.rubric
+        human, truth = evaluate.human_scores(items, rubric), evaluate.true_scores(items, rubric)
         ceiling = None
         if truth is not None:
             ceiling = evaluate.agreement(
-                truth, human, items, self.config.evaluation.bootstrap_resamples, self.config.run.seed
+                truth, human, items, rubric, self.config.evaluation.bootstrap_resamples, self.config.run.seed
             )
         self._write_examples(judged, human, items)
         rows = [{k: v for k, v in row.items() if k != "mu"} for row in self._rows()]
@@ -216,6 +215,7 @@ class Journal:
                 "wall_s": self.elapsed_s,
                 "rows": rows,
                 "noise_ceiling": ceiling,
+                "bins": list(rubric.bins),
             }
         )
         self._metrics.close()

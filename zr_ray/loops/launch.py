@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from zr_ray.data.load import data_folder, load_split
+from zr_ray.data.load import data_folder, load_split, require_judge
 from zr_ray.data.pairs import preference_pairs
 from zr_ray.models.judge_text import JudgeText, judge_folder
 from zr_ray.records import AnnotatedImage, PreferencePair
@@ -48,6 +48,7 @@ def launch(job: str, config, args: argparse.Namespace, loop) -> None:
     started_at = time.time()
     judge = judge_folder(config.judge.path)
     text = JudgeText(judge)  # refuses labels that are not one token
+    require_judge(config.data.path, text.rubric)
 
     from zr_ray.run.placement import RolloutFleet, check_feasible, living_nodes, run_learners, wanted_bundles
 
@@ -56,7 +57,7 @@ def launch(job: str, config, args: argparse.Namespace, loop) -> None:
         facts = {"judge": f"{judge}, labels {text.format.labels} -> tokens {text.label_ids}"}
         if config.data.path is not None:
             pairs, test = (
-                preference_pairs(load_split(config.data.path, "train")),
+                preference_pairs(load_split(config.data.path, "train"), text.rubric.dimensions),
                 load_split(config.data.path, config.evaluation.split),
             )
             facts["data"] = f"{len(pairs)} training pairs, {len(test)} {config.evaluation.split} items"
@@ -73,7 +74,10 @@ def launch(job: str, config, args: argparse.Namespace, loop) -> None:
     run = RunFolder.start(config, job)
     driver.first_lines(run, dashboard, started_at)
     data = data_folder(config.data, run.path)
-    pairs, test = preference_pairs(load_split(data, "train")), load_split(data, config.evaluation.split)
+    pairs, test = (
+        preference_pairs(load_split(data, "train"), text.rubric.dimensions),
+        load_split(data, config.evaluation.split),
+    )
     say(f"data {data}: {len(pairs)} training pairs, {len(test)} {config.evaluation.split} items")
 
     from zr_ray.report.page import format_table, write_report

@@ -15,7 +15,7 @@ import time
 import numpy as np
 
 from zr_ray.config.evaluate import EvaluateConfig
-from zr_ray.data.load import data_folder, load_split
+from zr_ray.data.load import data_folder, load_split, require_judge
 from zr_ray.judging import evaluate
 from zr_ray.judging.agreement import full_row
 from zr_ray.models.judge_text import JudgeText, judge_folder
@@ -33,6 +33,7 @@ def launch_evaluation(config: EvaluateConfig, args: argparse.Namespace) -> None:
     c = config.evaluate
     judge = judge_folder(config.judge.path)
     text = JudgeText(judge)  # refuses labels that are not one token
+    require_judge(config.data.path, text.rubric)
 
     from zr_ray.run.placement import RolloutFleet, bundle, check_feasible, living_nodes
 
@@ -116,7 +117,8 @@ def _report(
     from zr_ray.report.tables import markdown_tables
 
     resamples, seed = config.evaluate.bootstrap_resamples, config.run.seed
-    human, truth = evaluate.human_scores(items), evaluate.true_scores(items)
+    rubric = next(iter(answers.values())).rubric
+    human, truth = evaluate.human_scores(items, rubric), evaluate.true_scores(items, rubric)
     rows = [
         full_row(name, judged, items, resamples, seed) | {"samples": judged.samples} for name, judged in answers.items()
     ]
@@ -133,8 +135,9 @@ def _report(
         "status": "SUCCEEDED",
         "wall_s": time.time() - started_at,
         "rows": rows,
-        "noise_ceiling": None if truth is None else evaluate.agreement(truth, human, items, resamples, seed),
+        "noise_ceiling": None if truth is None else evaluate.agreement(truth, human, items, rubric, resamples, seed),
         "judge": str(judge_folder(config.judge.path)),
+        "bins": list(rubric.bins),
         "swap": swap,
     }
     run.write_result(result)

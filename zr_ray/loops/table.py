@@ -26,10 +26,11 @@ from zr_ray.config.risd import RisdConfig
 from zr_ray.config.sections import GdsoConfig
 from zr_ray.config.sft import SftConfig
 from zr_ray.config.table import RowChoice, TableConfig
-from zr_ray.data.load import data_folder, load_split
+from zr_ray.data.load import data_folder, load_split, require_judge
 from zr_ray.errors import CheckpointError
-from zr_ray.loops.distillation import find_teacher, settle_teacher
+from zr_ray.loops.distillation import find_teacher, settle_teacher, shared_rubric
 from zr_ray.models.judge_text import judge_folder
+from zr_ray.rubric import ScoringFormat
 from zr_ray.run import driver
 from zr_ray.run.folder import CONFIG_FILE, RESULT_FILE, RunFolder, default_root
 from zr_ray.run.observe import duration, say
@@ -91,6 +92,10 @@ def make_table(job: str, config: TableConfig, args: argparse.Namespace, jobs: Pa
     taught = any(choice.job in FROM_TEACHER for choice in c.rows.values())
     teacher = find_teacher(config.teacher.path, root) if taught else None
     judges = {name: judge_folder(path) for name, path in c.judges.items()}
+    for judge in judges.values():
+        require_judge(config.data.path, ScoringFormat.load(judge).rubric)
+        if taught:
+            shared_rubric(teacher, judge)
     if args.dry_run:
         for run in row_runs(
             config, Path("TABLE").absolute(), config.data.path or Path("DATA"), judges, teacher, jobs / "configs"
@@ -246,7 +251,7 @@ def _run(run: RowRun, jobs: Path, folder: RunFolder, running: set[subprocess.Pop
 def _speeds(
     config: TableConfig, folder: RunFolder, runs: Sequence[RowRun], teacher: Path | None, jobs: Path
 ) -> dict[str, dict]:
-    """Row name -> figures of `judge_speed`, of its first finished run: after reasoning on vLLM, or four dimensions in
+    """Row name -> figures of `judge_speed`, of its first finished run: after reasoning on vLLM, or all dimensions in
     one forward."""
     from zr_ray.judging.speed import measure
 

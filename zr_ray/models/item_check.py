@@ -7,7 +7,6 @@ from zr_ray.errors import DataError
 from zr_ray.models.judge_text import JudgeText
 from zr_ray.models.preprocess import PixelPreprocessor
 from zr_ray.records import AnnotatedImage
-from zr_ray.rubric import DIMENSIONS
 
 _SLACK = 8
 """Tokens by which a question may differ from its template plus its prompt: words merge where the two meet."""
@@ -26,7 +25,7 @@ class JudgeItemCheck:
         known = [limit for limit in (max_model_len, own) if limit]
         self.limit = min(known) if known else None
         self._preprocess = PixelPreprocessor.load(text.folder)
-        self._template = max(len(self.text.question("x", d)) for d in DIMENSIONS)
+        self._template = max(len(self.text.question("x", d)) for d in self.text.rubric.dimensions)
         self._lengths: dict[str, int] = {}
 
     def __call__(self, item: AnnotatedImage, height: int, width: int) -> str | None:
@@ -50,12 +49,12 @@ class JudgeItemCheck:
         )
 
     def _question_tokens(self, prompt: str, room: int) -> int:
-        """Tokens of the longest question about a prompt; a bound that fits is not counted out (a word or two a
-        prompt, against four templates)."""
+        """Tokens of the longest question about a prompt; a bound that fits is not counted out (one encoding a
+        prompt instead of one a dimension)."""
         if prompt not in self._lengths:
             bound = self._template + _SLACK + len(self.text.tokenizer.encode(prompt, add_special_tokens=False))
             if bound > room:
-                bound = max(len(self.text.question(prompt, d)) for d in DIMENSIONS)
+                bound = max(len(self.text.question(prompt, d)) for d in self.text.rubric.dimensions)
                 self.text.forget()
             self._lengths[prompt] = bound
         return self._lengths[prompt]

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from zr_ray.errors import JudgeError
-from zr_ray.rubric import ScoringFormat, label_token_ids
+from zr_ray.rubric import Rubric, ScoringFormat, label_token_ids
 
 _ASSETS = Path(__file__).resolve().parent.parent / "assets"
 BUILTIN_JUDGES = {"builtin": _ASSETS / "judge", "small": _ASSETS / "judge_small", "student": _ASSETS / "student"}
@@ -50,6 +50,7 @@ class JudgeText:
 
         self.folder = Path(folder)
         self.format = ScoringFormat.load(folder)
+        self.rubric: Rubric = self.format.rubric
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         config = AutoConfig.from_pretrained(folder)
         self.control_tokens: tuple[str, ...] = control_tokens(self.tokenizer)

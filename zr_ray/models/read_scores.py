@@ -13,6 +13,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
 FORMAT = json.loads((FOLDER / "scoring_format.json").read_text())
+BINS = FORMAT.get("bins", [1 + k / 2 for k in range(9)])  # the score that each label means
 
 
 def question(tokenizer, prompt, dimension):
@@ -70,4 +71,4 @@ if __name__ == "__main__":
     engine, path, prompt, dimension = sys.argv[1:]  # transformers or vllm
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     q = {"transformers": with_transformers, "vllm": with_vllm}[engine](as_judged(path), prompt, dimension)
-    print(json.dumps({"q": q, "mu": sum((1 + k / 2) * p for k, p in enumerate(q))}))
+    print(json.dumps({"q": q, "mu": sum(s * p for s, p in zip(BINS, q, strict=True))}))

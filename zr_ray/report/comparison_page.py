@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 from zr_ray.config.table import TEACHER, TableConfig
-from zr_ray.data.aggregate import aggregate_scores
+from zr_ray.judging.evaluate import human_scores
 from zr_ray.loops.distillation_journal import TEACHER_ROW
 from zr_ray.loops.journal import ROWS_FILE
 from zr_ray.loops.table import RowRun, base_rows
+from zr_ray.models.judge_text import judge_folder
 from zr_ray.records import AnnotatedImage
 from zr_ray.report.compare import TestSet, agreement, defined, difference, measure
 from zr_ray.report.tables import markdown_table
-from zr_ray.rubric import DIMENSIONS
+from zr_ray.rubric import Rubric, ScoringFormat
 from zr_ray.run.folder import RunFolder
 from zr_ray.run.result import undefined_text
 
@@ -47,7 +48,7 @@ def table_of(
                 "minutes": sum(minutes) / len(minutes) if minutes else None,
             }
             if name in speed:
-                row["seconds_per_score"] = 1 / speed[name]["images_per_s"] / len(DIMENSIONS)
+                row["seconds_per_score"] = 1 / speed[name]["images_per_s"] / len(test.rubric.dimensions)
             table["rows"].append(row)
         for better, worse in config.table.claims:
             claim = {"judge": judge, "better": better, "worse": worse}
@@ -88,17 +89,20 @@ def _distinct(name: str, seeds: dict[int, Tensor], config: TableConfig) -> list[
 
 def held_out(items: Sequence[AnnotatedImage], config: TableConfig) -> TestSet:
     """The evaluation split as `compare` wants it."""
-    human = torch.tensor(
-        [[aggregate_scores(i.scores[d]) if d in i.scores else float("nan") for d in DIMENSIONS] for i in items],
-        dtype=torch.float64,
-    )
+    rubric = rubric_of(config)
     names = sorted({item.group for item in items})
     return TestSet(
-        human,
+        human_scores(items, rubric),
         torch.tensor([names.index(item.group) for item in items]),
         config.table.bootstrap_resamples,
         config.run.seed,
+        rubric,
     )
+
+
+def rubric_of(config: TableConfig) -> Rubric:
+    """What the table's judges score; the same for all of them (`make_table` refuses others)."""
+    return ScoringFormat.load(judge_folder(next(iter(config.table.judges.values())))).rubric
 
 
 def near(claim: dict, margin: float) -> str:
@@ -157,6 +161,7 @@ def write_table(folder: RunFolder, table: dict) -> str:
 
 
 def _rows_table(rows: Sequence[dict], several: bool) -> str:
+    dimensions = list(dict.fromkeys(d for row in rows for d in row["dimensions"]))
     timed = any("seconds_per_score" in row for row in rows)
     head = ["judge"] if several else []
     head += [
@@ -188,10 +193,10 @@ def _rows_table(rows: Sequence[dict], several: bool) -> str:
             [
                 *([row["judge"]] if several else []),
                 *cells,
-                *(_cell(row["dimensions"].get(d, {}), "hpa", 100, False) for d in DIMENSIONS),
+                *(_cell(row["dimensions"].get(d, {}), "hpa", 100, False) for d in dimensions),
             ]
         )
-    return markdown_table([*head, *DIMENSIONS], lines)
+    return markdown_table([*head, *dimensions], lines)
 
 
 def _difference(claim: dict) -> str:

@@ -5,8 +5,8 @@ Reads from the run folder: result.json (result.py), metrics.jsonl, configuration
 examples/examples.json, a list of
 
     {"image": file name inside examples/, "prompt": text, "dimension": name, "reasoning": text ("" for a direct answer),
-     "q": nine probabilities in the order of the score bins, "mu": expected score, "mu_before": the same before training
-     or null, "human": aggregated human score or null, "method": the row it belongs to}
+     "bins": scores of the scale (absent: the paper's), "q": their probabilities, "mu": expected score, "mu_before": mu
+     before training or null, "human": aggregated human score or null, "method": the row it belongs to}
 
 Everything from models and data is escaped, and the page forbids itself scripts and network by its content security
 policy.
@@ -25,6 +25,7 @@ import yaml
 
 from zr_ray.report.figures import agreement_chart, distribution_bars, reliability_charts, training_curves
 from zr_ray.report.tables import evaluation_sections, read_warnings
+from zr_ray.rubric import PAPER
 from zr_ray.run.folder import CONFIG_FILE, RunFolder
 from zr_ray.run.observe import duration
 from zr_ray.run.result import value_text
@@ -267,7 +268,7 @@ def _examples(examples: list[dict], folder: Path) -> str:
         return ""
     cards = "".join(_example(example, folder) for example in examples)
     explained = (
-        "Bars: the judge's distribution over the nine scores. Lines: its mean mu, mu before training (dashed), the"
+        "Bars: the judge's distribution over the scores. Lines: its mean mu, mu before training (dashed), the"
         " human score (triangle)."
     )
     return f'<h2>Examples</h2><p class="soft">{explained}</p><div class="examples">{cards}</div>'
@@ -282,7 +283,7 @@ def _example(example: dict, folder: Path) -> str:
         f'<article class="example"><div class="top">{_image(folder / Path(example["image"]).name)}'
         f'<div><span class="tag">{escape(example["dimension"])}</span>'
         f"<q>{escape(example['prompt'])}</q><dl>{listed}</dl></div></div>{reasoning}"
-        f"{distribution_bars(example['q'], human, example['mu'], before)}</article>"
+        f"{distribution_bars(example['q'], human, example['mu'], before, example.get('bins', PAPER.bins))}</article>"
     )
 
 

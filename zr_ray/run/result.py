@@ -29,7 +29,7 @@ class Agreement(_Open):
     )
     hpa_ci: RateInterval | None = Field(None, description="bootstrap 95 % interval, resampling prompts: [low, high]")
     margin_hpa: Rate | None = Field(
-        description="HPA over pairs whose human scores differ by more than 0.5 rubric points"
+        description="HPA over pairs whose human scores differ by more than an eighth of the scale (0.5 of 1 to 5)"
     )
     margin_hpa_ci: RateInterval | None = Field(None, description="bootstrap 95 % interval")
     plcc: Correlation | None = Field(description="Pearson correlation of mu with the aggregated human score")

@@ -26,7 +26,6 @@ from zr_ray.models.identity import judge_hash, template_hash
 from zr_ray.models.judge_text import JudgeText
 from zr_ray.models.preprocess import PixelPreprocessor
 from zr_ray.records import ItemFault, JudgeIdentity, JudgeRequest
-from zr_ray.rubric import DIMENSIONS, SCORE_BINS
 from zr_ray.serving.limits import Limits, check_image, check_prompt
 from zr_ray.workers.reward import RewardAnswer, RewardItem
 from zr_ray.workers.rollout import RolloutWorker
@@ -46,12 +45,13 @@ class TeacherWorker:
             "teacher", judge_hash(folder), template_hash(self.text), self._preprocess.fingerprint
         )
         self.control_tokens = self.text.control_tokens
-        self._bins = torch.tensor(SCORE_BINS)
+        self.rubric = self.text.rubric
+        self._bins = torch.tensor(self.rubric.bins)
         self.phases: dict[str, float] = {}
 
     def warm_up(self) -> None:
         """One question per dimension through the engine. Raises JudgeError unless each gets a score."""
-        (answer,) = self.answer([RewardItem(np.full((3, 64, 64), 128, np.uint8), "a photo", DIMENSIONS)])
+        (answer,) = self.answer([RewardItem(np.full((3, 64, 64), 128, np.uint8), "a photo", self.rubric.dimensions)])
         if isinstance(answer, ItemFault):
             raise JudgeError(
                 f"the teacher must answer its warm-up questions, got {answer.status}: {answer.reason}; check its"

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from zr_ray.errors import DataError
-from zr_ray.rubric import SCORE_BINS, SCORE_RANGE
+from zr_ray.rubric import PAPER
 
 ADVICE = "correct or remove the record, or skip broken records (skip_broken)"
 
@@ -66,14 +66,14 @@ def names(row: Mapping, name: str, where: str) -> tuple[str, ...]:
 
 
 def to_rubric(value: float, low: float, high: float) -> float:
-    """The rubric score of a value on a scale that runs from `low` (worst) to `high` (best): s = 1 + 4 (value - low) /
+    """The score on the paper's scale of a value on one from `low` (worst) to `high` (best): s = 1 + 4 (value - low) /
     (high - low)."""
-    return SCORE_BINS[0] + SCORE_RANGE * (value - low) / (high - low)
+    return PAPER.bins[0] + PAPER.score_range * (value - low) / (high - low)
 
 
 def train_label(score: float) -> float:
     """The bin nearest to a score in [1, 5]; a score halfway between two bins goes up."""
-    return min(max(math.floor(2 * score + 0.5) / 2, SCORE_BINS[0]), SCORE_BINS[-1])
+    return min(max(math.floor(2 * score + 0.5) / 2, PAPER.bins[0]), PAPER.bins[-1])
 
 
 def annotated(scores: Sequence[float], split: str) -> float | tuple[float, ...]:
