@@ -79,7 +79,7 @@ class Judgement:
     """Position of the score token in token_ids; None when the output is malformed (no score within the length
     limit)."""
     score_logprobs: np.ndarray | None
-    """[K] float32 full-vocabulary log-probs of the nine labels at score_index; None when malformed."""
+    """[K] float32 full-vocabulary log-probs of the labels at score_index; None when malformed."""
     policy_version: int
     """Version of the weights that sampled it."""
 
@@ -119,7 +119,7 @@ class RewardRequest:
     not decode."""
     prompts: tuple[str | ItemFault, ...]
     dimensions: tuple[str, ...]
-    """D' names of the rubric's dimensions: the D axis of the reply."""
+    """D' of the judge's dimensions: the D axis of the reply. Empty: all that the judge has, in its order."""
     weights: np.ndarray | None = None
     """[D'] or [B, D'] float: asks for R = sum_d w_d (mu_d - k sigma_d) and dR/dimages. None: scores only."""
     risk: float = 0.0
@@ -153,6 +153,8 @@ class RewardReply:
     """B codes, "ok" for a scored item."""
     reason: tuple[str, ...]
     """B lines, empty for a scored item."""
+    bins: tuple[float, ...]
+    """K rubric points, the judge's scale."""
     q: np.ndarray
     """[B, D', K] score distributions."""
     mu: np.ndarray

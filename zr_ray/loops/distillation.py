@@ -18,12 +18,14 @@ from typing import Literal
 
 from zr_ray.config.risd import DistillationConfig
 from zr_ray.data.labels import LabelSet, fingerprints
-from zr_ray.data.load import load_split
-from zr_ray.errors import CheckpointError, DataError
-from zr_ray.loops.training import say_result
+from zr_ray.data.load import require_judge
+from zr_ray.data.run_data import RunData
+from zr_ray.errors import CheckpointError, DataError, JudgeError
+from zr_ray.loops.training import keep_facts, read_data, say_result
 from zr_ray.models.identity import judge_hash
 from zr_ray.models.judge_text import BUILTIN_JUDGES, JudgeText, judge_folder
 from zr_ray.records import AnnotatedImage
+from zr_ray.rubric import FORMAT_FILE, Rubric
 from zr_ray.run import driver
 from zr_ray.run.folder import RESULT_FILE, RunFolder, default_root
 from zr_ray.run.launch import Plan, Started, launch
@@ -99,13 +101,27 @@ def write_teacher(run: RunFolder, teacher: Path) -> None:
     run.write_json(TEACHER_FILE, {"folder": str(teacher), "sha256": judge_hash(teacher)})
 
 
+def shared_rubric(teacher: Path, student: Path) -> Rubric:
+    """The rubric of both judges: a student learns the teacher's distributions entry by entry. Raises JudgeError if they
+    differ, or if labels of one of them are not one token."""
+    one, other = (JudgeText(folder).rubric for folder in (teacher, student))
+    if one != other:
+        raise JudgeError(
+            f"teacher and student must have the same dimensions, in order, and bins; {teacher} has"
+            f" {', '.join(one.dimensions)} on {one.scale_text()}, {student} has {', '.join(other.dimensions)} on"
+            f" {other.scale_text()}; copy {FORMAT_FILE} of the one to the other, or name another judge"
+        )
+    return one
+
+
 def open_labels(config, teacher: Path, text: JudgeText, root: Path) -> LabelSet:
     """The label set that the configuration means. Raises ConfigError if the folder holds labels of another origin."""
     from zr_ray.judging.label import label_provenance
 
     provenance = label_provenance(teacher, text, config.rollout, config.label)
     key = hashlib.sha256(json.dumps(provenance, sort_keys=True).encode()).hexdigest()[:12]
-    return LabelSet(config.label.path or root / "labels" / key, provenance, {"teacher_folder": str(teacher)})
+    folder = config.label.path or root / "labels" / key
+    return LabelSet(folder, provenance, text.rubric, {"teacher_folder": str(teacher)})
 
 
 @dataclass(frozen=True)
@@ -115,10 +131,12 @@ class _Found:
     root: Path
     """Of all runs."""
     teacher: Path
+    text: JudgeText
+    """The teacher's."""
     judge: Path
     """Where the student starts."""
-    data: tuple[list[AnnotatedImage], list[AnnotatedImage]] | None
-    """(training items, evaluation items); None where the simulated world is still to be written."""
+    data: RunData | None
+    """None where the simulated world is still to be written."""
 
 
 def launch_distillation(
@@ -150,19 +168,15 @@ def _check(config: DistillationConfig, engines: Engines, resumed: RunFolder | No
     root = Path(config.run.root) if config.run.root else default_root()
     teacher = settle_teacher(resumed, find_teacher(config.teacher.path, root))
     judge = teacher if config.judge.path == "teacher" else judge_folder(config.judge.path)
-    for folder in (teacher, judge):
-        JudgeText(folder)  # refuses labels that are not one token
+    rubric, text = shared_rubric(teacher, judge), JudgeText(teacher)
+    require_judge(config.data.path, rubric)
     facts, data = {"teacher": str(teacher), "student starts from": str(judge)}, None
     if config.data.path is not None:
-        data = _read(config, config.data.path)
-        facts["data"] = f"{len(data[0])} training items, {len(data[1])} {config.evaluation.split} items"
+        data = read_data(config, config.data.path, text)
+        facts["data"] = data.line(config.evaluation.split)
     learning = {} if engines == "none" else {"rollout": worker_bundles(config.rollout)}
     learning["learner"] = worker_bundles(config.learner)
-    return Plan(_Found(root, teacher, judge, data), facts, (labelling_bundles(config.rollout), learning))
-
-
-def _read(config: DistillationConfig, folder: Path) -> tuple[list[AnnotatedImage], list[AnnotatedImage]]:
-    return load_split(folder, "train"), load_split(folder, config.evaluation.split)
+    return Plan(_Found(root, teacher, text, judge, data), facts, (labelling_bundles(config.rollout), learning))
 
 
 def _distil(
@@ -170,15 +184,16 @@ def _distil(
 ) -> None:
     run, teacher = started.run, found.teacher
     write_teacher(run, teacher)
-    data = data_folder(config.data, run.path)
-    items, test = found.data or _read(config, data)
-    say(f"data {data}: {len(items)} training items, {len(test)} {config.evaluation.split} items; teacher {teacher}")
-    labels = open_labels(config, teacher, JudgeText(teacher), found.root)
-    kept = _label(config, labels, teacher, items if label_training else [], test)
+    data = found.data or read_data(config, data_folder(config.data, run.path), found.text)
+    keep_facts(run, data, config.evaluation.split)
+    say(f"teacher {teacher}")
+    items, test = data.train, data.held_out
+    labels = open_labels(config, teacher, found.text, found.root)
+    kept = _label(config, labels, teacher, items if label_training else (), test)
     items = tuple(kept if label_training else items)
     task = DistillationTask(config, run.path, found.judge, items, tuple(test), labels, (), teacher, started.started_at)
     _learn(config, run, loop, engines, task)
-    _report(run, data, started.started_at)
+    _report(run, data.folder, started.started_at)
 
 
 def _label(

@@ -17,11 +17,13 @@ import numpy as np
 
 from zr_ray.config.evaluate import EvaluateConfig
 from zr_ray.data.files import atomic_file
-from zr_ray.data.load import load_split
+from zr_ray.data.load import require_judge
+from zr_ray.data.run_data import load_checked_split
 from zr_ray.judging import evaluate
 from zr_ray.judging.agreement import full_row
 from zr_ray.loops.held_out import EXAMPLES
 from zr_ray.loops.training import say_result
+from zr_ray.models.item_check import JudgeItemCheck
 from zr_ray.models.judge_text import JudgeText, judge_folder
 from zr_ray.records import AnnotatedImage
 from zr_ray.run.folder import ROWS_FILE, RunFolder
@@ -56,22 +58,28 @@ def _check(config: EvaluateConfig) -> Plan[_Found]:
 
     judge = judge_folder(config.judge.path)
     text = JudgeText(judge)  # refuses labels that are not one token
+    require_judge(config.data.path, text.rubric)
     facts, items = {"judge": f"{judge}, labels {text.format.labels} -> tokens {text.label_ids}"}, None
     if config.data.path is not None:
-        items = _read(config, config.data.path)
+        items = _read(config, config.data.path, text)
         facts["data"] = f"{len(items)} {config.evaluate.split} items"
     return Plan(_Found(judge, text, items), facts, ({"rollout": worker_bundles(config.rollout)},))
 
 
-def _read(config: EvaluateConfig, folder: Path) -> list[AnnotatedImage]:
-    return load_split(folder, config.evaluate.split)[: config.evaluate.items]
+def _read(config: EvaluateConfig, folder: Path, text: JudgeText) -> list[AnnotatedImage]:
+    """Items of the split, each known to fit a question; says what people should know about them."""
+    check = JudgeItemCheck(text, config.rollout.max_model_len, config.rollout.max_new_tokens)
+    items, warnings = load_checked_split(folder, config.evaluate.split, check)
+    for warning in warnings:
+        say(f"warning: {warning}")
+    return items[: config.evaluate.items]
 
 
 def _evaluate(config: EvaluateConfig, found: _Found, started: Started) -> None:
     from zr_ray.workers.rollout import rollout_fleet
 
     c, run, since = config.evaluate, started.run, started.started_at
-    items = found.items or _read(config, data_folder(config.data, run.path))
+    items = found.items or _read(config, data_folder(config.data, run.path), found.text)
     say(f"judge {found.judge}; {len(items)} {c.split} items")
     with rollout_fleet(run.run_id, found.judge, config.rollout, config.run.wait_for_nodes_s) as fleet:
         say(f"{len(fleet.workers)} rollout engine(s) ready after {duration(time.time() - since)}")
@@ -138,7 +146,8 @@ def _report(
     from zr_ray.report.tables import markdown_tables
 
     resamples, seed = config.evaluate.bootstrap_resamples, config.run.seed
-    human, truth = evaluate.human_scores(items), evaluate.true_scores(items)
+    rubric = next(iter(answers.values())).rubric
+    human, truth = evaluate.human_scores(items, rubric), evaluate.true_scores(items, rubric)
     rows = [
         full_row(name, judged, items, resamples, seed) | {"samples": judged.samples} for name, judged in answers.items()
     ]
@@ -153,8 +162,9 @@ def _report(
         "status": "SUCCEEDED",
         "wall_s": time.time() - started_at,
         "rows": rows,
-        "noise_ceiling": None if truth is None else evaluate.agreement(truth, human, items, resamples, seed),
+        "noise_ceiling": None if truth is None else evaluate.agreement(truth, human, items, rubric, resamples, seed),
         "judge": str(judge_folder(config.judge.path)),
+        "bins": list(rubric.bins),
         "swap": swap,
     }
     run.write_result(result)

@@ -59,7 +59,8 @@ def train(loop_config: dict) -> None:
             groups = generate(
                 workers, requests, c.group_size, 1.0, config.rollout.deadline_s, f"rollouts of step {step + 1}"
             )
-            rollouts = collect(pairs, requests, groups, c, learner.text.label_ids)
+            text = learner.text
+            rollouts = collect(pairs, requests, groups, c, text.rubric, text.label_ids, len(text.marker_ids))
             totals = reduced(rollout_metrics(rollouts, step), learner.reduce_sum)
         objective = GdsoObjective(rollouts, c, totals, config.rollout.max_new_tokens)
         with journal.timer("train"):

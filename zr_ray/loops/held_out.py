@@ -18,6 +18,7 @@ from zr_ray.judging.direct import judge_directly
 from zr_ray.loops.journal import Journal
 from zr_ray.records import AnnotatedImage
 from zr_ray.run.folder import ROWS_FILE
+from zr_ray.run.result import value_text
 from zr_ray.workers.learner import Learner
 
 EXAMPLES = 16
@@ -65,13 +66,13 @@ class HeldOut:
         with self.journal.timer("evaluate"):
             items = self.items[: self.c.items]
             judged = self.ask(items, self.reasoning, 0)
-            human = evaluate.human_scores(items)
-            pooled = evaluate.agreement(judged.mu, human, items, DURING_RESAMPLES, self.seed)["pooled"]
+            human, rubric = evaluate.human_scores(items, judged.rubric), judged.rubric
+            pooled = evaluate.agreement(judged.mu, human, items, rubric, DURING_RESAMPLES, self.seed)["pooled"]
         return {f"eval/{name}": float("nan") if pooled[name] is None else pooled[name] for name in DURING}
 
     def finish(self) -> dict:
-        """Judge the held-out set, save the judge as a Hugging Face folder, write examples.   Returns: on rank 0 "rows"
-        and "noise_ceiling" of result.json."""
+        """Judge the held-out set, save the judge as a Hugging Face folder, write examples.   Returns: on rank 0 "rows",
+        "noise_ceiling" and "bins" of result.json."""
         judged = self.ask(self.items, self.reasoning, self.c.samples)
         self.store(self.method, judged)
         self.learner.save_judge(self.journal.run.judge)
@@ -79,14 +80,15 @@ class HeldOut:
 
     def result(self, judged: evaluate.Judged) -> dict:
         """What rank 0 finds out from the trained judge's answers."""
-        human, truth = evaluate.human_scores(self.items), evaluate.true_scores(self.items)
+        rubric = judged.rubric
+        human, truth = evaluate.human_scores(self.items, rubric), evaluate.true_scores(self.items, rubric)
         ceiling = None
         if truth is not None:
-            ceiling = evaluate.agreement(truth, human, self.items, self.c.bootstrap_resamples, self.seed)
+            ceiling = evaluate.agreement(truth, human, self.items, rubric, self.c.bootstrap_resamples, self.seed)
         self._write_examples(judged, human)
         rows = [{k: v for k, v in row.items() if k != "mu"} for row in self._rows()]
         self.journal.say(f"trained judge: {self.journal.run.judge}")
-        return {"rows": rows, "noise_ceiling": ceiling}
+        return {"rows": rows, "noise_ceiling": ceiling, "bins": list(rubric.bins)}
 
     def store(self, method: str, judged: evaluate.Judged) -> None:
         """Keep the row of `method`; an earlier row of that name is replaced."""
@@ -97,13 +99,13 @@ class HeldOut:
         self.journal.run.write_json(ROWS_FILE, rows)
         pooled = row["pooled"]
         self.journal.say(
-            f"{method}: HPA {_text(pooled['hpa'], 'no pairs')} {_bracket(pooled['hpa_ci'])},"
-            f" PLCC {_text(pooled['plcc'])}, {row['tokens_per_score']:.1f} tokens per score"
+            f"{method}: HPA {value_text(pooled, 'hpa')} {_bracket(pooled['hpa_ci'])},"
+            f" PLCC {value_text(pooled, 'plcc')}, {row['tokens_per_score']:.1f} tokens per score"
         )
 
     def row(self, method: str, judged: evaluate.Judged) -> dict:
         """What is measured, one row of result.json."""
-        human = evaluate.human_scores(self.items)
+        human = evaluate.human_scores(self.items, judged.rubric)
         return evaluate.row(method, judged, human, self.items, self.c.bootstrap_resamples, self.seed)
 
     def _rows(self) -> list[dict]:
@@ -145,10 +147,6 @@ def by_engines(learner: Learner, task) -> Ask:
 def by_learner(learner: Learner, task) -> Ask:
     """Asking the learner's own forward for direct scores, without an engine."""
     return lambda items, reasoning, samples: judge_directly(learner, items, task.config.evaluation.batch_items)
-
-
-def _text(value: float | None, none: str = "undefined") -> str:
-    return none if value is None else f"{value:.3f}"
 
 
 def _bracket(interval: list[float] | None) -> str:

@@ -18,10 +18,10 @@ from zr_ray.data.labels import Label, fingerprints
 from zr_ray.functional.disagreement import disagreement
 from zr_ray.functional.scores import score_log_distribution
 from zr_ray.judging.agreement import full_row
-from zr_ray.judging.evaluate import BINS, Judged
+from zr_ray.judging.evaluate import Judged, pooled_groups
 from zr_ray.loops.held_out import HeldOut
 from zr_ray.records import AnnotatedImage
-from zr_ray.rubric import DIMENSIONS
+from zr_ray.rubric import Rubric
 from zr_ray.run.result import TEACHER_ROW
 
 PREDICTIONS_FILE = "predictions.npz"
@@ -36,7 +36,7 @@ class TaughtHeldOut(HeldOut):
         reasoning."""
         super().__init__(*args, **kwargs)
         self.reasons_before = self.reasoning
-        self.teacher = labelled(self.items, known)
+        self.teacher = labelled(self.items, known, self.learner.text.rubric)
 
     def before(self) -> None:
         """Rows of the untrained student, then the teacher's, which costs nothing."""
@@ -54,7 +54,7 @@ class TaughtHeldOut(HeldOut):
     def result(self, judged: Judged) -> dict:
         """With "teacher_gap" (`compared`); leaves predictions.npz."""
         teacher, student = mean_log_q(self.teacher), mean_log_q(judged)
-        gap = compared(teacher, student, self.items, self.c.bootstrap_resamples, self.seed)
+        gap = compared(teacher, student, self.items, judged.rubric, self.c.bootstrap_resamples, self.seed)
         with atomic_file(self.journal.run.path / PREDICTIONS_FILE) as file:
             np.savez_compressed(
                 file,
@@ -76,12 +76,13 @@ def source_of(task) -> dict:
     return {"teacher": str(task.teacher), "distillation": {"items": len(task.items)}}
 
 
-def labelled(items: Sequence[AnnotatedImage], known: dict[str, Label]) -> Judged:
-    """A label set's answers on items as an evaluation: one output per question, which cost the tokens of all traces."""
+def labelled(items: Sequence[AnnotatedImage], known: dict[str, Label], rubric: Rubric) -> Judged:
+    """A label set's answers on items as an evaluation: one output per question, which cost the tokens of all traces.
+    rubric: the label set's."""
     labels = [known[name] for name in fingerprints(items)]
     made = torch.from_numpy(np.stack([label.log_q for label in labels])).double()
     tokens = torch.from_numpy(np.stack([label.tokens for label in labels])).float()
-    return Judged(made.unsqueeze(2), tokens.unsqueeze(2), (("",) * len(DIMENSIONS),) * len(labels))
+    return Judged(made.unsqueeze(2), tokens.unsqueeze(2), rubric, (("",) * len(rubric.dimensions),) * len(labels))
 
 
 def mean_log_q(judged: Judged) -> Tensor:
@@ -89,19 +90,19 @@ def mean_log_q(judged: Judged) -> Tensor:
     return score_log_distribution(judged.label_logprobs[:, :, 0]) if judged.samples == 1 else judged.q.log()
 
 
-def compared(teacher: Tensor, student: Tensor, items: Sequence[AnnotatedImage], resamples: int, seed: int) -> dict:
+def compared(
+    teacher: Tensor, student: Tensor, items: Sequence[AnnotatedImage], rubric: Rubric, resamples: int, seed: int
+) -> dict:
     """{"pooled": ..., "dimensions": {d: ...}} of `disagreement`. teacher, student: [I, D, K] log q, nan = none."""
+    bins = torch.tensor(rubric.bins, dtype=torch.float64)
     names = sorted({item.group for item in items})
     prompt = torch.tensor([names.index(item.group) for item in items])
-    every = prompt[:, None].expand(-1, len(DIMENSIONS))
-    inside = every * len(DIMENSIONS) + torch.arange(len(DIMENSIONS))
-    pooled = disagreement(
-        teacher.flatten(0, 1), student.flatten(0, 1), inside.flatten(), BINS, every.flatten(), resamples, seed
-    )
+    inside, every = pooled_groups(prompt, len(rubric.dimensions))
+    pooled = disagreement(teacher.flatten(0, 1), student.flatten(0, 1), inside, bins, every, resamples, seed)
     return {
         "pooled": pooled,
         "dimensions": {
-            name: disagreement(teacher[:, d], student[:, d], prompt, BINS, None, resamples, seed)
-            for d, name in enumerate(DIMENSIONS)
+            name: disagreement(teacher[:, d], student[:, d], prompt, bins, None, resamples, seed)
+            for d, name in enumerate(rubric.dimensions)
         },
     }

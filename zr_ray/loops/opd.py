@@ -33,7 +33,6 @@ from zr_ray.models.judge import JudgeOutputs, load_packed_judge
 from zr_ray.models.judge_text import JudgeText
 from zr_ray.models.packing import Row
 from zr_ray.records import Judgement
-from zr_ray.rubric import DIMENSIONS
 
 if TYPE_CHECKING:
     from zr_ray.loops.distillation import DistillationTask
@@ -56,6 +55,8 @@ def train(loop_config: dict) -> None:
     )
     workers = workers_of_rank(task.workers, learner.rank, learner.world)
 
+    dimensions = learner.text.rubric.dimensions
+
     start = journal.restore()
     journal.note(push(learner, start))
     if start == 0:
@@ -63,13 +64,13 @@ def train(loop_config: dict) -> None:
 
     for step in journal.steps(start):
         with journal.timer("rollout"):
-            asked = step_questions(step, c.questions_per_step, len(task.items), config.run.seed)
+            asked = step_questions(step, c.questions_per_step, len(task.items), len(dimensions), config.run.seed)
             mine = range(learner.rank, len(asked), learner.world)
             requests = [
                 question(
                     learner.text,
                     task.items[asked[n][0]],
-                    DIMENSIONS[asked[n][1]],
+                    dimensions[asked[n][1]],
                     request_seed(config.run.seed, step, n),
                 )
                 for n in mine
@@ -107,9 +108,9 @@ def train(loop_config: dict) -> None:
     journal.finish("opd", held_out.finish() | source_of(task))
 
 
-def step_questions(step: int, per_step: int, items: int, seed: int) -> list[tuple[int, int]]:
+def step_questions(step: int, per_step: int, items: int, dimensions: int, seed: int) -> list[tuple[int, int]]:
     """(item, dimension) of one step: every question of every item once, in an order drawn anew for each epoch."""
-    return [divmod(slot, len(DIMENSIONS)) for slot in step_items(step, per_step, items * len(DIMENSIONS), seed)]
+    return [divmod(slot, dimensions) for slot in step_items(step, per_step, items * dimensions, seed)]
 
 
 class FrozenTeacher:

@@ -24,7 +24,6 @@ from zr_ray.loops.push import WeightPush
 from zr_ray.models.judge import JudgeOutputs
 from zr_ray.models.judge_text import JudgeText
 from zr_ray.models.packing import Row
-from zr_ray.rubric import SCORE_BINS
 
 if TYPE_CHECKING:
     from zr_ray.loops.training import TrainingTask
@@ -51,6 +50,7 @@ def train(loop_config: dict) -> None:
         config.rollout.deadline_s,
     )
     schedule = PairSchedule(list(task.pairs), c.pairs_per_step, config.run.seed)
+    bins = torch.tensor(learner.text.rubric.bins)
 
     start = journal.restore()
     journal.note(push(learner, start))
@@ -69,7 +69,7 @@ def train(loop_config: dict) -> None:
             units = [
                 [answer_row(learner.text, item, dimension, score, c.reasoning)] for item, dimension, score in sides
             ]
-            targets = score_targets(torch.tensor([score for _, _, score in sides]), c)
+            targets = score_targets(torch.tensor([score for _, _, score in sides]), c, bins)
             stats = learner.accumulate(units, SftObjective(targets, 2 * c.pairs_per_step, c.chain_weight))
             metrics = reduced(stats.sums, learner.reduce_sum) | learner.apply(config.learner.rate(step, c.steps))
         if held_out.is_due(step + 1) or step + 1 == c.steps:
@@ -91,14 +91,13 @@ def answer_row(text: JudgeText, item, dimension: str, score: float, reasoning: b
                 f"item {item.id} must carry a reasoning text for {dimension} to train with sft.reasoning, it has none;"
                 " add `reasoning` to its record, or set sft.reasoning=false"
             )
-    bin_index = min(range(len(SCORE_BINS)), key=lambda k: abs(SCORE_BINS[k] - score))
-    tokens, index = text.answer(bin_index, chain)
+    tokens, index = text.answer(text.rubric.nearest_bin(score), chain)
     return Row(text.question(item.prompt, dimension, direct=not reasoning), load_image(item.image), (tokens,), (index,))
 
 
-def score_targets(human: Tensor, c: SftSection) -> Tensor:
-    """[N, K] target distribution of each score."""
-    return scores.label_targets(human.float(), c.target, c.gaussian_std, torch.tensor(SCORE_BINS))
+def score_targets(human: Tensor, c: SftSection, bins: Tensor) -> Tensor:
+    """[N, K] target distribution of each score. bins: [K] rubric points."""
+    return scores.label_targets(human.float(), c.target, c.gaussian_std, bins)
 
 
 class SftObjective:

@@ -26,13 +26,15 @@ from zr_ray.config.opd import OpdConfig
 from zr_ray.config.risd import RisdConfig
 from zr_ray.config.sft import SftConfig
 from zr_ray.config.table import TableConfig
-from zr_ray.data.load import load_split
+from zr_ray.data.load import load_split, require_judge
 from zr_ray.errors import CheckpointError
-from zr_ray.loops.distillation import find_teacher, settle_teacher, write_teacher
+from zr_ray.loops.distillation import find_teacher, settle_teacher, shared_rubric, write_teacher
 from zr_ray.models.judge_text import judge_folder
+from zr_ray.rubric import ScoringFormat
 from zr_ray.run.folder import RunFolder, default_root
 from zr_ray.run.launch import Plan, Started, launch
 from zr_ray.run.observe import duration, say
+from zr_ray.run.result import value_text
 from zr_ray.run.table_rows import RowRun
 from zr_ray.world.build import data_folder
 
@@ -77,6 +79,10 @@ def _check(config: TableConfig, jobs: Path, resumed: RunFolder | None) -> Plan[_
     taught = any(choice.job in FROM_TEACHER for choice in config.table.rows.values())
     teacher = settle_teacher(resumed, find_teacher(config.teacher.path, root)) if taught else None
     judges = {name: judge_folder(path) for name, path in config.table.judges.items()}
+    for judge in judges.values():
+        require_judge(config.data.path, ScoringFormat.load(judge).rubric)
+        if taught:
+            shared_rubric(teacher, judge)
     if config.data.path is not None:
         load_split(config.data.path, "train")
         load_split(config.data.path, "test")
@@ -218,7 +224,7 @@ def _run(run: RowRun, jobs: Path, folder: RunFolder, running: set[subprocess.Pop
         code = process.wait()
         running.discard(process)
     result = (
-        f"HPA {run.result()['rows'][-1]['pooled']['hpa']:.3f}"
+        f"HPA {value_text(run.result()['rows'][-1]['pooled'], 'hpa')}"
         if run.finished
         else f"FAILED with code {code}: {log.read_text().splitlines()[-1:]}"
     )
@@ -229,7 +235,7 @@ def _run(run: RowRun, jobs: Path, folder: RunFolder, running: set[subprocess.Pop
 def _speeds(
     config: TableConfig, folder: RunFolder, runs: Sequence[RowRun], teacher: Path | None, jobs: Path
 ) -> dict[str, dict]:
-    """Row name -> figures of `judge_speed`, of its first finished run: after reasoning on vLLM, or four dimensions in
+    """Row name -> figures of `judge_speed`, of its first finished run: after reasoning on vLLM, or all dimensions in
     one forward."""
     from zr_ray.judging.speed import measure
 

@@ -11,8 +11,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from zr_ray.data.load import load_split
-from zr_ray.data.pairs import preference_pairs
+from zr_ray.data.load import require_judge
+from zr_ray.data.run_data import DATA_FILE, RunData, load_run_data, require_pairs
+from zr_ray.models.item_check import JudgeItemCheck
 from zr_ray.models.judge_text import JudgeText, judge_folder
 from zr_ray.records import AnnotatedImage, PreferencePair
 from zr_ray.run import driver
@@ -45,8 +46,9 @@ class _Found:
     """What the check leaves for the body."""
 
     judge: Path
-    data: tuple[list[PreferencePair], list[AnnotatedImage]] | None
-    """(training pairs, evaluation items); None where the simulated world is still to be written."""
+    text: JudgeText
+    data: RunData | None
+    """None where the simulated world is still to be written."""
 
 
 def launch_training(job: str, config, args: argparse.Namespace, loop) -> None:
@@ -65,17 +67,30 @@ def _check(config) -> Plan[_Found]:
 
     judge = judge_folder(config.judge.path)
     text = JudgeText(judge)  # refuses labels that are not one token
-    facts = {"judge": f"{judge}, labels {text.format.labels} -> tokens {text.label_ids}"}
-    data = None
+    require_judge(config.data.path, text.rubric)
+    facts, data = {"judge": f"{judge}, labels {text.format.labels} -> tokens {text.label_ids}"}, None
     if config.data.path is not None:
-        data = _read(config, config.data.path)
-        facts["data"] = f"{len(data[0])} training pairs, {len(data[1])} {config.evaluation.split} items"
+        data = read_data(config, config.data.path, text)
+        require_pairs(data)
+        facts["data"] = data.line(config.evaluation.split)
     bundles = {"rollout": worker_bundles(config.rollout), "learner": worker_bundles(config.learner)}
-    return Plan(_Found(judge, data), facts, (bundles,))
+    return Plan(_Found(judge, text, data), facts, (bundles,))
 
 
-def _read(config, folder: Path) -> tuple[list[PreferencePair], list[AnnotatedImage]]:
-    return preference_pairs(load_split(folder, "train")), load_split(folder, config.evaluation.split)
+def read_data(config, folder: Path, text: JudgeText) -> RunData:
+    """Both splits of a run's data, each item known to fit a question to the judge of `text`.   Raises: DataError.
+
+    Args: config: has rollout and evaluation."""
+    check = JudgeItemCheck(text, config.rollout.max_model_len, config.rollout.max_new_tokens)
+    return load_run_data(folder, config.evaluation.split, check, text.rubric.dimensions)
+
+
+def keep_facts(run: RunFolder, data: RunData, split: str) -> None:
+    """Say what a run's data is and what people should know about it; the run folder gets data.json."""
+    run.write_json(DATA_FILE, data.facts())
+    say(f"data {data.folder}: {data.line(split)}")
+    for warning in data.warnings:
+        say(f"warning: {warning}")
 
 
 def _train(config, loop, found: _Found, started: Started) -> None:
@@ -83,9 +98,9 @@ def _train(config, loop, found: _Found, started: Started) -> None:
     from zr_ray.workers.rollout import rollout_fleet
 
     run, since = started.run, started.started_at
-    folder = data_folder(config.data, run.path)
-    pairs, test = found.data or _read(config, folder)
-    say(f"data {folder}: {len(pairs)} training pairs, {len(test)} {config.evaluation.split} items")
+    data = found.data or read_data(config, data_folder(config.data, run.path), found.text)
+    require_pairs(data)
+    keep_facts(run, data, config.evaluation.split)
     with (
         driver.follow(run),
         rollout_fleet(run.run_id, found.judge, config.rollout, config.run.wait_for_nodes_s) as fleet,
@@ -94,7 +109,7 @@ def _train(config, loop, found: _Found, started: Started) -> None:
             f"{len(fleet.workers)} rollout engine(s) ready after {duration(time.time() - since)}; starting"
             f" {config.learner.workers} learner(s)"
         )
-        task = TrainingTask(config, run.path, found.judge, tuple(fleet.workers), tuple(pairs), tuple(test), since)
+        task = TrainingTask(config, run.path, found.judge, tuple(fleet.workers), data.pairs, data.held_out, since)
         run_learners(loop, task, config.learner, run.path, run.run_id)
     say_result(run, since)
     say(f"next: the trained judge is {run.judge}; use it anywhere with judge.path={run.judge}")
