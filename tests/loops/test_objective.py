@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from zr_ray.config.sections import GdsoSection
+from zr_ray.config.gdso import GdsoSection
 from zr_ray.functional import scores
 from zr_ray.functional.grpo import group_advantages
 from zr_ray.loops.objective import GdsoObjective, collect, is_empty, mean_metrics, rollout_metrics

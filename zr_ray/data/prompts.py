@@ -1,6 +1,7 @@
 """What a prompt may not contain, asked alike by the loader, the reward service and its client.
 
-Left out on purpose: the tokenizer. Callers bring the control tokens of their judge (`models.judge_text.control_tokens`).
+Left out on purpose: the tokenizer. Callers bring the control tokens of their judge
+(`models.judge_text.control_tokens`).
 """
 
 from __future__ import annotations

@@ -37,6 +37,10 @@ class RunData:
     warnings: tuple[str, ...]
     """What a run can live with, one line each."""
 
+    def line(self, split: str) -> str:
+        """How much there is, for a log. split: name of the evaluation split."""
+        return f"{len(self.train)} training items, {len(self.pairs)} pairs, {len(self.held_out)} {split} items"
+
     def facts(self) -> dict:
         """As JSON, for the run folder (`DATA_FILE`)."""
         counts = {"train_items": len(self.train), "pairs": len(self.pairs), "held_out_items": len(self.held_out)}

@@ -229,6 +229,11 @@ def reliability(mu: Tensor, human: Tensor, bins: int = 8) -> dict[str, list]:
     }
 
 
+def rounded(mu: Tensor) -> list[list[float | None]]:
+    """[I][D] for rows.json: four digits, None where there is no score."""
+    return [[round(float(v), 4) if v == v else None for v in item] for item in mu]
+
+
 def _ratio(correct: Tensor, total: Tensor) -> float | None:
     return float(correct.sum() / total.sum()) if total.sum() > 0 else None
 

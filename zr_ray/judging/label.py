@@ -40,7 +40,7 @@ from zr_ray.models.judge_text import JudgeText
 from zr_ray.records import AnnotatedImage, Judgement, JudgeRequest
 from zr_ray.rubric import Rubric
 from zr_ray.run.observe import duration
-from zr_ray.run.placement import bundle
+from zr_ray.run.placement import bundle, worker_bundles
 from zr_ray.workers.rollout import RolloutWorker, engine_environment
 
 READER_CPUS = 0.25
@@ -248,4 +248,4 @@ def teacher_distributions(groups: Sequence[Sequence[Judgement]], rubric: Rubric)
 
 def labelling_bundles(rollout: RolloutSection) -> dict[str, list[dict[str, float]]]:
     """Role -> bundles the pipeline asks Ray for."""
-    return {"labeller": [bundle(rollout.cpus, rollout.gpus)] * rollout.workers, "reader": [bundle(READER_CPUS, 0)]}
+    return {"labeller": worker_bundles(rollout), "reader": [bundle(READER_CPUS, 0)]}

@@ -15,6 +15,7 @@ import argparse
 import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,56 +24,92 @@ from torch import Tensor
 
 from zr_ray.config.audit import AuditConfig, AuditSection
 from zr_ray.data.images import load_image
-from zr_ray.data.load import data_folder, load_split, require_judge
+from zr_ray.data.load import require_judge
+from zr_ray.data.run_data import load_checked_split
 from zr_ray.errors import JudgeError
-from zr_ray.loops.distillation import find_teacher, open_labels, shared_rubric
-from zr_ray.loops.distillation_journal import compared, labelled, mean_log_q
+from zr_ray.loops.distillation import find_teacher, open_labels, settle_teacher, shared_rubric, write_teacher
+from zr_ray.loops.held_out_taught import compared, labelled, mean_log_q
 from zr_ray.models.identity import judge_hash
+from zr_ray.models.item_check import JudgeItemCheck
 from zr_ray.models.judge_text import JudgeText, judge_folder
 from zr_ray.records import AnnotatedImage
 from zr_ray.rubric import Rubric
-from zr_ray.run import driver
 from zr_ray.run.folder import RunFolder, default_root
+from zr_ray.run.launch import Plan, Started, launch
 from zr_ray.run.observe import duration, say, wait_for
+from zr_ray.world.build import data_folder
 
 SCORING_BATCH = 64
 """Images of one task that scores; small enough for any memory, large enough that a task's start does not matter."""
 
 
+@dataclass(frozen=True)
+class _Found:
+    """What the check leaves for the body."""
+
+    root: Path
+    """Of all runs."""
+    student: Path
+    teacher: Path
+    text: JudgeText
+    """The teacher's."""
+    rubric: Rubric
+    """Of both."""
+    items: list[AnnotatedImage] | None
+    """None where the simulated world is still to be written."""
+
+
 def audit(config: AuditConfig, args: argparse.Namespace) -> None:
-    """Score, sample, ask, report; with --dry-run print the plan only.
+    """Score, sample, ask, report; with --dry-run print the plan only. A resumed audit starts again in the same folder.
 
     Raises: ZrRayError for everything a user can fix; JudgeError, after the report, if the student is beyond the
     limits."""
-    started_at, c = time.time(), config.audit
-    root = Path(config.run.root) if config.run.root else default_root()
-    student, teacher = judge_folder(config.judge.path), find_teacher(config.teacher.path, root)
-    rubric = shared_rubric(teacher, student)
-    require_judge(config.data.path, rubric)
-    bins = torch.tensor(rubric.bins, dtype=torch.float64)
-
-    from zr_ray.judging.label import label_items, labelling_bundles
-    from zr_ray.run.placement import bundle, check_feasible, living_nodes
-
-    phases = (
-        {"student": [bundle(config.student.cpus, config.student.gpus)] * config.student.workers},
-        labelling_bundles(config.rollout),
+    launch(
+        "audit",
+        config,
+        args.dry_run,
+        lambda resumed: _check(config, resumed),
+        lambda found, started: _audit(config, found, started),
     )
-    if args.dry_run:
-        facts = {"student": str(student), "teacher": str(teacher)}
-        driver.print_plan(config, {role: bundles for phase in phases for role, bundles in phase.items()}, facts)
-        return
-    dashboard = driver.connect(namespace="zr_ray")
-    for bundles in phases:
-        check_feasible(bundles, living_nodes(), config.run.wait_for_nodes_s)
-    run = RunFolder.start(config, "audit")
-    driver.first_lines(run, dashboard, started_at)
-    pool = draw(load_split(data_folder(config.data, run.path), c.split), c.pool_items, config.run.seed)
+
+
+def _check(config: AuditConfig, resumed: RunFolder | None) -> Plan[_Found]:
+    from zr_ray.judging.label import labelling_bundles
+    from zr_ray.run.placement import worker_bundles
+
+    root = Path(config.run.root) if config.run.root else default_root()
+    student = judge_folder(config.judge.path)
+    teacher = settle_teacher(resumed, find_teacher(config.teacher.path, root))
+    rubric, text = shared_rubric(teacher, student), JudgeText(teacher)
+    require_judge(config.data.path, rubric)
+    facts, items = {"student": str(student), "teacher": str(teacher)}, None
+    if config.data.path is not None:
+        items = _read(config, config.data.path, text)
+        facts["data"] = f"{len(items)} {config.audit.split} items"
+    phases = {"student": worker_bundles(config.student)}, labelling_bundles(config.rollout)
+    return Plan(_Found(root, student, teacher, text, rubric, items), facts, phases)
+
+
+def _read(config: AuditConfig, folder: Path, text: JudgeText) -> list[AnnotatedImage]:
+    check = JudgeItemCheck(text, config.rollout.max_model_len, config.rollout.max_new_tokens)
+    return load_checked_split(folder, config.audit.split, check)[0]
+
+
+def _audit(config: AuditConfig, found_before: _Found, started: Started) -> None:
+    from zr_ray.judging.label import label_items
+
+    c, run, started_at = config.audit, started.run, started.started_at
+    student, teacher = found_before.student, found_before.teacher
+    write_teacher(run, teacher)
+    text, rubric = found_before.text, found_before.rubric
+    bins = torch.tensor(rubric.bins, dtype=torch.float64)
+    items = found_before.items or _read(config, data_folder(config.data, run.path), text)
+    pool = draw(items, c.pool_items, config.run.seed)
     say(f"the student {student} scores {len(pool)} items")
     log_q = score_pool(student, pool, config, rubric)
     chosen = sample((log_q.exp() @ bins).mean(-1), c, config.run.seed)
     items = [pool[i] for i in [*chosen["random"], *chosen["highest"]]]
-    labels = open_labels(config, teacher, JudgeText(teacher), root)
+    labels = open_labels(config, teacher, text, found_before.root)
     known = label_items(items, labels, teacher, config.rollout, config.label, say)
 
     found = {}

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zr_ray.config.sections import GdsoSection
+from zr_ray.config.gdso import GdsoSection
 from zr_ray.functional import gdso, grpo, scores
 from zr_ray.models.judge import JudgeOutputs
 from zr_ray.models.packing import Row

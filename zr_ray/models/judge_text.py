@@ -34,8 +34,8 @@ def judge_folder(path: str) -> Path:
 
 
 def control_tokens(tokenizer) -> tuple[str, ...]:
-    """Texts that a judge's tokenizer reads as one command instead of as words: its special tokens, and every other added
-    token in angle brackets (Qwen's <think> and <tool_call> are not marked special). No prompt may hold one."""
+    """Texts that a judge's tokenizer reads as one command instead of as words: its special tokens, and every other
+    added token in angle brackets (Qwen's <think> and <tool_call> are not marked special). No prompt may hold one."""
     added = tokenizer.added_tokens_decoder.values()
     marked = {t.content for t in added if t.special or (t.content.startswith("<") and t.content.endswith(">"))}
     return tuple(sorted(marked | set(tokenizer.all_special_tokens)))

@@ -11,16 +11,14 @@ from torch import Tensor
 
 from zr_ray.config.table import TEACHER, TableConfig
 from zr_ray.judging.evaluate import human_scores
-from zr_ray.loops.distillation_journal import TEACHER_ROW
-from zr_ray.loops.journal import ROWS_FILE
-from zr_ray.loops.table import RowRun, base_rows
 from zr_ray.models.judge_text import judge_folder
 from zr_ray.records import AnnotatedImage
 from zr_ray.report.compare import TestSet, agreement, defined, difference, measure
 from zr_ray.report.tables import markdown_table
 from zr_ray.rubric import Rubric, ScoringFormat
-from zr_ray.run.folder import RunFolder
-from zr_ray.run.result import undefined_text
+from zr_ray.run.folder import ROWS_FILE, RunFolder
+from zr_ray.run.result import TEACHER_ROW, undefined_text
+from zr_ray.run.table_rows import RowRun, base_rows
 
 Answers = dict[str, dict[int, Tensor]]
 """Row name -> seed -> [I, D] mu."""

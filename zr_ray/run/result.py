@@ -17,6 +17,10 @@ RateInterval = tuple[Rate, Rate]
 CorrelationInterval = tuple[Correlation, Correlation]
 
 
+TEACHER_ROW = "teacher, reasoning"
+"""Method of the row that a run gives its teacher."""
+
+
 class _Open(BaseModel):
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
 
@@ -64,8 +68,8 @@ class Row(Scores):
     reliability: dict[str, Reliability] = Field(default_factory=dict, description="dimension -> reliability curve")
 
 
-class Result(_Open):
-    """The whole file. The first row is the baseline that the report takes its differences from."""
+class RunResult(_Open):
+    """What every job writes; a generator's job adds keys of its own."""
 
     job: str
     run_id: str
@@ -73,6 +77,11 @@ class Result(_Open):
     wall_s: float = Field(
         ge=0, description="seconds from the first line of the job log to the result, all attempts together"
     )
+
+
+class Result(RunResult):
+    """What a job that judges writes. The first row is the baseline that the report takes its differences from."""
+
     rows: list[Row] = Field(min_length=1)
     noise_ceiling: Scores | None = Field(
         None, description="what a judge that knows the true score would get; null when unknown"
@@ -102,7 +111,7 @@ def value_text(agreement: dict, key: str, scale: float = 1) -> str:
 def check_result(result: dict) -> None:
     """Raises ValueError naming the first keys that break the schema."""
     try:
-        Result.model_validate(result)
+        (Result if "rows" in result else RunResult).model_validate(result)
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, p['loc']))}: {p['msg']}, got {p['input']!r:.80}" for p in error.errors()[:5]]
         raise ValueError(f"result.json breaks its schema (zr_ray/run/result.py): {'; '.join(problems)}") from None

@@ -25,9 +25,9 @@ from zr_ray.errors import ConfigError, RewardError
 from zr_ray.records import RewardReply, RewardRequest
 from zr_ray.serving.batching import Batcher
 from zr_ray.serving.cache import AnswerCache
-from zr_ray.serving.limits import check_request
 from zr_ray.serving.measures import Measures
 from zr_ray.serving.replies import item_weights, reply_of
+from zr_ray.workers.limits import check_request
 
 STUDENT, TEACHER, GATEWAY = "student", "teacher", "gateway"
 """Deployment names inside an application."""

@@ -22,9 +22,8 @@ import numpy as np
 
 from zr_ray.data.images import FORMATS, ImageTooLarge, decode_image
 from zr_ray.errors import DataError
-from zr_ray.records import ItemFault, JudgeIdentity, RewardReply, RewardRequest
+from zr_ray.records import ItemFault, JudgeIdentity, Limits, RewardReply, RewardRequest
 from zr_ray.rubric import PAPER, Rubric
-from zr_ray.serving.limits import Limits
 
 JSON, SAFETENSORS = "application/json", "application/x-safetensors"
 IMAGE_FORMATS = {media_type: name for name, media_type in FORMATS.items()}

@@ -22,8 +22,8 @@ from zr_ray.functional.aggregation import aggregate_reward, score_deviation
 from zr_ray.functional.scores import score_entropy
 from zr_ray.models.identity import judge_hash, template_hash
 from zr_ray.models.student import Student, StudentScores
-from zr_ray.records import ItemFault, JudgeIdentity
-from zr_ray.serving.limits import Limits, check_image, check_prompt
+from zr_ray.records import ItemFault, JudgeIdentity, Limits
+from zr_ray.workers.limits import check_image, check_prompt
 
 CACHED_PROMPT_CHARS = 2_000_000
 """Characters of different prompts after which cached question layouts are dropped; about 60 bytes each stay in memory

@@ -18,15 +18,15 @@ import numpy as np
 import torch
 
 from zr_ray.config.sections import RolloutSection
-from zr_ray.config.serve import TeacherSection
+from zr_ray.config.serve import ServedTeacherSection
 from zr_ray.errors import JudgeError
 from zr_ray.functional.aggregation import score_deviation
 from zr_ray.functional.scores import expected_score, outside_mass, score_entropy, score_log_distribution
 from zr_ray.models.identity import judge_hash, template_hash
 from zr_ray.models.judge_text import JudgeText
 from zr_ray.models.preprocess import PixelPreprocessor
-from zr_ray.records import ItemFault, JudgeIdentity, JudgeRequest
-from zr_ray.serving.limits import Limits, check_image, check_prompt
+from zr_ray.records import ItemFault, JudgeIdentity, JudgeRequest, Limits
+from zr_ray.workers.limits import check_image, check_prompt
 from zr_ray.workers.reward import RewardAnswer, RewardItem
 from zr_ray.workers.rollout import RolloutWorker
 
@@ -118,7 +118,7 @@ class TeacherWorker:
         return RewardAnswer(*(column.float().numpy() for column in columns))
 
 
-def teacher_engine(folder: Path | str, config: TeacherSection) -> RolloutWorker:
+def teacher_engine(folder: Path | str, config: ServedTeacherSection) -> RolloutWorker:
     """The vLLM engine of a teacher replica."""
     section = RolloutSection(
         threads=config.threads,

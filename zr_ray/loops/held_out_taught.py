@@ -1,5 +1,5 @@
-"""The journal of a run that distils a teacher: full evaluation rows, a row for the teacher, and how far the student is
-from it.
+"""The held-out set of a loop that distills a teacher: full evaluation rows, a row for the teacher, and how far the
+student is from it.
 
 Beside the usual files the run folder holds predictions.npz: "ids", "groups", "teacher" and "student" [I, D, K] log q of
 the held-out set.
@@ -7,100 +7,73 @@ the held-out set.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from zr_ray.data.files import atomic_file
 from zr_ray.data.labels import Label, fingerprints
 from zr_ray.functional.disagreement import disagreement
 from zr_ray.functional.scores import score_log_distribution
 from zr_ray.judging.agreement import full_row
-from zr_ray.judging.direct import judge_directly
 from zr_ray.judging.evaluate import Judged, pooled_groups
-from zr_ray.loops.journal import Journal
+from zr_ray.loops.held_out import HeldOut
 from zr_ray.records import AnnotatedImage
 from zr_ray.rubric import Rubric
+from zr_ray.run.result import TEACHER_ROW
 
-TEACHER_ROW = "teacher, reasoning"
 PREDICTIONS_FILE = "predictions.npz"
 
 
-class DistillationJournal(Journal):
-    """Journal with a teacher row, for a student that reasons. The teacher's answers come from the run's labels."""
+class TaughtHeldOut(HeldOut):
+    """Held-out rows of a student: full rows, one for the teacher, whose answers come from the run's labels, and the
+    difference of the two."""
 
     def __init__(self, *args, known: dict[str, Label], **kwargs) -> None:
-        """known: labels of the held-out set; the rest as `Journal`."""
+        """known: labels of the held-out set. The rest: as `HeldOut`; a student of one token has no row with
+        reasoning."""
         super().__init__(*args, **kwargs)
-        self.teacher = labelled(self.task.test, known, self.task.labels.rubric)
-        self._last: Judged | None = None
+        self.reasons_before = self.reasoning
+        self.teacher = labelled(self.items, known, self.learner.text.rubric)
 
-    def evaluate_base(self) -> None:
-        """As `Journal`, then the teacher's row, which costs nothing."""
-        super().evaluate_base()
+    def before(self) -> None:
+        """Rows of the untrained student, then the teacher's, which costs nothing."""
+        super().before()
         self.store(TEACHER_ROW, self.teacher)
 
-    def row(self, method: str, judged: Judged, items: Sequence[AnnotatedImage]) -> dict:
+    def row(self, method: str, judged: Judged) -> dict:
         """With calibration and likelihood of the distributions."""
-        row = full_row(method, judged, items, self.config.evaluation.bootstrap_resamples, self.config.run.seed)
+        row = full_row(method, judged, self.items, self.c.bootstrap_resamples, self.seed)
         if method == TEACHER_ROW:
             for entry in (row["pooled"], *row["dimensions"].values()):
                 entry["outside_mass"] = None  # labels keep the distribution over the bins only
         return row
 
-    def store(self, method: str, judged: Judged) -> None:
-        """Keeps the answers, too: `finish` compares the last ones with the teacher's."""
-        super().store(method, judged)
-        self._last = judged
-
-    def finish(self) -> None:
-        """As `Journal`; result.json gains "teacher_gap" (`compared`), the folder predictions.npz."""
-        super().finish()
-        if not self.is_writer:
-            return
-        items, c = list(self.task.test), self.config
-        gap = compared(
-            mean_log_q(self.teacher),
-            mean_log_q(self._last),
-            items,
-            self.teacher.rubric,
-            c.evaluation.bootstrap_resamples,
-            c.run.seed,
-        )
-        temporary = self.run.path / f".{PREDICTIONS_FILE}"
-        with open(temporary, "wb") as file:
-            answers = {
-                "teacher": mean_log_q(self.teacher).float().numpy(),
-                "student": mean_log_q(self._last).float().numpy(),
-            }
+    def result(self, judged: Judged) -> dict:
+        """With "teacher_gap" (`compared`); leaves predictions.npz."""
+        teacher, student = mean_log_q(self.teacher), mean_log_q(judged)
+        gap = compared(teacher, student, self.items, judged.rubric, self.c.bootstrap_resamples, self.seed)
+        with atomic_file(self.journal.run.path / PREDICTIONS_FILE) as file:
             np.savez_compressed(
-                file, ids=np.array([i.id for i in items]), groups=np.array([i.group for i in items]), **answers
+                file,
+                ids=np.array([i.id for i in self.items]),
+                groups=np.array([i.group for i in self.items]),
+                teacher=teacher.float().numpy(),
+                student=student.float().numpy(),
             )
-        os.replace(temporary, self.run.path / PREDICTIONS_FILE)
-        self.run.write_result(
-            self.run.read_result()
-            | {"teacher_gap": gap, "teacher": str(self.task.teacher), "distillation": {"items": len(self.task.items)}}
-        )
         pooled = gap["pooled"]
-        self.say(
+        self.journal.say(
             f"student against teacher: |mu gap| {pooled['mu_gap']:.3f} points, KL {pooled['kl']:.4f} nats, "
             f"{pooled['flips']:.1%} of pairs turned over"
         )
+        return super().result(judged) | {"teacher_gap": gap}
 
 
-class DirectJournal(DistillationJournal):
-    """The same for a student of one token: it is judged by the learner's own forward, without an engine."""
-
-    def evaluate_base(self) -> None:
-        """The rows of the untrained student (none if evaluation.before is false) and of the teacher."""
-        if self.config.evaluation.before:
-            self._judge_and_store("zero-shot", reasoning=False, samples=0)
-        self.store(TEACHER_ROW, self.teacher)
-
-    def _judge(self, items, reasoning: bool, samples: int) -> Judged:
-        return judge_directly(self.learner, items, self.config.evaluation.batch_items)
+def source_of(task) -> dict:
+    """What result.json says of a student's origin: its teacher, and how many items it learned from."""
+    return {"teacher": str(task.teacher), "distillation": {"items": len(task.items)}}
 
 
 def labelled(items: Sequence[AnnotatedImage], known: dict[str, Label], rubric: Rubric) -> Judged:
