@@ -5,6 +5,8 @@
 
 EXTRA ?= cpu
 CONFIG ?= jobs/configs/gdso_tiny.yaml
+# Exact versions of the whole tree; CONSTRAIN= (empty) lets them move
+CONSTRAIN ?= -c constraints/$(EXTRA).txt
 # Overrides and switches of the job, for example ARGS='gdso.steps=10 --dry-run'
 ARGS ?=
 # The first interpreter that fits pyproject's requires-python
@@ -54,10 +56,8 @@ check: $(STAMP)
 	$(VENV)/bin/mypy
 	$(VENV)/bin/python -m pytest tests/test_rooms.py
 
-# Versions only, of the whole tree; both files fit every interpreter that requires-python allows
-constraints:
-	for extra in cpu gpu; do $(VENV)/bin/uv pip compile pyproject.toml --extra $$extra --extra dev --universal --quiet --upgrade \
-		--no-annotate --no-header --no-emit-index-url -o constraints/$$extra.txt || exit 1; done
+constraints: $(STAMP)
+	$(VENV)/bin/python constraints/renew.py
 
 install: $(STAMP)
 
@@ -67,7 +67,7 @@ $(STAMP): pyproject.toml constraints/$(EXTRA).txt
 		echo "$(VENV) holds the other set of extras (cpu and gpu exclude one another): making it anew"; rm -rf $(VENV); fi
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing the pinned set of pyproject.toml with [$(EXTRA),dev]: about 4 GB, some minutes"
-	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-compile -c constraints/$(EXTRA).txt -e '.[$(EXTRA),dev]'
+	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-compile $(CONSTRAIN) -e '.[$(EXTRA),dev]'
 	@$(VENV)/bin/python -m compileall -qq -j 0 $(VENV)/lib || true  # on every core, where pip uses one; files that are templates do not compile
 	@if [ $(EXTRA) = cpu ]; then echo "compiling DeepSpeed's shared-memory collective (once)"; \
 		PATH="$(CURDIR)/$(VENV)/bin:$$PATH" DS_ACCELERATOR=cpu $(VENV)/bin/python -c "$(WARM_UP)" > /dev/null; fi
