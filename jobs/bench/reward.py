@@ -270,7 +270,9 @@ class Bench:
                 assert len(tree["choices"][0]["logprobs"]["content"][0]["top_logprobs"]) >= 9, tree
 
             async def call(session: ClientSession, part: slice) -> None:
-                await asyncio.gather(*[one(session, i, d) for i in range(part.start, part.stop) for d in form.dimensions])
+                await asyncio.gather(
+                    *[one(session, i, d) for i in range(part.start, part.stop) for d in form.dimensions]
+                )
 
             for count in callers:
                 self.row("vLLM server, one token", count, images, call)

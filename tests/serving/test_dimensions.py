@@ -14,7 +14,7 @@ from zr_ray.serving.client import _joined
 
 def reply(dimensions, bins):
     two = np.ones((1, len(dimensions)), np.float32)
-    columns = {name: two for name in ("mu", "sigma", "entropy", "outside")}
+    columns = dict.fromkeys(("mu", "sigma", "entropy", "outside"), two)
     identity = JudgeIdentity("student", "a", "b", "c")
     q = np.full((1, len(dimensions), len(bins)), 1 / len(bins), np.float32)
     return RewardReply("id", identity, dimensions, ("ok",), ("",), bins, q, **columns)
