@@ -45,7 +45,7 @@ def test_one_seed_agrees_with_the_ordinary_row():
     found = agreement_over_seeds([mu], test)
     flat = pairs.hpa_by_group(mu[:, 0], test.human[:, 0], test.prompt)
     assert found["dimensions"]["alignment"]["hpa_ci"] == pytest.approx(
-        list(intervals.ratio_interval(*flat, resamples=300, seed=1, rubric=PAPER))
+        list(intervals.ratio_interval(*flat, resamples=300, seed=1))
     )
     assert set(found["dimensions"]) == {"alignment", "realism", "aesthetics"}
     known = test.human.isfinite()

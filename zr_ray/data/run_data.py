@@ -41,6 +41,10 @@ class RunData:
         """How much there is, for a log. split: name of the evaluation split."""
         return f"{len(self.train)} training items, {len(self.pairs)} pairs, {len(self.held_out)} {split} items"
 
+    def plan(self, split: str) -> dict[str, str]:
+        """`line` and warnings as facts of a dry run."""
+        return {"data": self.line(split)} | {f"warning {n}": line for n, line in enumerate(self.warnings, 1)}
+
     def facts(self) -> dict:
         """As JSON, for the run folder (`DATA_FILE`)."""
         counts = {"train_items": len(self.train), "pairs": len(self.pairs), "held_out_items": len(self.held_out)}

@@ -37,6 +37,7 @@ from zr_ray.rubric import Rubric
 from zr_ray.run.folder import RunFolder, default_root
 from zr_ray.run.launch import Plan, Started, launch
 from zr_ray.run.observe import duration, say, wait_for
+from zr_ray.run.result import undefined_text
 from zr_ray.world.build import data_folder
 
 SCORING_BATCH = 64
@@ -282,7 +283,7 @@ def markdown(report: dict) -> str:
 def _cells(entry: dict) -> list[str]:
     def cell(key: str, scale: float = 1, digits: int = 3) -> str:
         if entry[key] is None:
-            return "-"
+            return undefined_text(entry, key)
         bounds = entry.get(f"{key}_ci")
         return f"{entry[key] * scale:.{digits}f}" + (
             f" [{bounds[0] * scale:.{digits}f}, {bounds[1] * scale:.{digits}f}]" if bounds else ""

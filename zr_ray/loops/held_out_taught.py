@@ -21,7 +21,7 @@ from zr_ray.judging.evaluate import Judged, pooled_groups, prompt_index
 from zr_ray.loops.held_out import HeldOut
 from zr_ray.records import AnnotatedImage
 from zr_ray.rubric import Rubric
-from zr_ray.run.result import TEACHER_ROW
+from zr_ray.run.result import TEACHER_ROW, value_text
 
 PREDICTIONS_FILE = "predictions.npz"
 
@@ -64,8 +64,8 @@ class TaughtHeldOut(HeldOut):
             )
         pooled = gap["pooled"]
         self.journal.say(
-            f"student against teacher: |mu gap| {pooled['mu_gap']:.3f} points, KL {pooled['kl']:.4f} nats, "
-            f"{pooled['flips']:.1%} of pairs turned over"
+            f"student against teacher: |mu gap| {value_text(pooled, 'mu_gap')} points, KL {value_text(pooled, 'kl')}"
+            f" nats, pairs turned over: {value_text(pooled, 'flips')}"
         )
         return super().result(judged) | {"teacher_gap": gap}
 

@@ -72,7 +72,7 @@ def _check(config) -> Plan[_Found]:
     if config.data.path is not None:
         data = read_data(config, config.data.path, text)
         require_pairs(data)
-        facts["data"] = data.line(config.evaluation.split)
+        facts |= data.plan(config.evaluation.split)
     bundles = {"rollout": worker_bundles(config.rollout), "learner": worker_bundles(config.learner)}
     return Plan(_Found(judge, text, data), facts, (bundles,))
 
