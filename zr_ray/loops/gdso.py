@@ -10,11 +10,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from zr_ray.config.gdso import GdsoConfig
+from zr_ray.errors import RolloutError
 from zr_ray.judging.ask import generate, pair_requests, workers_of_rank
 from zr_ray.loops.held_out import HeldOut, by_engines
 from zr_ray.loops.journal import Journal
 from zr_ray.loops.objective import GdsoObjective, collect, mean_metrics, reduced, rollout_metrics
 from zr_ray.loops.push import WeightPush
+from zr_ray.workers.engine import REMEDY
 
 if TYPE_CHECKING:
     from zr_ray.loops.training import TrainingTask
@@ -62,6 +64,12 @@ def train(loop_config: dict) -> None:
             text = learner.text
             rollouts = collect(pairs, requests, groups, c, text.rubric, text.label_ids, len(text.marker_ids))
             totals = reduced(rollout_metrics(rollouts, step), learner.reduce_sum)
+        if not totals["valid"]:
+            raise RolloutError(
+                f"step {step + 1}: none of {totals['samples']:.0f} outputs reached a score within"
+                f" {config.rollout.max_new_tokens} tokens, there is nothing to learn from; {REMEDY}, or raise"
+                f" rollout.max_new_tokens; {journal.kept()}"
+            )
         objective = GdsoObjective(rollouts, c, totals, config.rollout.max_new_tokens)
         with journal.timer("train"):
             for k in range(c.updates_per_rollout):

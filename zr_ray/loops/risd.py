@@ -45,9 +45,10 @@ def train(loop_config: dict) -> None:
 
     task: DistillationTask = loop_config["task"]
     config, c = task.config, task.config.risd
-    learner = Learner(task.judge, config.learner)
+    preprocess = PixelPreprocessor.load(task.judge)
+    make_packer = lambda judge, text: QuestionPacker(judge.model, text, preprocess)
+    learner = Learner(task.judge, config.learner, make_packer=make_packer)
     rubric = learner.text.rubric
-    learner.packer = QuestionPacker(learner.engine.module.model, learner.text, PixelPreprocessor.load(task.judge))
     known = task.labels.read()
     journal = Journal(task.run_path, learner, config.checkpoint, c.steps, task.started_at)
     ask = by_learner(learner, task)

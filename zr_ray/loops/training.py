@@ -13,6 +13,7 @@ from pathlib import Path
 
 from zr_ray.data.load import require_judge
 from zr_ray.data.run_data import DATA_FILE, RunData, load_run_data, require_pairs
+from zr_ray.errors import JudgeError
 from zr_ray.models.item_check import JudgeItemCheck
 from zr_ray.models.judge_text import JudgeText, judge_folder
 from zr_ray.records import AnnotatedImage, PreferencePair
@@ -116,10 +117,14 @@ def _train(config, loop, found: _Found, started: Started) -> None:
 
 
 def say_result(run: RunFolder, started_at: float) -> None:
-    """Write the report of a finished run, say its table, its status and where the report is."""
+    """Write the report of a finished run, say its table, its status and where the report is.
+
+    Raises: JudgeError, after that, if the run failed in the end."""
     from zr_ray.report.page import format_table, write_report
 
     result = run.read_result()
     report = write_report(run)
     say(format_table(result))
     say(f"status {result['status']} in {duration(time.time() - started_at)}; report {report}")
+    if result["status"] != "SUCCEEDED":
+        raise JudgeError(f"{result['job']} {result['run_id']}: {result.get('problem', result['status'])}; see {report}")
