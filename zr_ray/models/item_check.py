@@ -66,7 +66,11 @@ class JudgeItemCheck:
         """Tokens of the longest question about a prompt; a bound that fits is not counted out (one encoding a
         prompt instead of one a dimension)."""
         if prompt not in self._lengths:
-            bound = self._template + _SLACK + len(self.text.tokenizer.encode(prompt, add_special_tokens=False))
+            bound = (
+                self._template
+                + _SLACK
+                + len(self.text.tokenizer.encode(prompt, add_special_tokens=False, verbose=False))
+            )
             if bound > room:
                 bound = max(len(self.text.question(prompt, d)) for d in self.text.rubric.dimensions)
                 self.text.forget()
