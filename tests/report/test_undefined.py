@@ -10,7 +10,7 @@ from zr_ray.config.risd import RisdConfig
 from zr_ray.judging.evaluate import Judged, row
 from zr_ray.records import AnnotatedImage
 from zr_ray.report.compare import TestSet, difference
-from zr_ray.report.compare import agreement as pooled_seeds
+from zr_ray.report.compare import agreement_over_seeds as pooled_seeds
 from zr_ray.report.comparison_page import write_table
 from zr_ray.report.page import format_table, write_report
 from zr_ray.report.student_card import _rows

@@ -63,5 +63,5 @@ def test_what_the_check_refuses_leaves_no_folder(tmp_path):
 
 
 def test_a_service_has_nothing_to_resume(tmp_path):
-    with pytest.raises(ConfigError, match="a service has none"):
+    with pytest.raises(ConfigError, match="a service has nothing to resume"):
         launch("serve", config(tmp_path, resume="latest"), True, never, never, keeps_folder=False)

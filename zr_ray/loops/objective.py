@@ -210,7 +210,7 @@ class GdsoObjective:
         mu = scores.expected_score(log_q, self.bins.to(device))
         targets = scores.label_targets(human, c.pointwise_target, c.gaussian_std, self.bins.to(device))
         pointwise = gdso.pointwise_terms(log_q, human, self.bins.to(device), valid, targets).sum() / self.valid_total
-        pairwise = gdso.pairwise_terms(mu, human, self.rollouts.score_range, valid).sum() / self.gap_total
+        pairwise = gdso.pairwise_gap_error(mu, human, self.rollouts.score_range, valid).sum() / self.gap_total
         policy, metrics = self._policy(outputs, units, reference)
         loss = policy + c.alpha_pointwise * pointwise + c.alpha_pairwise * pairwise
         with torch.no_grad():
