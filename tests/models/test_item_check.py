@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from zr_ray.config.sections import RolloutSection
+from zr_ray.errors import ConfigError
 from zr_ray.models.item_check import JudgeItemCheck
 from zr_ray.models.judge_text import JudgeText
 from zr_ray.models.preprocess import PixelPreprocessor
@@ -40,6 +42,15 @@ def test_a_prompt_of_five_thousand_words_is_refused_and_an_ordinary_one_is_not(t
     assert check(item("a small red cube"), 64, 64) is None
     assert "shorten the prompt" in check(item("red " * 5000), 64, 64)
     assert JudgeItemCheck(text)(item("red " * 40000), 64, 64) is not None  # the model's own limit
+
+
+def test_a_limit_that_an_engine_on_cpu_refuses_is_refused_before_it_starts(text):
+    own = JudgeItemCheck(text).limit
+    with pytest.raises(ConfigError, match=rf"max_batched_tokens \(300\) on CPU, got null, .* own limit of {own}"):
+        JudgeItemCheck.of_engine(text, RolloutSection(max_batched_tokens=300))
+    fits = RolloutSection(max_batched_tokens=300, max_model_len=256)
+    assert JudgeItemCheck.of_engine(text, fits).limit == 256
+    assert JudgeItemCheck.of_engine(text, RolloutSection(max_batched_tokens=300, gpus=1)).limit == own
 
 
 def test_an_image_that_no_judge_of_this_kind_reads_is_refused(text):

@@ -92,7 +92,7 @@ def _check(config: AuditConfig, resumed: RunFolder | None) -> Plan[_Found]:
 
 
 def _read(config: AuditConfig, folder: Path, text: JudgeText) -> list[AnnotatedImage]:
-    check = JudgeItemCheck(text, config.rollout.max_model_len, config.rollout.max_new_tokens)
+    check = JudgeItemCheck.of_engine(text, config.rollout)
     return load_checked_split(folder, config.audit.split, check)[0]
 
 

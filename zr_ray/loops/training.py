@@ -82,7 +82,7 @@ def read_data(config, folder: Path, text: JudgeText) -> RunData:
     """Both splits of a run's data, each item known to fit a question to the judge of `text`.   Raises: DataError.
 
     Args: config: has rollout and evaluation."""
-    check = JudgeItemCheck(text, config.rollout.max_model_len, config.rollout.max_new_tokens)
+    check = JudgeItemCheck.of_engine(text, config.rollout)
     return load_run_data(folder, config.evaluation.split, check, text.rubric.dimensions)
 
 

@@ -237,6 +237,10 @@ class Conversion:
 
     def _counted(self, preferences: Iterable[Preference]) -> Iterator[Preference]:
         for one in preferences:
+            if _same_content(one.winner, one.loser):
+                names = f"{one.group}: {one.winner.name}, {one.loser.name}"
+                self.skip("pair of the same picture under two names", names)
+                continue
             self._count(one.group, one.split, one.prompt, one.winner, one.loser)
             self.summary.preferences += 1
             yield one
@@ -265,6 +269,10 @@ class Conversion:
                 pass
         shutil.copyfile(source, target)
         return target
+
+
+def _same_content(one: Path, other: Path) -> bool:
+    return one.stat().st_size == other.stat().st_size and one.read_bytes() == other.read_bytes()
 
 
 def prompt_group(split: str, prompt: str) -> str:

@@ -87,10 +87,8 @@ def convert(source: Path, images: Path, root: Path, **options) -> Summary:
 
     to.annotations(to.parsed(_rows(Path(source)), parse))
     to.preferences(_from_ranks(to, ranked))
-    return to.finish(
-        "overall_rating has no dimension here and is not converted; the ranking of all images of a prompt is, as"
-        " preferences"
-    )
+    rated = "overall_rating has no dimension here and is not converted; the ranking of all images of a prompt is, as"
+    return to.finish(*([f"{rated} preferences"] if to.summary.items else []))
 
 
 def _rank_list(to: Conversion, ranked: dict, where: str, split: str, row: dict) -> None:
