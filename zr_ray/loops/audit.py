@@ -88,7 +88,7 @@ def _check(config: AuditConfig, resumed: RunFolder | None) -> Plan[_Found]:
         items = _read(config, config.data.path, text)
         facts["data"] = f"{len(items)} {config.audit.split} items"
     phases = {"student": worker_bundles(config.student)}, labelling_bundles(config.rollout)
-    return Plan(_Found(root, student, teacher, text, rubric, items), facts, phases)
+    return Plan(_Found(root, student, teacher, text, rubric, items), facts, phases=phases)
 
 
 def _read(config: AuditConfig, folder: Path, text: JudgeText) -> list[AnnotatedImage]:
