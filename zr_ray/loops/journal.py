@@ -61,7 +61,7 @@ class Journal:
         self._step = 0
         self.is_writer = trained.rank == 0
         self._checkpoint, self._started_at = checkpoint, started_at
-        self._metrics: Metrics | None = None
+        self._metrics: Metrics | None = None  # of the writer, from `restore` on
         self._progress = Progress(total_steps)
         self._pending: dict[str, float] = {}
         self._last: dict[str, float] = {}
@@ -112,7 +112,7 @@ class Journal:
         if tokens is not None:
             metrics["time/tokens_per_s"] = tokens / max(spent.get("time/rollout_s", 0.0), 1e-9)
         self._pending = {}
-        if self.is_writer:
+        if self._metrics is not None:
             self._metrics.log(step, metrics)
             self.say(console_line(step, self.total, metrics, self._progress.eta_s(step)))
         self._last = {"step": step} | metrics
@@ -173,7 +173,7 @@ class Journal:
     def finish(self, job: str, found: dict) -> None:
         """Write result.json, close the metrics. found: further keys (see `run/result.py`), read on rank 0 only; a
         "status" among them replaces SUCCEEDED."""
-        if not self.is_writer:
+        if self._metrics is None:
             return
         head = {"job": job, "run_id": self.run.run_id, "status": "SUCCEEDED", "wall_s": self.elapsed_s}
         self.run.write_result(head | found)
