@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from zr_ray.report.tables import markdown_table
+from zr_ray.run.result import undefined_text
 
 
 def markdown(report: dict) -> str:
