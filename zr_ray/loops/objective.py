@@ -7,7 +7,7 @@ alpha_pointwise = alpha_pairwise = lambda_pairwise = 0.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -275,12 +275,3 @@ def mean_metrics(totals: dict[str, float]) -> dict[str, float]:
     """Means from sums over all ranks, by MEANS; a metric whose denominator is 0 is nan."""
     totals = totals | {"one": 1.0}
     return {n: totals[n] / totals[d] if totals.get(d) else float("nan") for n, d in MEANS.items() if n in totals}
-
-
-ReduceSum = Callable[[Sequence[float]], list[float]]
-
-
-def reduced(sums: dict[str, float], reduce_sum: ReduceSum) -> dict[str, float]:
-    """The same keys with values summed over ranks; every rank must bring the same keys."""
-    names = sorted(sums)
-    return dict(zip(names, reduce_sum([sums[n] for n in names]), strict=True))

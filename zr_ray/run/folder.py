@@ -22,14 +22,14 @@ import json
 import os
 import secrets
 import time
-from fnmatch import fnmatch
 from pathlib import Path
 
-from zr_ray.config.loader import differing_keys, dump_yaml, load_config
+from zr_ray.config.loader import dump_yaml
 from zr_ray.data.files import write_whole
 from zr_ray.errors import CheckpointError, ConfigError
 from zr_ray.run.environment import checkout, describe_environment
 from zr_ray.run.result import check_result
+from zr_ray.run.resume import resumable
 
 CONFIG_FILE = "config.resolved.yaml"
 METRICS_FILE = "metrics.jsonl"
@@ -39,22 +39,6 @@ ROWS_FILE = "rows.json"
 LATEST = "latest"
 INPUTS_FILE = "inputs.json"
 """Name of what the run reads -> hash of its contents, for `check_inputs`."""
-TAKEN = (
-    "run.*",
-    "*deadline_s",
-    "learner.lr",
-    "learner.min_lr_frac",
-    "learner.warmup_steps",
-    "learner.grad_clip",
-    "learner.max_tokens_per_microbatch",
-    "learner.cpus",
-    "learner.threads",
-    "rollout.*",
-    "weights.*",
-    "checkpoint.*",
-)
-"""Keys that a resumed run may change: where it runs, and the remedies that our own errors suggest. All but run.seed,
-which decides the order of the data."""
 
 
 class RunFolder:
@@ -77,7 +61,7 @@ class RunFolder:
         """Refuse a `run.resume` that cannot be resumed, before Ray is asked for anything; writes nothing. Raises as
         `start` does."""
         if config.run.resume is not None:
-            _check_resumable(find_run(config.run.resume, config.run.root), config)
+            resumable(find_run(config.run.resume, config.run.root) / CONFIG_FILE, config)
 
     @classmethod
     def create(cls, root: Path | None, name: str | None, config, job: str = "gdso") -> RunFolder:
@@ -106,11 +90,11 @@ class RunFolder:
     def open(cls, path: Path, config) -> RunFolder:
         """The folder of an earlier run, after checking that it ran under the same configuration.
 
-        Keys of TAKEN may differ: the new values are written to the resolved configuration, and with the old ones to
-        environment.json. Raises CheckpointError naming the other keys that do.
+        Keys of `resume.TAKEN` may differ: the new values are written to the resolved configuration, and with the old
+        ones to environment.json. Raises CheckpointError naming the other keys that do.
         """
         run = cls(Path(path).resolve())
-        changed = _check_resumable(run.path, config)
+        changed = resumable(run.path / CONFIG_FILE, config)
         environment = json.loads((run.path / "environment.json").read_text())
         environment["resumed"].append(describe_environment() | {"changed": changed})
         run.write_json("environment.json", environment)
@@ -247,50 +231,11 @@ def find_run(resume: Path | str, root: Path | None) -> Path:
     return path.resolve()
 
 
-def _check_resumable(path: Path, config) -> dict[str, list]:
-    """Keys that differ and may, with their old and new values. Raises CheckpointError for others."""
-    path = Path(path).resolve()
-    if not (path / CONFIG_FILE).is_file():
-        raise CheckpointError(
-            f"{path} is no run folder: it has no {CONFIG_FILE}; point run.resume at a folder under run.root"
-        )
-    try:
-        stored = load_config(type(config), path / CONFIG_FILE, [])
-    except ConfigError as error:
-        raise CheckpointError(
-            f"{path} comes from another version of zr_ray, its configuration does not load: {error}"
-        ) from None
-    differing = differing_keys(stored, config)
-    was, now = (_values(model, differing) for model in (stored, config))
-    refused = [key for key in differing if not may_change(key)]
-    if refused:
-        changes = ", ".join(f"{key} was {was[key]}, now {now[key]}" for key in refused)
-        raise CheckpointError(
-            f"cannot resume {path.name} under another configuration: {changes}; put these back, or start a new run"
-        )
-    return {key: [was[key], now[key]] for key in differing}
-
-
-def may_change(key: str) -> bool:
-    """Whether a resumed run may have another value of this key."""
-    return key != "run.seed" and any(fnmatch(key, pattern) for pattern in TAKEN)
-
-
 def _point_latest(root: Path, run_id: str) -> None:
     temporary = root / f".{LATEST}.{run_id}"
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(run_id)
     os.replace(temporary, root / LATEST)
-
-
-def _values(config, keys: list[str]) -> dict:
-    values = {}
-    for key in keys:
-        value = config
-        for name in key.split("."):
-            value = getattr(value, name)
-        values[key] = value
-    return values
 
 
 def _finite(value):
