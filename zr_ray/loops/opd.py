@@ -155,8 +155,7 @@ def rollout_sums(groups: Sequence[Sequence[Judgement]], teacher_logprobs: Sequen
 def rollout_means(totals: dict[str, float]) -> dict[str, float]:
     """What a step's outputs show. totals: `rollout_sums` of all ranks."""
     return {
-        "opd/reverse_kl": totals["reverse_kl"]
-        / totals["tokens"],  # Eq. 18's mean advantage, negated: to be brought down
+        "opd/reverse_kl": totals["reverse_kl"] / totals["tokens"],  # Eq. 18's mean advantage, negated
         "rollout/malformed_frac": totals["malformed"] / totals["samples"],
         "rollout/tokens_per_sample": totals["tokens"] / totals["samples"],
     }
