@@ -56,7 +56,7 @@ def leak_findings(
             )
     if shared:
         findings.add(
-            "held-out prompt that is also a training prompt: held-out results will be optimistic",
+            "held-out prompt that is also a training prompt: held-out results may be optimistic",
             repr(min(shared)[:60]),
             len(shared),
         )
