@@ -1,4 +1,4 @@
-"""Submit a job of this checkout to the cluster at RAY_ADDRESS and follow its log. What `make gdso` and `make serve` call.
+"""Submit a job of this checkout to the cluster at RAY_ADDRESS and follow its log: `make gdso`, `make serve`.
 
     python cluster/submit.py [--detach] [--name gdso] -- python jobs/gdso.py --config jobs/configs/gdso_tiny.yaml
 
@@ -67,8 +67,9 @@ def refuse_silent_address(address: str) -> None:
         opener.open(f"{address.rstrip('/')}/api/version", timeout=PROBE_DEADLINE_S).close()
     except urllib.error.HTTPError as error:
         if error.code not in (401, 403):  # it wants a token, which the submission sends
-            raise SystemExit(f"error: {address} answers {error.code}, which no Ray dashboard does; correct RAY_ADDRESS"
-                             ) from None
+            raise SystemExit(
+                f"error: {address} answers {error.code}, which no Ray dashboard does; correct RAY_ADDRESS"
+            ) from None
     except (OSError, ValueError) as error:
         cause = getattr(error, "reason", None) or error
         raise SystemExit(

@@ -41,6 +41,10 @@ class StoppedError(ZrRayError):
     """A run ended early because it was asked to. Its last step is in a checkpoint."""
 
 
+class NonFiniteError(ZrRayError):
+    """A loss, gradient, weight or log-prob became nan or infinite; nothing of it was kept."""
+
+
 class DeadlineError(ZrRayError):
     """A wait passed its deadline; the message names what was waited for."""
 

@@ -29,7 +29,7 @@ REFUSED = {
     "too few prompts": ((X, ["a"]), {}, "4 images and 1 prompts"),
     "one image": ((X[0], ["a"] * 3), {}, r"images\[None\]"),
     "a text as dimensions": ((X, list("abcd")), {"dimensions": "realism"}, r"write \['realism'\]"),
-    "no dimension": ((X, list("abcd")), {"dimensions": []}, "different names"),
+    "no dimension": ((X, list("abcd")), {"dimensions": []}, "different names, one at least"),
     "a scalar weight": ((X, list("abcd")), {"weights": 2.0}, "weights must be finite numbers of shape"),
     "weights to broadcast": ((X, list("abcd")), {"weights": torch.ones(4, 1)}, "weights must be finite numbers"),
     "weights of more images": ((X, list("abcd")), {"weights": torch.ones(9, 4)}, "weights must be finite numbers"),
@@ -42,7 +42,7 @@ REFUSED = {
 
 @pytest.fixture(scope="module")
 def client():
-    with RewardClient(NOBODY, deadline_s=0.5) as made:
+    with RewardClient(NOBODY, dimensions=DIMENSIONS, deadline_s=0.5) as made:
         yield made
 
 
@@ -58,7 +58,9 @@ def test_refused_alike_with_and_without_gradient(client, name):
     assert client.counters["requests"] == 0
 
 
-@pytest.mark.parametrize("target", ["127.0.0.1:8000/reward", "localhost:8000", "http://", "https:/host/x", " ", "http://h/?x=1"])
+@pytest.mark.parametrize(
+    "target", ["127.0.0.1:8000/reward", "localhost:8000", "http://", "https:/host/x", " ", "http://h/?x=1"]
+)
 def test_an_address_without_scheme_is_refused(target):
     with pytest.raises(RewardError, match="target must be http://host:port/route, or the name") as raised:
         RewardClient(target)
@@ -70,7 +72,12 @@ def test_split_by_bytes_as_well_as_items():
     images = np.zeros((8, 3, 64, 64), np.float32)  # 49,152 bytes each
     weights = np.arange(32.0).reshape(8, 4)
     request = RewardRequest(images, ("a" * 100,) * 8, DIMENSIONS, weights, 0.5, "")
-    for most, limit, sizes in ((16, 10**7, [8]), (3, 10**7, [3, 3, 2]), (16, 160_000, [3, 3, 2]), (2, 160_000, [2] * 4)):
+    for most, limit, sizes in (
+        (16, 10**7, [8]),
+        (3, 10**7, [3, 3, 2]),
+        (16, 160_000, [3, 3, 2]),
+        (2, 160_000, [2] * 4),
+    ):
         found = parts(request, most, limit)
         assert [len(part.prompts) for part in found] == sizes
         assert all(len(wire.request_safetensors(part)) <= limit for part in found)
@@ -122,7 +129,7 @@ def test_a_forked_child_gets_a_connection_of_its_own(client):
 
 def test_a_client_travels_by_pickle():
     with pickle.loads(pickle.dumps(RewardClient(NOBODY, "secret", dimensions=["realism"], deadline_s=3))) as made:
-        assert made.dimensions == ("realism",) and made._deadline_s == 3
+        assert made._dimensions == ("realism",) and made._deadline_s == 3
 
 
 class _Restarting(BaseHTTPRequestHandler):

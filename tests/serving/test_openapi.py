@@ -19,6 +19,7 @@ from schemathesis import GenerationMode
 from schemathesis.openapi import format as string_format
 from schemathesis.openapi import media_type
 
+from zr_ray.rubric import DIMENSIONS
 from zr_ray.serving import wire
 
 HEADERS = {"Authorization": "Bearer a-token-for-tests"}
@@ -41,14 +42,13 @@ ACCEPTED = ["2xx", "401", "403", "404", "422", "429", "503"]
 def document(reward_url):
     pictures = {kind: files(name) for kind, name in wire.IMAGE_TYPES.items()}
     string_format("image-base64", st.sampled_from([base64.b64encode(f).decode() for p in pictures.values() for f in p]))
+    string_format("dimension", st.sampled_from(DIMENSIONS))
     for kind, some in pictures.items():
         media_type(kind, st.sampled_from(some))
     tensors = PIXELS.transpose(0, 3, 1, 2)
     bodies = [wire.pack({"images": tensors[:n]}, request={"prompts": ["a small red circle"] * n}) for n in (1, 2)]
     media_type(wire.SAFETENSORS, st.sampled_from(bodies))
-    config = schemathesis.Config.from_dict(
-        {"checks": {"positive_data_acceptance": {"expected-statuses": ACCEPTED}}}
-    )
+    config = schemathesis.Config.from_dict({"checks": {"positive_data_acceptance": {"expected-statuses": ACCEPTED}}})
     return schemathesis.openapi.from_url(f"{reward_url}/openapi.json", config=config)
 
 

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from zr_ray.errors import RewardError
-from zr_ray.records import RewardRequest
-from zr_ray.serving.limits import Limits, check_image, check_prompt, check_request
+from zr_ray.records import Limits, RewardRequest
+from zr_ray.rubric import Rubric
+from zr_ray.workers.limits import check_image, check_prompt, check_request
 
 Images = Tensor | Sequence[Tensor]
 """[B, 3, H, W], or B tensors [3, H, W] of any sizes; uint8, or float in [0, 1]."""
@@ -27,21 +28,27 @@ _ITEM_BYTES = 256
 
 
 def request_of(
-    images: Images, prompts: Sequence[str], dimensions: Sequence[str], weights, risk: float
+    images: Images, prompts: Sequence[str], dimensions: tuple[str, ...] | None, weights, risk: float
 ) -> RewardRequest:
-    """A call as one request of any size. weights: None for scores only, else [D] or [B, D]. Raises RewardError."""
+    """A call as one request of any size, with what can be refused without knowing the judge refused.
+
+    dimensions: None for all that the judge has. weights: None for equal ones. Raises RewardError."""
     texts = _texts(prompts)
     arrays = _arrays(images)
     if len(arrays) != len(texts) or not texts:
         raise RewardError(f"every image needs one prompt, got {len(arrays)} images and {len(texts)} prompts")
+    if dimensions is not None and (not dimensions or len(set(dimensions)) < len(dimensions)):
+        raise RewardError(f"dimensions must be different names, one at least, got {list(dimensions)}")
     if isinstance(risk, Tensor) and risk.requires_grad:
         raise RewardError("risk gets no gradient from the service; detach it")
     try:
         risk = float(risk)
     except (TypeError, ValueError):
         raise RewardError(f"risk must be a finite number from 0 up, got {risk!r}") from None
-    request = RewardRequest(arrays, texts, names_of(dimensions), weights, risk, "")
-    check_request(request, Limits(items=len(texts)))
+    weighed = None if weights is None else weights_of(weights, 1)
+    request = RewardRequest(arrays, texts, dimensions or (), weighed, risk, "")
+    if dimensions is not None:
+        check_request(request, Limits(items=len(texts)), Rubric(dimensions))
     return request
 
 

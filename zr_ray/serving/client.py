@@ -6,8 +6,8 @@ images.
     computed
 
 A call is split into requests of `items_per_request` and of as many bytes as the service takes; at most `max_in_flight`
-are under way, each is repeated with jitter on back-pressure, replica loss and restarts until the deadline. Items that cannot be scored come back with a status and
-nan, the others with their scores.
+are under way, each is repeated with jitter on back-pressure, replica loss and restarts until the deadline. Items that
+cannot be scored come back with a status and nan, the others with their scores.
 Left out on purpose: second derivatives, and gradients with respect to prompts.
 """
 
@@ -26,13 +26,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from zr_ray.errors import RewardError
-from zr_ray.records import RewardReply, RewardRequest
-from zr_ray.rubric import DIMENSIONS
+from zr_ray.records import Limits, RewardReply, RewardRequest
+from zr_ray.rubric import Rubric
 from zr_ray.serving.call import Images, item_faults, names_of, parts, request_of, weights_of
-from zr_ray.serving.limits import Limits
 from zr_ray.serving.line import Line
 from zr_ray.serving.retry import Retry
 from zr_ray.serving.transport import HandleTransport, HttpTransport, check_target
+from zr_ray.workers.limits import check_request
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,10 @@ class Scores:
     reason: tuple[str, ...]
     model_hash: tuple[str, ...]
     """B: during a rolling update the parts of one call may come from two judges."""
+    dimensions: tuple[str, ...] = ()
+    """D names."""
+    bins: tuple[float, ...] = ()
+    """K rubric points, the judge's scale."""
     reward: Tensor | None = None
     """[B] float64."""
     gradients: tuple[Tensor, ...] | None = None
@@ -71,27 +75,27 @@ class RewardClient:
         target: str,
         token: str | None = None,
         judge: str = "student",
-        dimensions: Sequence[str] = DIMENSIONS,
+        dimensions: Sequence[str] | None = None,
         items_per_request: int = 16,
         max_in_flight: int = 8,
         deadline_s: float = 120.0,
         attempts: int | None = None,
     ) -> None:
         """target: URL of the service with its route, or the name of a Serve application. token: bearer token (default:
-        the environment's ZR_REWARD_TOKEN, for URLs). dimensions: the D axis. deadline_s: of one request with all its
-        attempts. attempts: at most so many; None: until the deadline.   Raises: RewardError for a target that is
-        neither, or an application that is not there."""
+        the environment's ZR_REWARD_TOKEN, for URLs). dimensions: the D axis; None: all that the judge has. deadline_s:
+        of one request with all its attempts. attempts: at most so many; None: until the deadline.
+        Raises: RewardError for a target that is neither, or an application that is not there."""
         self._made_with = (
             target,
             token,
             judge,
-            names_of(dimensions),
+            None if dimensions is None else names_of(dimensions),
             items_per_request,
             max_in_flight,
             deadline_s,
             attempts,
         )
-        self._http, self.dimensions = check_target(target), names_of(dimensions)
+        self._http, self._dimensions = check_target(target), self._made_with[3]
         self._items, self._deadline_s, self._attempts = items_per_request, deadline_s, attempts
         self.counters: Counter[str] = Counter()
         """requests, answered, failed, and repeated/<reason>."""
@@ -125,6 +129,13 @@ class RewardClient:
             self._inherited.append(self._line)
             self._line = self._connect()
         return self._line
+
+    @property
+    def dimensions(self) -> tuple[str, ...]:
+        """Names of the D axis: those given, or the judge's, which the service is asked for once."""
+        if self._dimensions is not None:
+            return self._dimensions
+        return tuple(self._wait(self._service())["dimensions"])
 
     # ---- calls ----
 
@@ -181,10 +192,11 @@ class RewardClient:
         if images.requires_grad and torch.is_grad_enabled():
             return _ServedReward.apply(images, self, prompts, weights, risk, dimensions, allow_failed)
         # without a need for gradients only scores are asked for; weights and risk are checked alike
-        work, request = self._call(images, prompts, dimensions, (weights, risk), gradient=False, whole=not allow_failed)
-        scores = self._wait((work, request))
+        work = self._call(images, prompts, dimensions, (weights, risk), gradient=False, whole=not allow_failed)
+        scores = self._wait(work)
         _refuse_failed(scores, allow_failed)
-        value = torch.from_numpy(request.weights) * (scores.mu.double() - request.risk * scores.sigma.double())
+        weighed = torch.from_numpy(weights_of(weights, scores.mu.shape[-1]))
+        value = weighed * (scores.mu.double() - float(risk) * scores.sigma.double())
         return value.sum(-1).to(images if images.is_floating_point() else torch.float32)
 
     def close(self) -> None:
@@ -201,20 +213,26 @@ class RewardClient:
 
     def _call(
         self, images, prompts, dimensions, reward: tuple | None = None, gradient: bool = True, whole: bool = False
-    ) -> tuple[Coroutine, RewardRequest]:
-        """(what to await, the call as one request). Raises RewardError for what the service would refuse as a whole.
+    ) -> Coroutine:
+        """What to await for the scores. Raises RewardError for what no service would take.
 
         reward: (weights, risk), or None for scores only. gradient: ask for R and its gradient, not only check the two.
         whole: items that the service would not score are refused as well."""
-        named = self.dimensions if dimensions is None else names_of(dimensions)
-        weights, risk = (None, 0.0) if reward is None else (weights_of(reward[0], max(1, len(named))), reward[1])
-        request = request_of(images, prompts, named, weights, risk)
-        return self._ask(request if gradient else replace(request, weights=None), whole), request
+        named = self._dimensions if dimensions is None else names_of(dimensions)
+        request = request_of(images, prompts, named, *(reward or (None, 0.0)))
+        return self._ask(request, reward is not None, gradient, whole)
 
-    async def _ask(self, request: RewardRequest, whole: bool) -> Scores:
+    async def _ask(self, request: RewardRequest, rewarded: bool, gradient: bool, whole: bool) -> Scores:
         known = await self._service()
+        rubric = Rubric(tuple(known["dimensions"]), tuple(known["bins"]))
+        if rewarded and request.weights is None:
+            count = len(request.dimensions or rubric.dimensions)
+            request = replace(request, weights=weights_of(None, count))
+        check_request(request, Limits(items=len(request.prompts)), rubric)
         if whole and (faults := item_faults(request, Limits(**known["limits"]), known["control_tokens"])):
             raise _failed_items(faults, len(request.prompts))
+        if not gradient:
+            request = replace(request, weights=None)
         limits = known["limits"]
         requests = parts(request, min(self._items, limits["items"]), limits["body_bytes"])
         tasks = [asyncio.ensure_future(self._send(part)) for part in requests]
@@ -241,6 +259,7 @@ class RewardClient:
                 reply = await retry.call(lambda left_s: self._line.transport.send(request, left_s))
             except BaseException:
                 self.counters["failed"] += 1
+                self._known = None  # perhaps another judge answers by now
                 raise
             finally:
                 self.counters.update({f"repeated/{reason}": count for reason, count in retry.repeated.items()})
@@ -253,11 +272,11 @@ class RewardClient:
                 self._known = None  # another judge has other control tokens
             return reply
 
-    def _wait(self, call: tuple[Coroutine, RewardRequest]) -> Scores:
-        return self._line_for(call[0]).wait(call[0])
+    def _wait(self, work: Coroutine):
+        return self._line_for(work).wait(work)
 
-    def _from_any_loop(self, call: tuple[Coroutine, RewardRequest]):
-        return asyncio.wrap_future(self._line_for(call[0]).begin(call[0]))
+    def _from_any_loop(self, work: Coroutine):
+        return asyncio.wrap_future(self._line_for(work).begin(work))
 
     def _line_for(self, work: Coroutine) -> Line:
         try:
@@ -299,6 +318,12 @@ def _failed_items(faults: Sequence[str], count: int) -> RewardError:
 
 
 def _joined(replies: Sequence[RewardReply], images) -> Scores:
+    axes = {(reply.dimensions, reply.bins) for reply in replies}
+    if len(axes) > 1:
+        raise RewardError(
+            "the parts of a call must come from judges with the same dimensions and bins, the service changed its judge"
+            f" in between: {sorted(axes)}; call again"
+        )
     columns = {
         name: torch.from_numpy(np.concatenate([getattr(r, name) for r in replies]))
         for name in ("q", "mu", "sigma", "entropy", "outside")
@@ -316,5 +341,7 @@ def _joined(replies: Sequence[RewardReply], images) -> Scores:
         status=sum((tuple(r.status) for r in replies), ()),
         reason=sum((tuple(r.reason) for r in replies), ()),
         model_hash=tuple(r.identity.model_hash for r in replies for _ in r.status),
+        dimensions=replies[0].dimensions,
+        bins=replies[0].bins,
         **gradient,
     )

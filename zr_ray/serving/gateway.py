@@ -29,10 +29,10 @@ from starlette.exceptions import HTTPException
 
 from zr_ray.config.serve import ServeConfig
 from zr_ray.errors import ConfigError, DeadlineError, OverloadError, RewardError
+from zr_ray.rubric import Rubric
 from zr_ray.serving import openapi, schema, wire
 from zr_ray.serving.admission import LOOPBACK, proxy_host, response_of
 from zr_ray.serving.bodies import Bodies
-from zr_ray.serving.limits import check_request
 from zr_ray.serving.measures import Measures
 from zr_ray.serving.refusals import Refusal, WireError
 from zr_ray.serving.retry import Retry
@@ -72,6 +72,7 @@ class Gateway:
             self._limits.body_bytes, http.max_buffered_bytes, http.body_deadline_s, http.body_bytes_per_s
         )
         self._in_flight = 0
+        self._rubrics: dict[str, Rubric] = {}
         self._measures = Measures(serve.get_replica_context().replica_id.unique_id)
 
     @api.post(
@@ -117,7 +118,7 @@ class Gateway:
     async def _describe(self, request: Request) -> Response:
         self._authorise(request)
         query = wire.check_query(request.query_params.multi_items(), ("judge",))
-        described = await self._judge(query).describe.remote()
+        described = await self._judge(query.get("judge", "student")).describe.remote()
         return JSONResponse(
             {k: v for k, v in described.items() if k not in ("pid", "totals")} | {"judges": list(self._judges)}
         )
@@ -159,21 +160,21 @@ class Gateway:
             raise Refusal(415, "bad_type", f"send one of {', '.join(_TAKES)}, uncompressed; got {content_type[:80]!r}")
         own = wire.IMAGE_QUERY if content_type in wire.IMAGE_TYPES else ()
         query = wire.check_query(request.query_params.multi_items(), ("judge", *own))
-        handle = self._judge(query)
+        name = query.get("judge", "student")
+        handle, rubric = self._judge(name), await self._rubric(name)
         self._check_place()  # before a body is read for nothing
         async with self._bodies.read(request) as body:
             self._check_place()
             self._in_flight += 1
             try:
-                return await self._judged(handle, (content_type, body, query, gradient), request, request_id)
+                return await self._judged(handle, (content_type, body, query, gradient), rubric, request, request_id)
             finally:
                 self._in_flight -= 1
 
-    async def _judged(self, handle, sent: tuple, request: Request, request_id: str) -> Response:
+    async def _judged(self, handle, sent: tuple, rubric: Rubric, request: Request, request_id: str) -> Response:
         """sent: content type, body, query, whether a gradient is asked for."""
         loop = asyncio.get_running_loop()
-        wanted = await loop.run_in_executor(self._decoders, wire.read_request, *sent, self._limits, request_id)
-        check_request(wanted, self._limits)
+        wanted = await loop.run_in_executor(self._decoders, wire.read_request, *sent, self._limits, request_id, rubric)
         reply = await Retry(deadline_s=self._config.http.request_deadline_s, attempts=4).call(
             lambda _: handle.score.remote(wanted)
         )
@@ -192,8 +193,18 @@ class Gateway:
         if not hmac.compare_digest(hashlib.sha256(token.strip().encode("latin-1", "replace")).hexdigest(), self._token):
             raise Refusal(403, "wrong_token", "the bearer token is not this service's")
 
-    def _judge(self, query: dict[str, str]):
-        name = query.get("judge", "student")
+    def _judge(self, name: str):
         if name not in self._judges:
             raise Refusal(404, "unknown_judge", f"judges are {list(self._judges)}, got {name[:40]!r}")
         return self._judges[name]
+
+    async def _rubric(self, name: str) -> Rubric:
+        """Dimensions and bins of a judge, as its replica says; asked once. A replica of another judge, during an
+        update, checks every request again."""
+        if name not in self._rubrics:
+            handle = self._judge(name)
+            described = await Retry(deadline_s=self._config.http.request_deadline_s, attempts=4).call(
+                lambda _: handle.describe.remote()
+            )
+            self._rubrics[name] = Rubric(tuple(described["dimensions"]), tuple(described["bins"]))
+        return self._rubrics[name]

@@ -9,7 +9,6 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
-from zr_ray.rubric import DIMENSIONS
 from zr_ray.serving import schema
 from zr_ray.serving.schema import IMAGE_TYPES, JSON, SAFETENSORS
 
@@ -64,7 +63,7 @@ def judge_parameter() -> dict:
 def scoring(model: type[schema.ScoreRequest], rewards: bool) -> dict:
     """Body and query of a scoring route. rewards: it takes weights and risk."""
     binary = {"schema": {"type": "string", "format": "binary"}}
-    names = {"type": "array", "items": {"type": "string", "enum": list(DIMENSIONS)}, "uniqueItems": True, "minItems": 1}
+    names = {"type": "array", "items": {"type": "string", "minLength": 1, "format": "dimension"}, "minItems": 1}
     example = {
         "items": [{"image": schema.example_image(), "prompt": "a small red circle"}],
         "dimensions": ["alignment"],

@@ -14,16 +14,15 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from zr_ray.data.images import FORMATS
-from zr_ray.rubric import DIMENSIONS
 from zr_ray.serving.refusals import WireError
 
 JSON, SAFETENSORS = "application/json", "application/x-safetensors"
 IMAGE_TYPES = {media_type: name for name, media_type in FORMATS.items()}
 """Media type -> Pillow's name of the format. The loader of data sets reads the same ones."""
 
-Dimension = Literal[DIMENSIONS]
+Dimension = Annotated[str, Field(min_length=1, max_length=64, json_schema_extra={"format": "dimension"})]
 Number = Annotated[float, Field(allow_inf_nan=False)]
-Names = Annotated[list[Dimension], Field(min_length=1, json_schema_extra={"uniqueItems": True})]
+Names = Annotated[list[Dimension], Field(min_length=1)]
 _NO_GRADIENT = "null where the item has no gradient"
 
 
@@ -128,6 +127,7 @@ class JudgeReply(BaseModel):
     model_hash: str
     template_hash: str
     preprocess_hash: str
+    dimensions: list[str] = Field(description="what may be asked for")
     judges: list[str] = Field(description="values of the query key `judge`")
     bins: list[float]
     gives_gradient: bool

@@ -21,13 +21,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from zr_ray.data.images import ImageTooLarge, decode_image
+from zr_ray.data.images import FORMATS, ImageTooLarge, decode_image
 from zr_ray.errors import DataError
-from zr_ray.records import ItemFault, JudgeIdentity, RewardReply, RewardRequest
-from zr_ray.rubric import DIMENSIONS, SCORE_BINS
+from zr_ray.records import ItemFault, JudgeIdentity, Limits, RewardReply, RewardRequest
+from zr_ray.rubric import PAPER, Rubric
 from zr_ray.serving import schema
 from zr_ray.serving.bounded_json import bounded_json
-from zr_ray.serving.limits import Limits
 from zr_ray.serving.refusals import WireError
 from zr_ray.serving.schema import IMAGE_TYPES, JSON, SAFETENSORS
 
@@ -37,10 +36,16 @@ COLUMNS = ("q", "mu", "sigma", "entropy", "outside")
 
 
 def read_request(
-    content_type: str, body: bytes, query: Mapping[str, str], gradient: bool, limits: Limits, request_id: str
+    content_type: str,
+    body: bytes,
+    query: Mapping[str, str],
+    gradient: bool,
+    limits: Limits,
+    request_id: str,
+    rubric: Rubric = PAPER,
 ) -> RewardRequest:
-    """The request in a body. Items that do not decode become faults.   Raises: WireError with the HTTP status it should
-    get."""
+    """The request in a body. Items that do not decode become faults. rubric: of the judge that is asked.   Raises:
+    WireError with the HTTP status it should get."""
     if content_type == JSON:
         images, prompts, options = _read_json(body, gradient, limits)
     elif content_type == SAFETENSORS:
@@ -53,7 +58,7 @@ def read_request(
         )
     if not gradient and {"weights", "risk"} & set(options):
         raise WireError("weights and risk belong to a reward; ask /v1/score_and_grad, or leave them out", 422)
-    dimensions, prompts = _dimensions(options, prompts)
+    dimensions, prompts = _dimensions(options, prompts, rubric.dimensions)
     try:
         risk = float(options.get("risk", 0.0))
         weights = np.asarray(options["weights"], np.float64) if options.get("weights") is not None else None
@@ -87,20 +92,30 @@ def _image_options(query: Mapping[str, str]) -> dict:
     return options
 
 
-def _dimensions(options: dict, prompts: tuple) -> tuple[tuple[str, ...], tuple]:
+def _dimensions(options: dict, prompts: tuple, known: tuple[str, ...]) -> tuple[tuple[str, ...], tuple]:
     """The reply's D axis: what the request asks for, or all; items may name their own, the axis is then the union in
     rubric order."""
     asked, own = options.get("dimensions"), options.get("item_dimensions", [None] * len(prompts))
-    for names in (asked, *own):
-        if names is not None and not (
-            isinstance(names, list) and names and all(d in DIMENSIONS for d in names) and len(set(names)) == len(names)
-        ):
-            raise WireError(f"dimensions must be different names of {list(DIMENSIONS)}, got {names!r}"[:300], 422)
-    union = set(asked or []).union(*[names or [] for names in own])
+    if asked is not None and not (
+        isinstance(asked, list) and asked and all(d in known for d in asked) and len(set(asked)) == len(asked)
+    ):
+        raise WireError(f"dimensions must be different names of {list(known)}, got {asked!r}"[:300], 422)
+    checked, union = [], set(asked or [])
+    for prompt, names in zip(prompts, own, strict=True):
+        unknown = (
+            []
+            if names is None
+            else [d for d in names if d not in known]
+            if isinstance(names, list) and names
+            else [names]
+        )
+        union |= set(names or []) if not unknown else set()
+        fault = ItemFault("unknown_dimension", f"dimensions must be names of {list(known)}, got {unknown!r}"[:300])
+        checked.append(fault if unknown else prompt)
     if asked is not None and union == set(asked):
         return tuple(asked), prompts
     everywhere = asked is None and (not union or any(names is None for names in own))
-    return (DIMENSIONS if everywhere else tuple(d for d in DIMENSIONS if d in union)), prompts
+    return (known if everywhere else tuple(d for d in known if d in union)), tuple(checked)
 
 
 def _most_values(limits: Limits) -> int:
@@ -123,7 +138,7 @@ def _from_base64(text: str) -> bytes | ItemFault:
     try:
         return base64.b64decode(text, validate=True)
     except (ValueError, binascii.Error):
-        return ItemFault("undecodable", f"an image must be base64 text of a file of {', '.join(IMAGE_TYPES.values())}")
+        return ItemFault("undecodable", f"an image must be base64 text of a file ({', '.join(FORMATS)})")
 
 
 def _decode_all(files: Sequence[bytes | ItemFault], limits: Limits) -> tuple[np.ndarray | ItemFault, ...]:
@@ -243,7 +258,7 @@ def reply_json(reply: RewardReply) -> dict:
                     "base64": base64.b64encode(slope.tobytes()).decode(),
                 }
         items.append(item)
-    return _head(reply) | {"bins": list(SCORE_BINS), "items": items}
+    return _head(reply) | {"items": items}
 
 
 def reply_safetensors(reply: RewardReply) -> bytes:
@@ -271,6 +286,7 @@ def read_reply(body: bytes) -> RewardReply:
         tuple(head["dimensions"]),
         tuple(head["status"]),
         tuple(head["reason"]),
+        tuple(head.get("bins", PAPER.bins)),
         **columns,
         **gradient,
     )
@@ -284,7 +300,7 @@ def request_safetensors(request: RewardRequest) -> bytes:
         if isinstance(images, np.ndarray)
         else {f"image.{i}": image for i, image in enumerate(images)}
     )
-    said = {"prompts": request.prompts, "dimensions": request.dimensions}
+    said = {"prompts": request.prompts, "dimensions": request.dimensions or None}
     if request.weights is not None:
         tensors["weights"] = np.asarray(request.weights, np.float64)
         said["risk"] = request.risk
@@ -300,4 +316,5 @@ def _head(reply: RewardReply) -> dict:
         "template_hash": i.template_hash,
         "preprocess_hash": i.preprocess_hash,
         "dimensions": list(reply.dimensions),
+        "bins": list(reply.bins),
     }

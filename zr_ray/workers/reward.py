@@ -22,9 +22,8 @@ from zr_ray.functional.aggregation import aggregate_reward, score_deviation
 from zr_ray.functional.scores import score_entropy
 from zr_ray.models.identity import judge_hash, template_hash
 from zr_ray.models.student import Student, StudentScores
-from zr_ray.records import ItemFault, JudgeIdentity
-from zr_ray.rubric import DIMENSIONS
-from zr_ray.serving.limits import Limits, check_image, check_prompt
+from zr_ray.records import ItemFault, JudgeIdentity, Limits
+from zr_ray.workers.limits import check_image, check_prompt
 
 CACHED_PROMPT_CHARS = 2_000_000
 """Characters of different prompts after which cached question layouts are dropped; about 60 bytes each stay in memory
@@ -78,6 +77,7 @@ class RewardWorker:
     ) -> None:
         """dtype: float32, bfloat16 or float64. grad_items: images of one backward, which bounds memory."""
         self.student = Student(folder, getattr(torch, dtype)).to(device)
+        self.rubric = self.student.rubric
         self.device, self.limits, self.grad_items = device, limits, grad_items
         text = self.student.text
         self.identity = JudgeIdentity(
@@ -99,9 +99,10 @@ class RewardWorker:
         """Forward and backward on a grey and a random image. Raises JudgeError unless the loaded weights give finite
         distributions."""
         random = np.random.default_rng(0).random((3, 64, 64)).astype(np.float32)
-        weights = (1.0,) * len(DIMENSIONS)
+        dimensions = self.rubric.dimensions
+        weights = (1.0,) * len(dimensions)
         answers = self.answer(
-            [RewardItem(i, "a photo", DIMENSIONS, weights) for i in (np.full_like(random, 0.5), random)]
+            [RewardItem(i, "a photo", dimensions, weights) for i in (np.full_like(random, 0.5), random)]
         )
         for answer in answers:
             if isinstance(answer, ItemFault):
