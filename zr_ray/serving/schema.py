@@ -123,7 +123,7 @@ class HealthReply(_Strict):
 class JudgeReply(BaseModel):
     """What answers, and what it takes."""
 
-    name: str
+    judge: str
     model_hash: str
     template_hash: str
     preprocess_hash: str
