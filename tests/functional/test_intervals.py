@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from zr_ray.functional import correlation, intervals, pairs
+from zr_ray.functional import correlation, draws, intervals, pairs
 
 
 def random_items(seed=0, prompts=25, levels=2):
@@ -21,10 +21,10 @@ def random_items(seed=0, prompts=25, levels=2):
 
 def test_draws_are_resamples():
     like = torch.empty(0)
-    draws = torch.cat(list(intervals._prompt_draws(7, 500, 3, like)))
-    assert draws.shape == (500, 7) and (draws.sum(-1) == 7).all() and (draws.mean(0) - 1).abs().max() < 0.15
-    assert torch.equal(draws, torch.cat(list(intervals._prompt_draws(7, 500, 3, like))))
-    assert not torch.equal(draws, torch.cat(list(intervals._prompt_draws(7, 500, 4, like))))
+    drawn = torch.cat(list(draws.prompt_draws(7, 500, 3, like)))
+    assert drawn.shape == (500, 7) and (drawn.sum(-1) == 7).all() and (drawn.mean(0) - 1).abs().max() < 0.15
+    assert torch.equal(drawn, torch.cat(list(draws.prompt_draws(7, 500, 3, like))))
+    assert not torch.equal(drawn, torch.cat(list(draws.prompt_draws(7, 500, 4, like))))
 
 
 @pytest.mark.parametrize(
@@ -38,9 +38,7 @@ def test_vectorised_correlations_equal_the_loop(vectorised, metric, monkeypatch)
     assert vectorised(predicted, human, group, resamples=200, seed=5) == pytest.approx(loop, abs=1e-9)
     assert loop[0] < metric(predicted, human) < loop[1]
     assert vectorised(1e4 + predicted, 7 * human - 3, group, resamples=200, seed=5) == pytest.approx(loop, abs=1e-6)
-    monkeypatch.setattr(
-        intervals, "_CELLS", 25 * 50
-    )  # four parts of 50 resamples: same statistics, other draws allowed
+    monkeypatch.setattr(draws, "CELLS", 25 * 50)  # four parts of 50 resamples: same statistics, other draws allowed
     parts = vectorised(predicted, human, group, resamples=200, seed=5)
     parted_loop = intervals.bootstrap_interval(
         lambda items: metric(predicted[items], human[items]), group, resamples=200, seed=5
@@ -52,7 +50,7 @@ def test_ratio_interval_equals_the_loop():
     predicted, human, group = random_items()
     correct, total = pairs.hpa_by_group(predicted, human, group)
     values = []
-    for times in torch.cat(list(intervals._prompt_draws(len(correct), 300, 1, correct))):
+    for times in torch.cat(list(draws.prompt_draws(len(correct), 300, 1, correct))):
         right = sum(t * c for t, c in zip(times.tolist(), correct.tolist(), strict=True))
         values.append(right / sum(t * c for t, c in zip(times.tolist(), total.tolist(), strict=True)))
     values.sort()

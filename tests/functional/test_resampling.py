@@ -41,8 +41,8 @@ def test_a_missing_prediction_leaves_the_draws_alone():
     broken = torch.where(gone, math.nan, predicted)
     values = resampling.resampled_plcc(broken, human, group, resamples=40, seed=2)
     prompts, place = group.unique(return_inverse=True)
-    draws = torch.cat(list(intervals._prompt_draws(len(prompts), 40, 2, group)))
-    for value, times in zip(values, draws, strict=True):
+    drawn = torch.cat(list(draws.prompt_draws(len(prompts), 40, 2, group)))
+    for value, times in zip(values, drawn, strict=True):
         items = torch.arange(len(group)).repeat_interleave((times[place] * ~gone).long())
         assert value.item() == pytest.approx(correlation.plcc(predicted[items], human[items]), abs=1e-9)
     assert len(resampling.resampled_plcc(torch.full_like(human, math.nan), human, group)) == 0

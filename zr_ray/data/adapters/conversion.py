@@ -14,10 +14,10 @@ from typing import TypeVar
 
 from zr_ray.data.adapters.fields import ADVICE
 from zr_ray.data.adapters.summary import Summary
-from zr_ray.data.aggregate import aggregate_scores
 from zr_ray.data.annotations import FILES, write_annotations
 from zr_ray.data.files import is_file
 from zr_ray.data.images import load_image
+from zr_ray.data.pairs import aggregate_scores
 from zr_ray.data.preferences import FILE, Preference, write_preferences
 from zr_ray.errors import ConfigError, DataError
 from zr_ray.records import AnnotatedImage
