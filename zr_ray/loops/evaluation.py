@@ -81,10 +81,10 @@ def _evaluate(config: EvaluateConfig, found: _Found, started: Started) -> None:
     from zr_ray.workers.rollout import rollout_fleet
 
     c, run, since = config.evaluate, started.run, started.started_at
-    items, warnings = found.items, found.warnings
+    folder, items, warnings = data_folder(config.data, run.path), found.items, found.warnings
     if not items:
-        items, warnings = _read(config, data_folder(config.data, run.path), found.text)
-    run.write_json(DATA_FILE, {"folder": str(config.data.path), "held_out_items": len(items), "warnings": warnings})
+        items, warnings = _read(config, folder, found.text)
+    run.write_json(DATA_FILE, {"folder": str(folder), "held_out_items": len(items), "warnings": warnings})
     say(f"judge {found.judge}; {len(items)} {c.split} items")
     for warning in warnings:
         say(f"warning: {warning}")
