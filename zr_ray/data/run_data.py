@@ -95,7 +95,7 @@ def _digest(items: Sequence[AnnotatedImage], prints: dict[str, str]) -> str:
 
 def load_checked_split(folder: Path, split: str, check: ItemCheck | None = None) -> tuple[list[AnnotatedImage], tuple]:
     """(items of one split, warnings), for jobs that only judge.   Raises: DataError as `load_run_data`."""
-    findings, prints = Findings(), {}
+    findings, prints = Findings(), dict[str, str]()
     items = list(_decoded(folder, (split,), check, findings, prints))
     if not items:
         items = list(read_annotations(folder, split=split))  # raises: says that it is empty
