@@ -1,4 +1,4 @@
-"""What `jobs/opd.py` can be told: the reasoning student, its teacher and on-policy distillation."""
+"""Configuration of `jobs/opd.py`: the reasoning student, its teacher and on-policy distillation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class OpdSection(Section):
 
 
 class OpdConfig(DistillationConfig):
-    """Everything `jobs/opd.py` can be told."""
+    """All keys of `jobs/opd.py`."""
 
     rollout: RolloutSection = Field(default_factory=RolloutSection, description="the student's engines")
     opd: OpdSection = Field(default_factory=OpdSection)

@@ -1,4 +1,4 @@
-"""What `jobs/risd.py` can be told: the student, its teacher, the teacher's labels and the distillation. `config_opd.py`
+"""Configuration of `jobs/risd.py`: the student, its teacher, the teacher's labels and the distillation. `config/opd.py`
 shares it."""
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class DistillationConfig(Section):
 
 
 class RisdConfig(DistillationConfig):
-    """Everything `jobs/risd.py` can be told."""
+    """All keys of `jobs/risd.py`."""
 
     rollout: RolloutSection = Field(default_factory=RolloutSection, description="the teacher's engines")
     risd: RisdSection = Field(default_factory=RisdSection)

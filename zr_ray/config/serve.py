@@ -1,4 +1,4 @@
-"""What `jobs/serve_reward.py` and `cluster/serve_reward.yaml` can be told: which judge, how many replicas, which
+"""Configuration of `jobs/serve_reward.py` and `cluster/serve_reward.yaml`: which judge, how many replicas, which
 limits, HTTP or not."""
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class LimitsSection(Section):
 
 
 class ServeConfig(Section):
-    """Everything the reward service can be told."""
+    """All keys of the reward service."""
 
     run: RunSection = Field(default_factory=RunSection)
     judge: ServedJudgeSection = Field(default_factory=ServedJudgeSection)
