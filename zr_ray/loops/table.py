@@ -93,7 +93,7 @@ def make_table(job: str, config: TableConfig, args: argparse.Namespace, jobs: Pa
     judges = {name: judge_folder(path) for name, path in c.judges.items()}
     for judge in judges.values():
         require_judge(config.data.path, ScoringFormat.load(judge).rubric)
-        if taught:
+        if teacher is not None:
             shared_rubric(teacher, judge)
     if args.dry_run:
         for run in row_runs(
