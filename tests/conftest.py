@@ -121,9 +121,9 @@ def rollout_config():
 @pytest.fixture(scope="session")
 def fleet(ray_cluster, judge_path, rollout_config):
     """One real vLLM actor with the built-in judge."""
-    from zr_ray.run.placement import RolloutFleet
+    from zr_ray.workers.rollout import rollout_fleet
 
-    with RolloutFleet("test", judge_path, rollout_config) as started:
+    with rollout_fleet("test", judge_path, rollout_config) as started:
         yield started
 
 

@@ -89,9 +89,24 @@ class ItemFault:
     """Why one item of a reward request was not scored. It never stands for a score."""
 
     status: str
-    """Short code, one of the keys of `serving.limits.STATUSES`, for example "undecodable"."""
+    """Short code, one of the keys of `workers.limits.STATUSES`, for example "undecodable"."""
     reason: str
     """One line: wanted, got, what to do."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds on one reward request; everything above them is refused before it is computed or decoded."""
+
+    items: int = 64
+    """Items of a request."""
+    pixels: int = 4_194_304
+    """Width x height of an image."""
+    request_pixels: int = 16_777_216
+    """The same summed over a request's images, in order; bounds memory."""
+    prompt_chars: int = 2000
+    body_bytes: int = 67_108_864
+    """An HTTP body."""
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ import numpy as np
 import torch
 from aiohttp import ClientSession, TCPConnector
 
+from zr_ray.config.arguments import number, whole
 from zr_ray.config.serve import ServeConfig
 from zr_ray.models.judge_text import judge_folder
 from zr_ray.models.student import Student
@@ -339,9 +340,9 @@ def _answers(url: str) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=10.0, help="per row")
-    parser.add_argument("--images", type=int, default=4, help="images per call")
-    parser.add_argument("--callers", type=int, nargs="+", default=[1, 4, 16, 64])
+    parser.add_argument("--seconds", type=number(0, above=True), default=10.0, help="per row")
+    parser.add_argument("--images", type=whole(1), default=4, help="images per call")
+    parser.add_argument("--callers", type=whole(1), nargs="+", default=[1, 4, 16, 64])
     parser.add_argument("--judge", default="builtin", help="builtin, student, or a Hugging Face folder")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--output", help="also write the rows as JSON")

@@ -7,8 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from zr_ray.config.sections import LearnerSection
-from zr_ray.functional.schedule import learning_rate
 from zr_ray.judging.evaluate import agreement, human_scores, reliability, true_scores
 from zr_ray.records import AnnotatedImage
 from zr_ray.rubric import DIMENSIONS, PAPER
@@ -73,10 +71,3 @@ def test_reliability_groups_are_sorted_and_count_everything():
     human = torch.tensor([3.0, 1.5, 2.0, 2.0, 4.0], dtype=torch.float64)
     curve = reliability(mu, human, bins=2)
     assert curve == {"predicted": [1.5, 4.0], "human": [1.75, 3.5], "count": [2, 2]}
-
-
-def test_learning_rate_warms_up_and_ends_at_the_floor():
-    c = LearnerSection(lr=1.0, warmup_steps=4, min_lr_frac=0.1)
-    rates = [learning_rate(u, 20, c) for u in range(21)]
-    assert rates[:4] == [0.25, 0.5, 0.75, 1.0] and rates[4] == 1.0 and rates[20] == pytest.approx(0.1)
-    assert all(a >= b for a, b in zip(rates[4:], rates[5:], strict=False))

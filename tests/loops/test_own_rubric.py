@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from zr_ray.config.sections import GdsoSection, LearnerSection
+from zr_ray.config.gdso import GdsoSection
+from zr_ray.config.sections import LearnerSection
 from zr_ray.config.sft import SftSection
 from zr_ray.data.images import load_image
 from zr_ray.data.load import load_split, require_judge
@@ -22,12 +23,12 @@ from zr_ray.models.identity import template_hash
 from zr_ray.models.judge_text import JudgeText
 from zr_ray.models.preprocess import PixelPreprocessor
 from zr_ray.models.questions import QuestionPacker
-from zr_ray.records import Judgement, JudgeRequest
+from zr_ray.records import Judgement, JudgeRequest, Limits
 from zr_ray.rubric import ScoringFormat
 from zr_ray.serving import wire
-from zr_ray.serving.limits import Limits, check_request
 from zr_ray.serving.replies import item_weights, reply_of
 from zr_ray.workers.learner import Learner
+from zr_ray.workers.limits import check_request
 from zr_ray.workers.reward import RewardItem, RewardWorker
 
 D, K = 5, 7

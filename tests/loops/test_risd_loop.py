@@ -13,7 +13,7 @@ from zr_ray.data.images import load_image
 from zr_ray.data.labels import Label, fingerprint
 from zr_ray.judging.ask import question, score
 from zr_ray.judging.direct import judge_directly
-from zr_ray.loops.distillation_journal import compared, labelled, mean_log_q
+from zr_ray.loops.held_out_taught import compared, labelled, mean_log_q
 from zr_ray.loops.risd import OfflineTeacher, RisdObjective, distillation_targets, step_items
 from zr_ray.models.judge import JudgeOutputs
 from zr_ray.models.preprocess import PixelPreprocessor

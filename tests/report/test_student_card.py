@@ -14,7 +14,7 @@ from PIL import Image
 
 from zr_ray.config.loader import dump_yaml
 from zr_ray.config.risd import RisdConfig
-from zr_ray.loops.distillation_journal import compared
+from zr_ray.loops.held_out_taught import compared
 from zr_ray.models.student import Student
 from zr_ray.report.student_card import SNIPPET_FILE, write_student_card
 from zr_ray.rubric import DIMENSIONS, PAPER

@@ -51,6 +51,14 @@ def read_annotations(
     decode the image of every record that is returned (slow, finds damaged and huge files before a run does).
     Raises: DataError naming file and line at the first record that breaks the format; at the end if the split is empty.
     """
+    for where, item in located_annotations(path, split=split):
+        if decode_images:
+            _decoded(item, where, max_pixels)
+        yield item
+
+
+def located_annotations(path: Path | str, *, split: str | None = None) -> Iterator[tuple[str, AnnotatedImage]]:
+    """("FILE: line N", record) of every record; arguments and errors as `read_annotations`."""
     if split is not None and split not in SPLITS:
         raise DataError(f"wanted a split of {', '.join(SPLITS)}, got {split!r}; correct the name")
     file = _annotation_file(Path(path))
@@ -79,9 +87,7 @@ def read_annotations(
             )
         counts[item.split] += 1
         if split is None or item.split == split:
-            if decode_images:
-                _decoded(item, where, max_pixels)
-            yield item
+            yield where, item
     if not (counts[split] if split else sum(counts.values())):
         held = ", ".join(f"{name} {count}" for name, count in counts.items())
         raise DataError(
@@ -130,8 +136,9 @@ def _raw_parquet(file: Path) -> Iterator[tuple[str, dict]]:
 
 
 def _without_nulls(row: dict) -> dict:
-    """Null means absent, in the row and inside its structs; a map column arrives as (key, value) pairs."""
-    record = {name: value for name, value in row.items() if value is not None}
+    """Null means absent, in the row and inside its structs; a map column arrives as (key, value) pairs. The index that
+    pandas writes for a filtered table (`__index_level_0__`) is no field."""
+    record = {name: value for name, value in row.items() if value is not None and not name.startswith("__index_level_")}
     for name in {"scores", "truth", "reasoning"} & set(record):
         value = record[name]
         if isinstance(value, list) and all(isinstance(entry, tuple) for entry in value):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from pathlib import Path
 
+from zr_ray.data.files import is_file
 from zr_ray.errors import DataError
 from zr_ray.records import AnnotatedImage
 from zr_ray.rubric import PAPER, RUBRIC_FILE, Rubric
@@ -30,6 +32,11 @@ def check_head(
     for name in strings:
         if name in raw and (not isinstance(raw[name], str) or not raw[name].strip()):
             raise DataError(f"{where}: wanted a non-empty string in {name!r}, got {raw[name]!r}; fill it in")
+        if name in raw and not _is_unicode(raw[name]):
+            raise DataError(
+                f"{where}: wanted valid Unicode in {name!r}, got {ascii(raw[name])[:80]} with half of a surrogate pair;"
+                " write the text again"
+            )
     if raw["split"] not in SPLITS:
         raise DataError(f"{where}: wanted split {', '.join(SPLITS)}, got {raw['split']!r}; correct it")
 
@@ -107,6 +114,14 @@ def _score(value: object, split: str, where: str, rubric: Rubric) -> float | tup
     return score
 
 
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def image_path(name: str, where: str, root: Path) -> Path:
     """Absolute path of an image named relative to `root`.   Raises: DataError if it is absolute, outside, or no
     file."""
@@ -115,6 +130,24 @@ def image_path(name: str, where: str, root: Path) -> Path:
         raise DataError(
             f"{where}: wanted an image path relative to and inside {root}, got {name!r}; move the image there"
         )
-    if not path.is_file():
-        raise DataError(f"{where}: wanted an image file at {path}, there is none; correct 'image' or add the file")
+    if not is_file(path):
+        raise DataError(
+            f"{where}: wanted an image file at {str(path)!r}, there is none{_near(path, name, root)}; correct 'image'"
+            " or add the file"
+        )
     return path
+
+
+def _near(path: Path, name: str, root: Path) -> str:
+    """What is there instead, for names that another system wrote: backslashes, other case, other Unicode form."""
+    if "\\" in name and is_file(root / name.replace("\\", "/")):
+        return f", but {name.replace(chr(92), '/')!r} is: write / between folders"
+
+    def spelling(text: str) -> str:
+        return unicodedata.normalize("NFC", text).casefold()
+
+    try:
+        others = [one.name for one in path.parent.iterdir() if spelling(one.name) == spelling(path.name)]
+    except OSError:
+        return ""
+    return f", but {others[0]!r} is: case and Unicode form count" if others else ""

@@ -1,28 +1,13 @@
-"""The annotated data a job works on: a folder of the user's, or the built-in simulated world written into the run
-folder."""
+"""One split of an annotated data set, checked."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from zr_ray.config.sections import DataSection
 from zr_ray.data.annotations import read_annotations
 from zr_ray.data.rubrics import read_rubric
 from zr_ray.records import AnnotatedImage
 from zr_ray.rubric import PAPER, Rubric, require_rubric
-
-
-def data_folder(config: DataSection, run_path: Path) -> Path:
-    """Folder of the annotated data; writes the simulated world there if the configuration names no folder (once per
-    run)."""
-    if config.path is not None:
-        return config.path
-    folder = run_path / "data"
-    if not (folder / "annotations.jsonl").is_file():
-        from zr_ray.world.build import write_world
-
-        write_world(folder, **config.world.model_dump())
-    return folder
 
 
 def load_split(folder: Path, split: str) -> list[AnnotatedImage]:

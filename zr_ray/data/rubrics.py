@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from zr_ray.data.files import atomic_file
+from zr_ray.data.files import atomic_file, text_encoding, unique_keys
 from zr_ray.errors import DataError, ZrRayError
 from zr_ray.rubric import PAPER, RUBRIC_FILE, Rubric
 
@@ -25,7 +25,7 @@ def read_rubric(path: Path | str) -> Rubric:
     if not file.is_file():
         return PAPER
     try:
-        raw = json.loads(file.read_text())
+        raw = json.loads(file.read_text(encoding=text_encoding(file)), object_pairs_hook=unique_keys)
     except ValueError as error:
         raise DataError(f"{file}: wanted JSON, got {error}; correct it") from error
     if not isinstance(raw, dict) or set(raw) - set(_KEYS) or not all(isinstance(v, list) for v in raw.values()):

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from zr_ray.config.risd import LabelSection
 from zr_ray.config.sections import RolloutSection
-from zr_ray.data.images import load_image
+from zr_ray.data.images import WHITE, configured_background, load_image
 from zr_ray.data.labels import Label, LabelSet, fingerprints, label_schema
 from zr_ray.errors import DataError, DeadlineError, RolloutError
 from zr_ray.functional.risd import average_distributions
@@ -40,7 +40,7 @@ from zr_ray.models.judge_text import JudgeText
 from zr_ray.records import AnnotatedImage, Judgement, JudgeRequest
 from zr_ray.rubric import Rubric
 from zr_ray.run.observe import duration
-from zr_ray.run.placement import bundle
+from zr_ray.run.placement import bundle, worker_bundles
 from zr_ray.workers.rollout import RolloutWorker, engine_environment
 
 READER_CPUS = 0.25
@@ -53,7 +53,9 @@ def label_provenance(teacher: Path, text: JudgeText, rollout: RolloutSection, se
     """What decides a label, as JSON values: teacher, template and sampling."""
     sampling = {"traces": section.traces, "seed": section.seed, "temperature": 1.0 if section.traces else 0.0}
     sampling |= {"max_new_tokens": rollout.max_new_tokens, "dtype": rollout.dtype}
-    return {"format": 1, "teacher": judge_hash(teacher), "template": template_hash(text), "sampling": sampling}
+    made = {"format": 1, "teacher": judge_hash(teacher), "template": template_hash(text), "sampling": sampling}
+    background = configured_background()
+    return made if background == WHITE else made | {"background": list(background)}
 
 
 def label_items(
@@ -248,4 +250,4 @@ def teacher_distributions(groups: Sequence[Sequence[Judgement]], rubric: Rubric)
 
 def labelling_bundles(rollout: RolloutSection) -> dict[str, list[dict[str, float]]]:
     """Role -> bundles the pipeline asks Ray for."""
-    return {"labeller": [bundle(rollout.cpus, rollout.gpus)] * rollout.workers, "reader": [bundle(READER_CPUS, 0)]}
+    return {"labeller": worker_bundles(rollout), "reader": [bundle(READER_CPUS, 0)]}

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zr_ray.config.sections import GdsoSection
+from zr_ray.config.gdso import GdsoSection
 from zr_ray.functional import gdso, grpo, scores
 from zr_ray.models.judge import JudgeOutputs
 from zr_ray.models.packing import Row
@@ -38,6 +38,8 @@ class PairRollouts:
     """[B, 2, G], Eq. (3)."""
     rewards: Tensor
     """[B, 2, G], Eq. (13)."""
+    empty: Tensor
+    """[B, 2, G] bool, True where nothing was reasoned: the score follows at once, or nothing was generated."""
     rollout_logprobs: list[np.ndarray]
     """B*2*G arrays [T_i], pair-major, the engine's log-probs of the sampled tokens."""
     policy_versions: Tensor
@@ -60,12 +62,13 @@ def collect(
     config: GdsoSection,
     rubric: Rubric,
     label_ids: Sequence[int] = (),
+    marker_tokens: int = 0,
 ) -> PairRollouts:
     """Line judgements up as [B, 2, G], decode mu with the rollout policy's distribution, and compute rewards and
     advantages.
 
     Args: rubric: the judge's. label_ids: [K] token ids of the labels, needed when config.score_from is "parsed": the
-    score is then the sampled label."""
+    score is then the sampled label. marker_tokens: tokens of the marker before the label, for `empty`."""
     bins = torch.tensor(rubric.bins)
     shape = (len(pairs), 2, config.group_size)
     flat = [j for group in groups for j in group]
@@ -77,9 +80,9 @@ def collect(
     expected = (
         parsed_scores(flat, label_ids, bins) if config.score_from == "parsed" else scores.expected_score(log_q, bins)
     ).view(shape)
-    human = torch.tensor([[p.winner_score, p.loser_score] for p in pairs])
+    human_scores = torch.tensor([[p.winner_score, p.loser_score] for p in pairs])
     rewards = gdso.gdso_reward(
-        expected, human, rubric.score_range, config.lambda_pointwise, config.lambda_pairwise, valid
+        expected, human_scores, rubric.score_range, config.lambda_pointwise, config.lambda_pairwise, valid
     )
     rows = [
         Row(request.token_ids, request.image, tuple(j.token_ids for j in group), tuple(j.score_index for j in group))
@@ -87,16 +90,24 @@ def collect(
     ]
     return PairRollouts(
         units=[[rows[2 * i], rows[2 * i + 1]] for i in range(len(pairs))],
-        human_scores=human,
+        human_scores=human_scores,
         expected_scores=expected,
         valid=valid,
         advantages=grpo.group_advantages(rewards, config.advantage_eps, config.advantage_normalisation, valid),
         rewards=rewards,
+        empty=torch.tensor([is_empty(j, marker_tokens) for j in flat]).view(shape),
         rollout_logprobs=[j.logprobs for j in flat],
         policy_versions=torch.tensor([j.policy_version for j in flat]).view(shape),
         bins=bins,
         score_range=rubric.score_range,
     )
+
+
+def is_empty(judgement: Judgement, marker_tokens: int) -> bool:
+    """Whether an output reasons about nothing: marker and label alone, or at most one token (the end)."""
+    if judgement.score_index is None:
+        return len(judgement.token_ids) <= 1
+    return judgement.score_index <= marker_tokens
 
 
 def parsed_scores(judgements: Sequence[Judgement], label_ids: Sequence[int], bins: Tensor) -> Tensor:
@@ -115,25 +126,42 @@ def rollout_metrics(rollouts: PairRollouts, version: int) -> dict[str, float]:
         rollouts.expected_scores, rollouts.human_scores, rollouts.score_range, rollouts.valid
     )
     both = gdso.gap_valid(rollouts.valid)
+    silent = (rollouts.advantages == 0).all(-1)
     return {
         "samples": float(rollouts.valid.numel()),
         "valid": float(rollouts.valid.sum()),
         "gap_valid": float(both.sum()),
         "tokens": float(rollouts.tokens),
+        "groups": float(silent.numel()),
+        "reward/no_signal_frac": float(silent.sum()),
+        "reward/group_std": float(rollouts.rewards.std(-1, correction=0).sum()),
+        "score/group_std": float(_spread(rollouts.expected_scores, rollouts.valid).sum()),
         "reward/pointwise": float(error[rollouts.valid].sum()),
         "reward/pairwise": float(gap[both].sum()),
         "reward/total": float(rollouts.rewards.sum()),
         "rollout/malformed_frac": float((~rollouts.valid).sum()),
+        "rollout/empty_frac": float(rollouts.empty.sum()),
         "rollout/staleness": float((version - rollouts.policy_versions).sum()),
         "rollout/tokens_per_sample": float(rollouts.tokens),
     }
+
+
+def _spread(values: Tensor, valid: Tensor) -> Tensor:
+    """[B, 2] population standard deviation of the valid samples of each group, 0 where there are none."""
+    kept, count = torch.where(valid, values, torch.zeros_like(values)), valid.sum(-1, keepdim=True).clamp_min(1)
+    centered = torch.where(valid, values - kept.sum(-1, keepdim=True) / count, torch.zeros_like(values))
+    return (centered.square().sum(-1) / count.squeeze(-1)).sqrt()
 
 
 MEANS = {
     "reward/pointwise": "valid",
     "reward/pairwise": "gap_valid",
     "reward/total": "samples",
+    "reward/no_signal_frac": "groups",
+    "reward/group_std": "groups",
+    "score/group_std": "groups",
     "rollout/malformed_frac": "samples",
+    "rollout/empty_frac": "samples",
     "rollout/staleness": "samples",
     "rollout/tokens_per_sample": "samples",
     "loss/policy": "one",
@@ -176,13 +204,15 @@ class GdsoObjective:
     ) -> tuple[Tensor, dict[str, float]]:
         c, device = self.config, outputs.logprobs.device
         shape = (len(units), 2, c.group_size)
-        human = self.rollouts.human_scores[units].to(device)
+        human_scores = self.rollouts.human_scores[units].to(device)
         valid = self.rollouts.valid[units].to(device)
         log_q = scores.score_log_distribution(outputs.score_logprobs).view(*shape, -1)
         mu = scores.expected_score(log_q, self.bins.to(device))
-        targets = scores.label_targets(human, c.pointwise_target, c.gaussian_std, self.bins.to(device))
-        pointwise = gdso.pointwise_terms(log_q, human, self.bins.to(device), valid, targets).sum() / self.valid_total
-        pairwise = gdso.pairwise_terms(mu, human, self.rollouts.score_range, valid).sum() / self.gap_total
+        targets = scores.label_targets(human_scores, c.pointwise_target, c.gaussian_std, self.bins.to(device))
+        pointwise = (
+            gdso.pointwise_terms(log_q, human_scores, self.bins.to(device), valid, targets).sum() / self.valid_total
+        )
+        pairwise = gdso.pairwise_gap_error(mu, human_scores, self.rollouts.score_range, valid).sum() / self.gap_total
         policy, metrics = self._policy(outputs, units, reference)
         loss = policy + c.alpha_pointwise * pointwise + c.alpha_pairwise * pairwise
         with torch.no_grad():

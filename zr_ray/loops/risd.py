@@ -21,11 +21,12 @@ from zr_ray.config.risd import RisdSection
 from zr_ray.data.images import load_image
 from zr_ray.data.labels import Label, fingerprints
 from zr_ray.functional import risd, scores
-from zr_ray.functional.schedule import learning_rate
 from zr_ray.judging.ask import generate, workers_of_rank
 from zr_ray.judging.evaluate import human_scores
 from zr_ray.judging.label import teacher_distributions, teacher_requests
-from zr_ray.loops.distillation_journal import DirectJournal
+from zr_ray.loops.held_out import by_learner
+from zr_ray.loops.held_out_taught import TaughtHeldOut, source_of
+from zr_ray.loops.journal import Journal
 from zr_ray.loops.objective import reduced
 from zr_ray.models.judge import JudgeOutputs
 from zr_ray.models.questions import QuestionRow
@@ -44,18 +45,21 @@ def train(loop_config: dict) -> None:
 
     task: DistillationTask = loop_config["task"]
     config, c = task.config, task.config.risd
-    learner = Learner(task.judge, config.learner)
+    preprocess = PixelPreprocessor.load(task.judge)
+    make_packer = lambda judge, text: QuestionPacker(judge.model, text, preprocess)
+    learner = Learner(task.judge, config.learner, make_packer=make_packer)
     rubric = learner.text.rubric
-    learner.packer = QuestionPacker(learner.engine.module.model, learner.text, PixelPreprocessor.load(task.judge))
     known = task.labels.read()
-    journal = DirectJournal(task, learner, method="risd", total_steps=c.steps, reasoning=False, known=known)
+    journal = Journal(task.run_path, learner, config.checkpoint, c.steps, task.started_at)
+    ask = by_learner(learner, task)
+    held_out = TaughtHeldOut(journal, learner, task, method="risd", reasoning=False, ask=ask, known=known)
     teacher = OnlineTeacher(task, learner) if c.mode == "online" else OfflineTeacher(task.items, known)
 
     start = journal.restore()
     if start == 0:
-        journal.evaluate_base()
+        held_out.before()
 
-    for step in range(start, c.steps):
+    for step in journal.steps(start):
         batch = step_items(step, c.items_per_step, len(task.items), config.run.seed)[learner.rank :: learner.world]
         with journal.timer("rollout"):
             log_q, valid = teacher.distributions(batch, step)
@@ -68,15 +72,13 @@ def train(loop_config: dict) -> None:
         ]
         with journal.timer("train"):
             stats = learner.accumulate(units, RisdObjective(targets, valid, total, rubric))
-            applied = learner.apply(learning_rate(step, c.steps, config.learner))
+            applied = learner.apply(config.learner.rate(step, c.steps))
         metrics = reduced(stats.sums, learner.reduce_sum) | applied
         metrics["teacher/labelled_frac"] = total / (c.items_per_step * len(rubric.dimensions))
-        if config.evaluation.every_steps and (step + 1) % config.evaluation.every_steps == 0 and step + 1 < c.steps:
-            metrics |= journal.evaluate_during(())
+        metrics |= held_out.during(step + 1)
         journal.step(step + 1, metrics, tokens)
-        if (step + 1) % config.checkpoint.every_steps == 0 or step + 1 == c.steps:
-            journal.save(step + 1)
-    journal.finish()
+        journal.checkpoint(step + 1)
+    journal.finish("risd", held_out.finish() | source_of(task))
 
 
 class RisdObjective:

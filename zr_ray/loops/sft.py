@@ -17,8 +17,7 @@ from zr_ray.config.sft import SftConfig, SftSection
 from zr_ray.data.images import load_image
 from zr_ray.errors import DataError
 from zr_ray.functional import scores
-from zr_ray.functional.schedule import learning_rate
-from zr_ray.judging.ask import workers_of_rank
+from zr_ray.loops.held_out import HeldOut, by_engines
 from zr_ray.loops.journal import Journal
 from zr_ray.loops.objective import reduced
 from zr_ray.loops.push import WeightPush
@@ -27,7 +26,7 @@ from zr_ray.models.judge_text import JudgeText
 from zr_ray.models.packing import Row
 
 if TYPE_CHECKING:
-    from zr_ray.loops.launch import TrainingTask
+    from zr_ray.loops.training import TrainingTask
 
 
 def train(loop_config: dict) -> None:
@@ -39,9 +38,9 @@ def train(loop_config: dict) -> None:
     config: SftConfig = task.config
     c = config.sft
     learner = Learner(task.judge, config.learner)
-    journal = Journal(
-        task, learner, method="rewarddance" if c.reasoning else "sft", total_steps=c.steps, reasoning=c.reasoning
-    )
+    journal = Journal(task.run_path, learner, config.checkpoint, c.steps, task.started_at)
+    method = "rewarddance" if c.reasoning else "sft"
+    held_out = HeldOut(journal, learner, task, method, c.reasoning, by_engines(learner, task))
     push = WeightPush(
         task.workers,
         learner.text,
@@ -51,15 +50,14 @@ def train(loop_config: dict) -> None:
         config.rollout.deadline_s,
     )
     schedule = PairSchedule(list(task.pairs), c.pairs_per_step, config.run.seed)
-    workers = workers_of_rank(task.workers, learner.rank, learner.world)
     bins = torch.tensor(learner.text.rubric.bins)
 
     start = journal.restore()
     journal.note(push(learner, start))
     if start == 0:
-        journal.evaluate_base()
+        held_out.before()
 
-    for step in range(start, c.steps):
+    for step in journal.steps(start):
         batch = schedule.batch(step)
         pairs = [batch[i] for i in range(learner.rank, c.pairs_per_step, learner.world)]
         sides = [
@@ -73,19 +71,14 @@ def train(loop_config: dict) -> None:
             ]
             targets = score_targets(torch.tensor([score for _, _, score in sides]), c, bins)
             stats = learner.accumulate(units, SftObjective(targets, 2 * c.pairs_per_step, c.chain_weight))
-            metrics = reduced(stats.sums, learner.reduce_sum) | learner.apply(
-                learning_rate(step, c.steps, config.learner)
-            )
-        due = config.evaluation.every_steps and (step + 1) % config.evaluation.every_steps == 0
-        if due or step + 1 == c.steps:
+            metrics = reduced(stats.sums, learner.reduce_sum) | learner.apply(config.learner.rate(step, c.steps))
+        if held_out.is_due(step + 1) or step + 1 == c.steps:
             with journal.timer("push"):
                 metrics |= push(learner, step + 1)
-        if due and step + 1 < c.steps:
-            metrics |= journal.evaluate_during(workers)
+        metrics |= held_out.during(step + 1)
         journal.step(step + 1, metrics, tokens=0.0)
-        if (step + 1) % config.checkpoint.every_steps == 0 or step + 1 == c.steps:
-            journal.save(step + 1)
-    journal.finish()
+        journal.checkpoint(step + 1)
+    journal.finish(method, held_out.finish())
 
 
 def answer_row(text: JudgeText, item, dimension: str, score: float, reasoning: bool) -> Row:

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import yaml
 
+from zr_ray.report.tables import read_warnings
 from zr_ray.rubric import Rubric, ScoringFormat
 from zr_ray.run.folder import CONFIG_FILE, RunFolder
+from zr_ray.run.result import undefined_text
 
 SNIPPET_FILE = "read_scores.py"
 """The card's loading example, also as a file in the student folder."""
@@ -21,7 +23,7 @@ A distilled judge of images: given a prompt, an image and one of its dimensions 
 rubric scores ({scale}), without reasoning: one output token. Trained with `jobs/risd.py` of zr_ray (Z-Reward, arXiv 2606.09076).
 
 - **Teacher** `{teacher}`, sha256 of its folder `{teacher_hash}`; {traces}.
-- **Data** {data}; {items} training images. {labels}
+- **Data** {data}; {items} training images. {labels}{warnings}
 - **Recipe** {steps} steps of {per_step}, AdamW, peak learning rate {lr:g}, seed {seed}; the full configuration is at the end.
 
 ## Evaluation
@@ -76,6 +78,7 @@ def write_student_card(run: RunFolder, data: Path) -> Path:
         data=("the built-in rubric world, SIMULATED images and annotators" if simulated else f"`{data}`"),
         items=result["distillation"]["items"],
         labels=_labels(section),
+        warnings="".join(f"\n  - warning: {line}" for line in read_warnings(run)),
         steps=section["steps"],
         per_step=f"{section['items_per_step']} images in {len(rubric.dimensions)} dimensions",
         lr=config["learner"]["lr"],
@@ -159,7 +162,7 @@ def _gap(gap: dict) -> str:
 
 def _cell(entry: dict, key: str, scale: float = 1) -> str:
     if entry.get(key) is None:
-        return "-"
+        return undefined_text(entry, key)
     digits = 1 if scale == 100 else 3
     bounds = entry.get(f"{key}_ci")
     interval = f" [{bounds[0] * scale:.{digits}f}, {bounds[1] * scale:.{digits}f}]" if bounds else ""

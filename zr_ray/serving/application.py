@@ -25,9 +25,9 @@ from zr_ray.errors import ConfigError, RewardError
 from zr_ray.records import RewardReply, RewardRequest
 from zr_ray.serving.batching import Batcher
 from zr_ray.serving.cache import AnswerCache
-from zr_ray.serving.limits import check_request
 from zr_ray.serving.measures import Measures
 from zr_ray.serving.replies import item_weights, reply_of
+from zr_ray.workers.limits import check_request
 
 STUDENT, TEACHER, GATEWAY = "student", "teacher", "gateway"
 """Deployment names inside an application."""
@@ -94,6 +94,7 @@ class RewardModel:
             "gives_gradient": self._worker.gives_gradient,
             "dtype": self._config.replica.dtype,
             "limits": self._config.limits.model_dump(),
+            "control_tokens": list(self._worker.control_tokens),
             "pid": os.getpid(),
             "totals": dict(self._measures.totals),
         }

@@ -30,14 +30,13 @@ from zr_ray.errors import ConfigError, DeadlineError, OverloadError, RewardError
 from zr_ray.rubric import Rubric
 from zr_ray.serving import wire
 from zr_ray.serving.admission import LOOPBACK, Refusal, proxy_host, response_of
-from zr_ray.serving.limits import check_request
 from zr_ray.serving.measures import Measures
 from zr_ray.serving.retry import Retry
 
 api = FastAPI(title="zr_ray reward service", description=__doc__, version="1")
 _IMAGES = {name: {"schema": {"type": "string", "format": "binary"}} for name in (wire.SAFETENSORS, *wire.IMAGE_FORMATS)}
 _EXAMPLE = {
-    "items": [{"image": "<base64 of a PNG, JPEG or WebP file>", "prompt": "a small red circle"}],
+    "items": [{"image": "<base64 of an image file>", "prompt": "a small red circle"}],
     "dimensions": ["alignment"],
 }
 _BODY = {
@@ -152,7 +151,6 @@ class Gateway:
                 self._decoders, wire.read_request, content_type, body, query, gradient, self._limits, request_id, rubric
             )
             del body
-            check_request(wanted, self._limits, rubric)
             reply = await Retry(deadline_s=self._config.http.request_deadline_s, attempts=4).call(
                 lambda _: handle.score.remote(wanted)
             )

@@ -1,10 +1,10 @@
-"""HTTP bodies to requests, and replies to bodies. Nothing here executes what it reads: JSON, safetensors and three
-image formats.
+"""HTTP bodies to requests, and replies to bodies. Nothing here executes what it reads: JSON, safetensors and the image
+formats of `data.images.FORMATS`, which the loader reads as well.
 
-    application/json           {"items": [{"image": base64 of PNG/JPEG/WebP, "prompt": text, "dimensions": [..]}],
+    application/json           {"items": [{"image": base64 of an image file, "prompt": text, "dimensions": [..]}],
     "dimensions", "weights", "risk"} application/x-safetensors  images [B, 3, H, W] or image.0, image.1, ...; weights;
     metadata "request": {"prompts", "dimensions", "risk"} as JSON
-    image/png, jpeg, webp      one image; prompt, dimensions, weights (comma-separated) and risk in the query
+    image/png, jpeg, ...       one image; prompt, dimensions, weights (comma-separated) and risk in the query
 
 Replies are JSON, or safetensors with metadata "reply". Left out on purpose: pickle, URLs to fetch, multipart forms,
 compressed bodies.
@@ -20,14 +20,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from zr_ray.data.images import ImageTooLarge, decode_image
+from zr_ray.data.images import FORMATS, ImageTooLarge, decode_image
 from zr_ray.errors import DataError
-from zr_ray.records import ItemFault, JudgeIdentity, RewardReply, RewardRequest
+from zr_ray.records import ItemFault, JudgeIdentity, Limits, RewardReply, RewardRequest
 from zr_ray.rubric import PAPER, Rubric
-from zr_ray.serving.limits import Limits
 
 JSON, SAFETENSORS = "application/json", "application/x-safetensors"
-IMAGE_FORMATS = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP"}
+IMAGE_FORMATS = {media_type: name for name, media_type in FORMATS.items()}
 COLUMNS = ("q", "mu", "sigma", "entropy", "outside")
 
 
@@ -134,7 +133,7 @@ def _from_base64(text) -> bytes | ItemFault:
     try:
         return base64.b64decode(text, validate=True)
     except (TypeError, ValueError, binascii.Error):
-        return ItemFault("undecodable", "an image must be base64 text of a PNG, JPEG or WebP file")
+        return ItemFault("undecodable", f"an image must be base64 text of a file ({', '.join(FORMATS)})")
 
 
 def _decode_all(files: Sequence[bytes | ItemFault], limits: Limits) -> tuple[np.ndarray | ItemFault, ...]:
@@ -149,7 +148,7 @@ def _decode_all(files: Sequence[bytes | ItemFault], limits: Limits) -> tuple[np.
 def _decode(file: bytes, max_pixels: int) -> np.ndarray | ItemFault:
     """[3, H, W] uint8."""
     try:
-        image = decode_image(io.BytesIO(file), "image", max_pixels, tuple(IMAGE_FORMATS.values()))
+        image = decode_image(io.BytesIO(file), "image", max_pixels)
     except ImageTooLarge as error:
         return ItemFault("too_large", str(error))
     except (DataError, MemoryError) as error:

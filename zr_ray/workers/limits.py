@@ -1,22 +1,22 @@
 """What an item of a reward request must be, and the code each refusal carries. Checked once, in the process that holds
 the judge.
 
-Left out on purpose: files and HTTP; bytes become arrays in `wire.py`, under the same limits.
+Left out on purpose: files and HTTP; bytes become arrays in `serving/wire.py`, under the same limits.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
+from zr_ray.data.images import FORMATS
+from zr_ray.data.prompts import control_token_fault
 from zr_ray.errors import RewardError
-from zr_ray.records import ItemFault, RewardRequest
+from zr_ray.records import ItemFault, Limits, RewardRequest
 from zr_ray.rubric import Rubric
 
 STATUSES = {
     "ok": "scored",
-    "undecodable": "the bytes are no whole PNG, JPEG or WebP image of 8 bits a channel",
+    "undecodable": f"the bytes are no whole image of 8 bits a channel in one of {', '.join(FORMATS)}",
     "too_large": "more pixels than the service takes, in the image or in the request",
     "bad_dtype": "pixels must be uint8, float16, float32 or float64",
     "bad_shape": "an image must be [3, H, W] with sides above 0 and of a ratio below 200",
@@ -33,21 +33,6 @@ STATUSES = {
 PIXEL_SLACK = 1e-3
 """Float pixels may leave [0, 1] by this much: decoders of generators round; a picture in [-1, 1] or [0, 255] is
 refused."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Bounds on one request; everything above them is refused before it is computed or decoded."""
-
-    items: int = 64
-    """Items of a request."""
-    pixels: int = 4_194_304
-    """Width x height of an image."""
-    request_pixels: int = 16_777_216
-    """The same summed over a request's images, in order; bounds memory."""
-    prompt_chars: int = 2000
-    body_bytes: int = 67_108_864
-    """An HTTP body."""
 
 
 def check_request(request: RewardRequest, limits: Limits, rubric: Rubric) -> None:
@@ -115,7 +100,5 @@ def check_prompt(prompt: str | ItemFault, limits: Limits, control_tokens: tuple[
         prompt.encode()
     except UnicodeEncodeError as error:
         return ItemFault("bad_prompt", f"a prompt must be valid Unicode, got {error.reason}")
-    found = [token for token in control_tokens if token in prompt]
-    if found:
-        return ItemFault("bad_prompt", f"a prompt must not hold control tokens, got {found[0]!r}; remove it")
-    return None
+    fault = control_token_fault(prompt, control_tokens)
+    return None if fault is None else ItemFault("bad_prompt", fault)
