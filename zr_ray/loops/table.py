@@ -81,7 +81,7 @@ def _check(config: TableConfig, jobs: Path, resumed: RunFolder | None) -> Plan[_
     judges = {name: judge_folder(path) for name, path in config.table.judges.items()}
     for judge in judges.values():
         require_judge(config.data.path, ScoringFormat.load(judge).rubric)
-        if taught:
+        if teacher is not None:
             shared_rubric(teacher, judge)
     if config.data.path is not None:
         load_split(config.data.path, "train")

@@ -155,6 +155,10 @@ class Gateway:
                 lambda _: handle.score.remote(wanted)
             )
             return await loop.run_in_executor(self._decoders, response_of, reply, request.headers.get("accept", ""))
+        except (wire.WireError, RewardError) as error:
+            if not isinstance(error, OverloadError):
+                self._rubrics.pop(judge, None)  # an update may have brought a judge of another rubric: ask again
+            raise
         finally:
             self._in_flight -= 1
             self._buffered -= held[0]
@@ -197,8 +201,7 @@ class Gateway:
         return self._judges[name]
 
     async def _rubric(self, name: str) -> Rubric:
-        """Dimensions and bins of a judge, as its replica says; asked once. A replica of another judge, during an
-        update, checks every request again."""
+        """Dimensions and bins of a judge, as one of its replicas says. Each replica checks every request again."""
         if name not in self._rubrics:
             handle = self._judge(name)
             described = await Retry(deadline_s=self._config.http.request_deadline_s, attempts=4).call(
