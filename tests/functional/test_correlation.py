@@ -92,6 +92,23 @@ def test_logistic_fit_on_awkward_data():
             assert abs(raw) - 1e-4 <= abs(value) <= 1
 
 
+def test_differences_that_are_rounding_are_a_constant():
+    human = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 2.5])
+    noise = torch.tensor([3.0, -1.0, 2.0, -2.0, 1.0, 0.0]).double()
+    collapsed = 3.2 + 1e-12 * noise  # a judge that answers the same on every image
+    for metric in ALL:
+        assert math.isnan(metric(collapsed, human)) and math.isnan(metric((3.2 + 1e-7 * noise).float(), human))
+        assert not math.isnan(metric(3.2 + 1e-4 * noise, human))  # little, but more than rounding
+        assert not math.isnan(metric(1e-9 * noise, human))  # small numbers are not small differences
+    assert metrics.why_undefined(collapsed, human) == "constant prediction"
+    assert metrics.why_undefined(human, collapsed) == "constant human score"
+    assert metrics.why_undefined(human[:1], human[:1]) == "fewer than 2 items"
+    assert metrics.why_undefined(human, human) is None
+    group = torch.arange(6)
+    intervals = (metrics.plcc_interval, metrics.srcc_interval)
+    assert all(math.isnan(bound) for interval in intervals for bound in interval(collapsed, human, group, 50))
+
+
 def test_degenerate_input_is_nan():
     two, same = torch.tensor([1.0, 2.0]), torch.full((6,), 0.1)
     line = torch.arange(6.0)

@@ -152,3 +152,10 @@ def test_tie_calibration_edges():
     assert math.isnan(metrics.tie_aware_accuracy(predicted, human, group, everything)[0])
     with pytest.raises(ValueError, match="whole groups"):
         metrics.tie_aware_accuracy(predicted, human, group, torch.tensor([True, False, True, True]))
+
+
+def test_a_predicted_difference_that_is_rounding_is_a_tie():
+    human, group = torch.tensor([1.0, 2.0, 3.0]), torch.zeros(3, dtype=torch.long)
+    assert metrics.human_pair_accuracy(3.2 + torch.tensor([0.0, 1e-12, 2e-12]).double(), human, group) == (0, 3)
+    assert metrics.human_pair_accuracy(3.2 + torch.tensor([0.0, 1e-4, 2e-4]).double(), human, group) == (3, 3)
+    assert metrics.human_pair_accuracy(3.2 - torch.tensor([0.0, 1e-4, 2e-4]).double(), human, group) == (0, 3)

@@ -10,9 +10,11 @@ import torch
 
 from zr_ray.functional import metrics, rank
 from zr_ray.judging.agreement import annotator_votes, full_row
-from zr_ray.judging.evaluate import BINS, Judged, human_scores
+from zr_ray.judging.evaluate import Judged, human_scores
 from zr_ray.records import AnnotatedImage
-from zr_ray.rubric import DIMENSIONS
+from zr_ray.rubric import DIMENSIONS, PAPER
+
+BINS = torch.tensor(PAPER.bins, dtype=torch.float64)
 
 PROMPTS, CANDIDATES, SAMPLES = 24, 3, 2
 
@@ -34,13 +36,13 @@ def judged(made, seed=0):
     """A judge that knows the human score, with noise; 10 % of the mass is outside the labels; item 5 is malformed in
     alignment."""
     generator = torch.Generator().manual_seed(seed)
-    human = human_scores(made).nan_to_num(3.0)
+    human = human_scores(made, PAPER).nan_to_num(3.0)
     centre = human[..., None] + 0.5 * torch.randn(*human.shape, SAMPLES, generator=generator, dtype=torch.float64)
     logits = -((BINS - centre[..., None]) ** 2)
     labels = logits.log_softmax(-1) + math.log(0.9)
     labels[5, 0] = math.nan
     labels[7, 1, 1] = math.nan
-    return Judged(labels, torch.full(labels.shape[:3], 12.0))
+    return Judged(labels, torch.full(labels.shape[:3], 12.0), PAPER)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +55,7 @@ def case():
 def test_every_figure_is_its_metric(case):
     made, answers, row = case
     group = torch.tensor([int(item.group[1:]) for item in made])
-    human, votes = human_scores(made), annotator_votes(made)
+    human, votes = human_scores(made, PAPER), annotator_votes(made, PAPER)
     for d, name in list(enumerate(DIMENSIONS))[:3]:
         got, known = row["dimensions"][name], answers.mu[:, d].isfinite()
         x, y, q, v = answers.mu[known, d], human[known, d], answers.q[known, d], votes[known, d]
@@ -103,9 +105,9 @@ def test_prefixes_are_the_scaling_curve(case):
     assert answers.first(2).mu.nansum() == answers.mu.nansum() and answers.first(1).samples == 1
     torch.testing.assert_close(answers.first(1).q[3, 0], answers.label_logprobs[3, 0, 0].softmax(-1))
     assert answers.first(1).tokens[0, 0] == 12 and answers.tokens[0, 0] == 24
-    singles = metrics.plcc(answers.first(1).mu[10:, 0], human_scores(made)[10:, 0])
+    singles = metrics.plcc(answers.first(1).mu[10:, 0], human_scores(made, PAPER)[10:, 0])
     assert (
-        metrics.plcc(answers.mu[10:, 0], human_scores(made)[10:, 0]) > singles
+        metrics.plcc(answers.mu[10:, 0], human_scores(made, PAPER)[10:, 0]) > singles
     )  # two noisy answers are better than one
 
 
@@ -114,7 +116,7 @@ def test_votes_on_bins_only():
         AnnotatedImage("a", "g", "test", "p", Path("/x"), {"realism": (1.0, 1.0, 5.0), "alignment": 3.3}),
         AnnotatedImage("b", "g", "test", "p", Path("/x"), {"realism": 4.5}),
     ]
-    votes = annotator_votes(made)
+    votes = annotator_votes(made, PAPER)
     assert votes[0, 1].tolist() == [2, 0, 0, 0, 0, 0, 0, 0, 1] and votes[0, 0].sum() == 0 and votes[1, 1, 7] == 1
 
 
@@ -131,5 +133,7 @@ def test_calibrated_judge_has_a_small_error_against_votes():
             made.append(AnnotatedImage(f"{prompt}-{n}", f"p{prompt:03d}", "test", "x", Path("/x"), {"realism": votes}))
             q.append(p)
     labels = torch.from_numpy(np.stack(q)).log()[:, None, None].expand(-1, 4, 1, -1)
-    row = full_row("true", Judged(labels, torch.ones(800, 4, 1)), made, resamples=20, seed=0)["dimensions"]["realism"]
+    row = full_row("true", Judged(labels, torch.ones(800, 4, 1), PAPER), made, resamples=20, seed=0)["dimensions"][
+        "realism"
+    ]
     assert row["win_ece_votes"] < 0.03 < 0.08 < row["win_ece"]

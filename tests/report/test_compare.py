@@ -8,6 +8,7 @@ import torch
 
 from zr_ray.functional import metrics
 from zr_ray.report.compare import TestSet, agreement, difference, measure, verdict
+from zr_ray.rubric import PAPER
 
 PROMPTS = 80
 
@@ -16,7 +17,7 @@ def made_up(seed=0):
     generator = torch.Generator().manual_seed(seed)
     human = 1 + 4 * torch.rand(4 * PROMPTS, 4, generator=generator, dtype=torch.float64)
     human[:, 3] = math.nan
-    return TestSet(human, torch.arange(4 * PROMPTS) // 4, resamples=300, seed=1)
+    return TestSet(human, torch.arange(4 * PROMPTS) // 4, resamples=300, seed=1, rubric=PAPER)
 
 
 def judge(test, noise, seed):
@@ -44,7 +45,7 @@ def test_one_seed_agrees_with_the_ordinary_row():
     found = agreement([mu], test)
     flat = metrics.hpa_by_group(mu[:, 0], test.human[:, 0], test.prompt)
     assert found["dimensions"]["alignment"]["hpa_ci"] == pytest.approx(
-        list(metrics.ratio_interval(*flat, resamples=300, seed=1))
+        list(metrics.ratio_interval(*flat, resamples=300, seed=1, rubric=PAPER))
     )
     assert set(found["dimensions"]) == {"alignment", "realism", "aesthetics"}
     known = test.human.isfinite()

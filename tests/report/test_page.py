@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zr_ray.config.sections import GdsoConfig
+from zr_ray.config.gdso import GdsoConfig
 from zr_ray.errors import CheckpointError
 from zr_ray.report.figures import distribution_bars, training_curves
 from zr_ray.report.page import format_table, write_report

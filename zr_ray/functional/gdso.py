@@ -1,6 +1,6 @@
 """Group-wise Direct Score Optimisation: rewards and direct losses (Z-Reward, arXiv 2606.09076, section 3, Eq. 7-14).
 
-Axes: B pairs, J = 2 sides (0 winner, 1 loser), G group, T tokens, K = 9 bins, D dimensions.
+Axes: B pairs, J = 2 sides (0 winner, 1 loser), G group, T tokens, K bins, D dimensions.
 `valid` [B, 2, G] bool marks well-formed samples; None means all. A malformed sample enters no mean, may hold nan or
 inf, and gets a zero gradient here. (A nan further up, in the log-probs that made mu, must be masked there: 0 * nan is
 nan.) Losses come three ways: the scalar of the paper, and per-sample terms whose sum and count the caller may add over

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from zr_ray.functional.correlation import is_constant
+
 _CELLS = 2_000_000
 """Resamples x items held at once: 16 MB per float64 array."""
 
@@ -156,7 +158,7 @@ def _standard_items(predicted: Tensor, human: Tensor, group: Tensor) -> tuple[Te
         )
     prompts, place = group.unique(return_inverse=True)
     x, y = predicted.detach().double(), human.double()
-    if len(x) < 2 or not all(bool(v.isfinite().all() & (v.min() < v.max())) for v in (x, y)):
+    if len(x) < 2 or not all(bool(v.isfinite().all()) and not is_constant(v) for v in (x, y)):
         return x, y, 0, place  # undefined in every resample: draw none
     return (x - x.mean()) / x.std(), (y - y.mean()) / y.std(), len(prompts), place
 

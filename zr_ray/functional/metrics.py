@@ -1,7 +1,7 @@
 """The door to every evaluation metric. The maths lives in correlation, pairs, calibration and intervals."""
 
 from zr_ray.functional.calibration import annotator_nll, crps, reliability_curve, vote_counts, win_calibration_error
-from zr_ray.functional.correlation import average_ranks, krcc, logistic4_plcc, plcc, srcc
+from zr_ray.functional.correlation import average_ranks, krcc, logistic4_plcc, plcc, srcc, why_undefined
 from zr_ray.functional.intervals import (
     bootstrap_interval,
     paired_ratio_difference_interval,
@@ -39,5 +39,6 @@ __all__ = [
     "tie_aware_accuracy",
     "tie_threshold",
     "vote_counts",
+    "why_undefined",
     "win_calibration_error",
 ]

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from zr_ray.functional import calibration, correlation, intervals, pairs, rank, resampling, scores
-from zr_ray.judging.evaluate import BINS, Judged, human_scores, row
+from zr_ray.judging.evaluate import Judged, human_scores, pooled_groups, row
 from zr_ray.records import AnnotatedImage
-from zr_ray.rubric import DIMENSIONS, SCORE_BINS
+from zr_ray.rubric import Rubric
 
 WIN_BINS = 10
 """Equal-width bins of P(a beats b) in its calibration error."""
@@ -31,44 +31,46 @@ def full_row(method: str, judged: Judged, items: Sequence[AnnotatedImage], resam
 
     Args: method: the row's name. resamples, seed: of the bootstrap; the seed also splits prompts into halves for the
     tie threshold."""
-    human, votes = human_scores(items), annotator_votes(items)
+    rubric, bins = judged.rubric, judged.bins
+    human, votes = human_scores(items, rubric), annotator_votes(items, rubric)
     result = row(method, judged, human, items, resamples, seed)
     names = sorted({item.group for item in items})
     prompt = torch.tensor([names.index(item.group) for item in items])
     outside = scores.outside_mass(judged.label_logprobs).nanmean(-1)  # [I, D], nan where no output is well formed
-    for d, name in enumerate(DIMENSIONS):
+    for d, name in enumerate(rubric.dimensions):
         if name in result["dimensions"]:
             one = (judged.q[:, d], outside[:, d], human[:, d], votes[:, d], prompt, prompt)
-            result["dimensions"][name] |= more_agreement(*one, resamples, seed)
-    every = prompt[:, None].expand(-1, len(DIMENSIONS))
-    inside = every * len(DIMENSIONS) + torch.arange(len(DIMENSIONS))  # pairs are formed inside a prompt and a dimension
-    flat = (
-        judged.q.flatten(0, 1),
-        outside.flatten(),
-        human.flatten(),
-        votes.flatten(0, 1),
-        inside.flatten(),
-        every.flatten(),
-    )
-    result["pooled"] |= more_agreement(*flat, resamples, seed)
+            result["dimensions"][name] |= more_agreement(*one, bins, resamples, seed)
+    inside, every = pooled_groups(prompt, len(rubric.dimensions))
+    flat = (judged.q.flatten(0, 1), outside.flatten(), human.flatten(), votes.flatten(0, 1), inside, every)
+    result["pooled"] |= more_agreement(*flat, bins, resamples, seed)
     return result
 
 
-def annotator_votes(items: Sequence[AnnotatedImage]) -> Tensor:
+def annotator_votes(items: Sequence[AnnotatedImage], rubric: Rubric) -> Tensor:
     """[I, D, K] float64, how many annotators chose each bin; all 0 where there is no score, or one that is no bin (an
     average)."""
-    votes = torch.zeros(len(items), len(DIMENSIONS), len(SCORE_BINS), dtype=torch.float64)
+    bins = torch.tensor(rubric.bins, dtype=torch.float64)
+    votes = torch.zeros(len(items), len(rubric.dimensions), len(bins), dtype=torch.float64)
     for i, item in enumerate(items):
-        for d, name in enumerate(DIMENSIONS):
+        for d, name in enumerate(rubric.dimensions):
             given = item.scores.get(name, ())
             given = torch.tensor(given if isinstance(given, tuple) else (given,), dtype=torch.float64)
-            if len(given) and bool(((given[:, None] - BINS).abs().amin(-1) < 1e-4).all()):
-                votes[i, d] = calibration.vote_counts(given[None], BINS)[0]
+            if len(given) and bool(((given[:, None] - bins).abs().amin(-1) < 1e-4).all()):
+                votes[i, d] = calibration.vote_counts(given[None], bins)[0]
     return votes
 
 
 def more_agreement(
-    q: Tensor, outside: Tensor, human: Tensor, votes: Tensor, group: Tensor, prompt: Tensor, resamples: int, seed: int
+    q: Tensor,
+    outside: Tensor,
+    human: Tensor,
+    votes: Tensor,
+    group: Tensor,
+    prompt: Tensor,
+    bins: Tensor,
+    resamples: int,
+    seed: int,
 ) -> dict:
     """The further keys of one "pooled" or dimension entry; every `<key>_ci` is a 95 % interval or null.
 
@@ -79,15 +81,16 @@ def more_agreement(
         entropy: of q, nats; outside_mass: probability on tokens that are no label
 
     Args: q: [N, K], nan = none. outside: [N]. human: [N] rubric points, nan = none. votes: [N, K] counts. group: [N]
-        long, whose items are compared. prompt: [N] long, what is resampled, a union of groups."""
-    mu = (q * BINS).sum(-1)
+        long, whose items are compared. prompt: [N] long, what is resampled, a union of groups. bins: [K] rubric
+        points."""
+    mu = (q * bins).sum(-1)
     known = mu.isfinite() & human.isfinite()
     x, y, clusters = mu[known], human[known], prompt[known]
     log_q = q.clamp_min(1e-300).log()
     voted = known & (votes.sum(-1) > 0)
     means = {
         "nll": calibration.annotator_nll(log_q[voted], votes[voted]),
-        "crps": calibration.crps(q[voted], BINS, votes[voted]),
+        "crps": calibration.crps(q[voted], bins, votes[voted]),
         "entropy": scores.score_entropy(log_q[known]),
         "outside_mass": outside[known],
     }

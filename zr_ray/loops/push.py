@@ -9,7 +9,6 @@ from zr_ray.judging.ask import question
 from zr_ray.models.judge_text import JudgeText
 from zr_ray.models.packing import Row
 from zr_ray.records import AnnotatedImage
-from zr_ray.rubric import DIMENSIONS
 from zr_ray.run.observe import wait_for
 from zr_ray.workers.learner import Learner
 from zr_ray.workers.weights import ObjectStoreTransport, WeightTransport, check_probe, logprob_difference, make_buckets
@@ -19,7 +18,7 @@ class WeightPush:
     """Sends a learner's weights to all rollout workers and proves that they arrived. Every rank calls it at the same
     point.
 
-    The proof: of one item's four questions, the first tokens of the greedy reasoning and the score without
+    The proof: of one item's questions, the first tokens of the greedy reasoning and the score without
     reasoning."""
 
     def __init__(
@@ -37,7 +36,7 @@ class WeightPush:
         self.workers, self.config = list(workers), config
         self.tolerance, self.deadline_s = tolerance, deadline_s
         self.reasoned, self.direct = (
-            [question(text, item, d, seed=0, direct=direct) for d in DIMENSIONS] for direct in (False, True)
+            [question(text, item, d, seed=0, direct=direct) for d in text.rubric.dimensions] for direct in (False, True)
         )
         self.transport = transport or ObjectStoreTransport()
 

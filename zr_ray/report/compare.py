@@ -17,11 +17,11 @@ from torch import Tensor
 
 from zr_ray.functional import correlation, pairs
 from zr_ray.functional.resampling import percentile_interval, resampled_plcc, resampled_ratios
-from zr_ray.rubric import DIMENSIONS
+from zr_ray.judging.evaluate import pooled_groups
+from zr_ray.rubric import Rubric
 
 METRICS = ("hpa", "margin_hpa", "plcc")
 """Those with intervals and differences."""
-_MARGIN = {"hpa": 0.0, "margin_hpa": 0.5}
 
 
 @dataclass(frozen=True)
@@ -37,21 +37,24 @@ class TestSet:
     resamples: int
     seed: int
     """Of the bootstrap."""
+    rubric: Rubric
+    """Names of D, and the scale."""
 
     def columns(self, dimension: str | None) -> tuple[Tensor, Tensor, Tensor]:
         """(human, group, prompt), all [N]: one dimension, or all of them with pairs formed inside a prompt and a
         dimension."""
         if dimension is not None:
-            d = DIMENSIONS.index(dimension)
-            return self.human[:, d], self.prompt, self.prompt
-        every = self.prompt[:, None].expand(-1, len(DIMENSIONS))
-        inside = every * len(DIMENSIONS) + torch.arange(len(DIMENSIONS))
-        return self.human.flatten(), inside.flatten(), every.flatten()
+            return self.of(self.human, dimension), self.prompt, self.prompt
+        return self.human.flatten(), *pooled_groups(self.prompt, len(self.rubric.dimensions))
+
+    def of(self, scores: Tensor, dimension: str | None) -> Tensor:
+        """[N] the column of a dimension in scores [I, D], or all of them."""
+        return scores.flatten() if dimension is None else scores[:, self.rubric.dimensions.index(dimension)]
 
     @property
     def dimensions(self) -> list[str]:
         """Those with a human score."""
-        return [name for d, name in enumerate(DIMENSIONS) if self.human[:, d].isfinite().any()]
+        return [name for d, name in enumerate(self.rubric.dimensions) if self.human[:, d].isfinite().any()]
 
 
 def measure(mus: Sequence[Tensor], test: TestSet, metric: str, dimension: str | None = None) -> tuple[float, Tensor]:
@@ -59,11 +62,12 @@ def measure(mus: Sequence[Tensor], test: TestSet, metric: str, dimension: str | 
 
     Args: mus: per seed [I, D] expected scores, nan = malformed. metric: of METRICS. dimension: None pools all."""
     human, group, prompt = test.columns(dimension)
-    predicted = [mu.flatten() if dimension is None else mu[:, DIMENSIONS.index(dimension)] for mu in mus]
+    predicted = [test.of(mu, dimension) for mu in mus]
     if metric == "plcc":
         draws = [resampled_plcc(x, human, prompt, test.resamples, test.seed) for x in predicted]
         return _mean([_known(correlation.plcc, x, human) for x in predicted]), _stacked_mean(draws)
-    counts = [pairs.hpa_by_group(x, human, group, _MARGIN[metric], prompt) for x in predicted]
+    margin = test.rubric.margin if metric == "margin_hpa" else 0.0
+    counts = [pairs.hpa_by_group(x, human, group, margin, prompt) for x in predicted]
     correct, total = (torch.stack(part).sum(0) for part in zip(*counts, strict=True))
     return (correct.sum() / total.sum()).item(), resampled_ratios(correct, total, test.resamples, test.seed)
 
@@ -75,10 +79,11 @@ def agreement(mus: Sequence[Tensor], test: TestSet) -> dict:
         found: dict = {}
         for metric in METRICS:
             value, draws = measure(mus, test, metric, dimension)
-            found |= {metric: _number(value), f"{metric}_ci": _interval(draws)}
+            found |= {metric: defined(value), f"{metric}_ci": _interval(draws)}
         human, _, _ = test.columns(dimension)
-        columns = [mu.flatten() if dimension is None else mu[:, DIMENSIONS.index(dimension)] for mu in mus]
-        return found | {"srcc": _number(_mean([_known(correlation.srcc, x, human) for x in columns]))}
+        columns = [test.of(mu, dimension) for mu in mus]
+        why = next((reason for x in columns if (reason := _known(correlation.why_undefined, x, human))), None)
+        return found | {"srcc": defined(_mean([_known(correlation.srcc, x, human) for x in columns])), "undefined": why}
 
     return {"pooled": entry(None), "dimensions": {name: entry(name) for name in test.dimensions}}
 
@@ -95,9 +100,9 @@ def difference(better: dict[int, Tensor], worse: dict[int, Tensor], test: TestSe
     per_seed = {s: measure([better[s]], test, metric)[0] - measure([worse[s]], test, metric)[0] for s in seeds}
     ci = _interval(draws - others) if len(draws) == len(others) else None
     return {
-        "difference": _number(value - other),
+        "difference": defined(value - other),
         "ci": ci,
-        "per_seed": per_seed,
+        "per_seed": {s: defined(value) for s, value in per_seed.items()},
         "verdict": verdict(ci, list(per_seed.values())),
     }
 
@@ -112,7 +117,7 @@ def verdict(ci: list[float] | None, per_seed: Sequence[float]) -> str:
     return "cannot tell"
 
 
-def _known(metric, x: Tensor, human: Tensor) -> float:
+def _known(metric, x: Tensor, human: Tensor):
     known = x.isfinite() & human.isfinite()
     return metric(x[known], human[known])
 
@@ -128,7 +133,8 @@ def _stacked_mean(draws: Sequence[Tensor]) -> Tensor:
     )
 
 
-def _number(value: float) -> float | None:
+def defined(value: float) -> float | None:
+    """The value, None for nan and infinities: JSON has neither."""
     return value if math.isfinite(value) else None
 
 

@@ -11,12 +11,11 @@ from collections.abc import Sequence
 import yaml
 
 from zr_ray.config.table import TableConfig
-from zr_ray.loops.journal import ROWS_FILE
-from zr_ray.loops.table import RowRun, base_rows
 from zr_ray.records import AnnotatedImage
 from zr_ray.report.compare import measure
 from zr_ray.report.comparison_page import held_out, mu_of
-from zr_ray.run.folder import CONFIG_FILE, METRICS_FILE, RunFolder
+from zr_ray.run.folder import CONFIG_FILE, METRICS_FILE, ROWS_FILE, RunFolder
+from zr_ray.run.table_rows import RowRun, base_rows
 
 CURVES_FILE = "curves.png"
 

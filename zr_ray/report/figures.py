@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from html import escape
 
-from zr_ray.rubric import SCORE_BINS
+from zr_ray.rubric import PAPER
 
 SERIES = tuple(f"#fd00{n:02x}" for n in range(8))
 """Series 0 is the muted one (before training), 1 the main one."""
@@ -41,14 +41,29 @@ class Panel:
 
 
 PANELS = (
-    Panel("Reward", "mean over the step's outputs, in [0, 1] per term", ("reward/*",)),
+    Panel(
+        "Reward",
+        "mean over the step's outputs, in [0, 1] per term",
+        ("reward/*",),
+        without=("reward/no_signal_frac", "reward/group_std"),
+    ),
+    Panel(
+        "Signal inside a group",
+        "standard deviation of the samples of one image: reward, and mu in rubric points",
+        ("reward/group_std", "score/group_std"),
+    ),
+    Panel(
+        "Groups without signal, empty traces",
+        "fraction of groups whose samples all got the same reward, of outputs that reason about nothing",
+        ("reward/no_signal_frac", "rollout/empty_frac"),
+    ),
     Panel(
         "Agreement during training",
         "held-out items, one greedy trace each",
         ("eval/hpa", "eval/margin_hpa", "eval/plcc", "eval/srcc"),
     ),
     Panel("Losses", "Eq. (14) and its terms", ("loss/*",)),
-    Panel("Score entropy", "of the nine-bin distribution, nats", ("score/entropy",)),
+    Panel("Score entropy", "of the score distribution, nats", ("score/entropy",)),
     Panel("KL to the reference", "per token, nats; falls to 0 at each refresh", ("policy/kl",)),
     Panel(
         "Malformed outputs and clipping",
@@ -176,10 +191,13 @@ def reliability_charts(result: dict) -> list[tuple[str, str]]:
     """(dimension, SVG): mean human score against mean mu per bin, a perfectly calibrated judge on the diagonal."""
     rows = [row for row in result["rows"] if row.get("reliability")]
     names = list(dict.fromkeys(name for row in rows for name in row["reliability"]))
+    bins = result.get("bins") or PAPER.bins
+    room = (bins[-1] - bins[0]) / 20
+    span, ticks = (bins[0] - room, bins[-1] + room), _ticks(bins)
     charts = []
     for name in names:
         figure, axes = _canvas(width=3.6, height=3.3)
-        ends = [SCORE_BINS[0], SCORE_BINS[-1]]
+        ends = [bins[0], bins[-1]]
         axes.plot(ends, ends, color=_SOFT, linewidth=1, linestyle=(0, (3, 3)))
         for n, row in enumerate(rows):
             curve = row["reliability"].get(name)
@@ -194,34 +212,37 @@ def reliability_charts(result: dict) -> list[tuple[str, str]]:
                 color=colour,
                 linewidth=0,
             )
-        axes.set(
-            xlim=(0.8, 5.2),
-            ylim=(0.8, 5.2),
-            xticks=range(1, 6),
-            yticks=range(1, 6),
-            xlabel="judge's mu",
-            ylabel="human score",
-        )
+        axes.set(xlim=span, ylim=span, xticks=ticks, yticks=ticks, xlabel="judge's mu", ylabel="human score")
         _legend(figure, columns=2)
         charts.append((name, _svg(figure, f"Reliability in {name}")))
     return charts
 
 
-def distribution_bars(q: Sequence[float], human: float | None, mu: float, mu_before: float | None) -> str:
-    """The nine-bar score distribution with human score, mu and, if known, mu before training marked. Written by hand:
-    it is small."""
+def _ticks(bins: Sequence[float]) -> list[float]:
+    """Marks of an axis over the scale: its whole numbers, or its ends where those are none or too many."""
+    whole = [s for s in bins if s == round(s)]
+    return whole if 2 <= len(whole) <= 10 else [bins[0], bins[-1]]
+
+
+def distribution_bars(
+    q: Sequence[float], human: float | None, mu: float, mu_before: float | None, bins: Sequence[float] = PAPER.bins
+) -> str:
+    """The score distribution as a bar per bin, with human score, mu and, if known, mu before training marked. Written
+    by hand: it is small."""
     left, width, height, base = 8, 304, 92, 84
+    half = min(13.0, 117 / len(bins))  # of a bar; nine of them leave some room between
+    step = (bins[-1] - bins[0]) / (len(bins) - 1)
 
     def at(score: float) -> float:
-        return left + width * ((score - SCORE_BINS[0]) / 0.5 + 0.5) / len(SCORE_BINS)
+        return left + width * ((score - bins[0]) / step + 0.5) / len(bins)
 
     top = max(max(q), 1e-9)
     parts = []
-    for score, p in zip(SCORE_BINS, q, strict=True):
+    for score, p in zip(bins, q, strict=True):
         bar = (base - 22) * p / top
         parts.append(
-            f'<rect x="{at(score) - 13:.1f}" y="{base - bar:.1f}" width="26" height="{bar:.1f}" rx="2" fill="var(--s1)"'
-            f' opacity=".75"><title>{score:g}: {p:.3f}</title></rect>'
+            f'<rect x="{at(score) - half:.1f}" y="{base - bar:.1f}" width="{2 * half:.3g}" height="{bar:.1f}" rx="2"'
+            f' fill="var(--s1)" opacity=".75"><title>{score:g}: {p:.3f}</title></rect>'
         )
         parts.append(
             f'<text x="{at(score):.1f}" y="{base + 15}" text-anchor="middle" font-size="11"'

@@ -6,10 +6,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from html import escape
 
+from zr_ray.data.run_data import DATA_FILE
 from zr_ray.report.figures import _SOFT, SERIES, _canvas, _legend, _svg
+from zr_ray.run.folder import RunFolder
+from zr_ray.run.result import undefined_text
 
 AGREEMENT = (
     ("hpa", "HPA %", 100),
@@ -76,6 +80,13 @@ def markdown_tables(result: dict) -> str:
             markdown_table(["", *_titles(SWAP), "pairs"], _swap_lines(result["swap"])),
         ]
     return "\n\n".join(parts) + "\n"
+
+
+def read_warnings(run: RunFolder) -> list[str]:
+    """What was found in the data of a run and could not be refused (`data.run_data`), one line each; empty for an older
+    run."""
+    path = run.path / DATA_FILE
+    return json.loads(path.read_text())["warnings"] if path.is_file() else []
 
 
 def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -185,7 +196,12 @@ def _titles(columns) -> list[str]:
 
 
 def _cells(name: str, agreement: dict, columns, row: dict | None = None, costs=(), html: bool = False) -> list[str]:
-    cells = [interval_text(agreement.get(key), agreement.get(f"{key}_ci"), scale, html) for key, _, scale in columns]
+    cells = [
+        undefined_text(agreement, key)
+        if agreement.get(key) is None
+        else interval_text(agreement[key], agreement.get(f"{key}_ci"), scale, html)
+        for key, _, scale in columns
+    ]
     return [name, *cells, *("-" if row.get(key) is None else f"{row[key] * scale:.1f}" for key, _, scale in costs)]
 
 

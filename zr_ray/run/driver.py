@@ -13,14 +13,13 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from zr_ray.config.loader import dump_yaml, load_config, schema_help
 from zr_ray.errors import ZrRayError
-from zr_ray.loops.journal import PROGRESS_FILE
-from zr_ray.run.folder import RunFolder
+from zr_ray.run.folder import PROGRESS_FILE, RunFolder
 from zr_ray.run.observe import say
 
 
@@ -92,12 +91,12 @@ def _zr_ray_cause(error: BaseException) -> ZrRayError | None:
     return None
 
 
-def print_plan(config, bundles: dict[str, list[dict[str, float]]], facts: dict[str, str]) -> None:
-    """What --dry-run shows: the resolved configuration, what was found, what Ray would be asked for."""
+def print_plan(config, phases: Sequence[Mapping[str, Sequence[dict[str, float]]]], facts: dict[str, str]) -> None:
+    """What --dry-run shows: the resolved configuration, what was found, what Ray would be asked for, phase by phase."""
     say(dump_yaml(config).rstrip())
     for name, fact in facts.items():
         say(f"# {name}: {fact}")
-    for role, wanted in bundles.items():
+    for role, wanted in (entry for bundles in phases for entry in bundles.items()):
         say(f"# {role}: {len(wanted)} x {wanted[0] if wanted else {}}")
 
 

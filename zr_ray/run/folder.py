@@ -31,6 +31,8 @@ from zr_ray.run.result import check_result
 CONFIG_FILE = "config.resolved.yaml"
 METRICS_FILE = "metrics.jsonl"
 RESULT_FILE = "result.json"
+PROGRESS_FILE = "progress.log"
+ROWS_FILE = "rows.json"
 LATEST = "latest"
 
 
