@@ -42,7 +42,7 @@ class RunData:
         return f"{len(self.train)} training items, {len(self.pairs)} pairs, {len(self.held_out)} {split} items"
 
     def facts(self) -> dict:
-        """As JSON, for the run folder (`DATA_FILE`)."""
+        """JSON values for the run folder (`DATA_FILE`)."""
         counts = {"train_items": len(self.train), "pairs": len(self.pairs), "held_out_items": len(self.held_out)}
         return {"folder": str(self.folder)} | counts | {"warnings": list(self.warnings)}
 

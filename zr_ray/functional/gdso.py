@@ -3,7 +3,7 @@
 Axes: B pairs, J = 2 sides (0 winner, 1 loser), G group, T tokens, K bins, D dimensions.
 `valid` [B, 2, G] bool marks well-formed samples; None means all. A malformed sample enters no mean, may hold nan or
 inf, and gets a zero gradient here. (A nan further up, in the log-probs that made mu, must be masked there: 0 * nan is
-nan.) Losses come three ways: the scalar of the paper, and per-sample terms whose sum and count the caller may add over
+nan.) Each loss comes as the paper's scalar and as per-sample terms whose sum and count the caller may add over
 micro-batches and ranks. Rewards are detached: they are data to the policy term.
 Left out on purpose: Bradley-Terry (see rank.py). The gap is matched, not enlarged without bound.
 """

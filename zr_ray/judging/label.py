@@ -129,8 +129,8 @@ def _pipeline(
 
 
 def _within(values: Generator, deadline_s: float, what: str) -> Iterator:
-    """The same values; DeadlineError when one takes longer than `deadline_s`. When the caller stops early, so does
-    `values`."""
+    """Yields `values` unchanged; DeadlineError when one takes longer than `deadline_s`. When the caller stops early, so
+    does `values`."""
     finished: queue.Queue = queue.Queue(1)
     stop = threading.Event()
 

@@ -26,7 +26,7 @@ EXAMPLES = 16
 DURING = ("hpa", "margin_hpa", "plcc", "srcc")
 """What is measured during training, as `eval/<name>`."""
 DURING_RESAMPLES = 20
-"""Of the intervals during training, which nobody reads."""
+"""Bootstrap resamples during training: the intervals are computed with the values, and nobody reads them."""
 
 Ask = Callable[[Sequence[AnnotatedImage], bool, int], evaluate.Judged]
 """(items, whether to reason, traces per question or 0 for a greedy one) -> answers. All ranks call it together."""

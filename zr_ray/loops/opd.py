@@ -85,10 +85,10 @@ def train(loop_config: dict) -> None:
             for request, group in zip(requests, groups, strict=True)
         ]
         with journal.timer("teacher"):
-            liked = teacher.logprobs(rows)
-        totals = reduced(rollout_sums(groups, liked), learner.reduce_sum)
+            teacher_logprobs = teacher.logprobs(rows)
+        totals = reduced(rollout_sums(groups, teacher_logprobs), learner.reduce_sum)
         with journal.timer("train"):
-            objective = OpdObjective(liked, [j for group in groups for j in group], c.group_size, totals)
+            objective = OpdObjective(teacher_logprobs, [j for group in groups for j in group], c.group_size, totals)
             stats = learner.accumulate([[row] for row in rows], objective)
             applied = learner.apply(config.learner.rate(step, c.steps))
         metrics = reduced(stats.sums, learner.reduce_sum) | applied
@@ -156,7 +156,7 @@ def rollout_sums(groups: Sequence[Sequence[Judgement]], teacher_logprobs: Sequen
         "samples": float(len(flat)),
         "malformed": float(sum(j.score_index is None for j in flat)),
         "reverse_kl": float(
-            sum((j.logprobs.astype(np.float64) - liked).sum() for j, liked in zip(flat, teacher_logprobs, strict=True))
+            sum((j.logprobs.astype(np.float64) - own).sum() for j, own in zip(flat, teacher_logprobs, strict=True))
         ),
     }
 

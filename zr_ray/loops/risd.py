@@ -137,7 +137,7 @@ class OnlineTeacher:
         self.tokens = 0
 
     def distributions(self, batch: Sequence[int], step: int) -> tuple[Tensor, Tensor]:
-        """As OfflineTeacher; `tokens` holds what this batch cost."""
+        """(log_q [B, D, K] nats, valid [B, D] bool) of items by index; `tokens` holds what this batch cost."""
         items = [self.task.items[i] for i in batch]
         asked = [
             (name, item.prompt, load_image(item.image)) for name, item in zip(fingerprints(items), items, strict=True)

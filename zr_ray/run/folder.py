@@ -257,7 +257,7 @@ def _values(config, keys: list[str]) -> dict:
 
 
 def _finite(value):
-    """The same tree with nan and infinities as None, numpy scalars and arrays as Python values, paths as text."""
+    """A JSON tree: nan and infinities as None, numpy scalars and arrays as Python values, paths as text."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, dict):
