@@ -50,7 +50,7 @@ class Learner:
         self.config = config
         self.judge = Path(judge)
         self.device = torch.device("cuda", torch.cuda.current_device()) if config.gpus > 0 else torch.device("cpu")
-        _prepare_process(config)
+        _prepare_process(config)  # DeepSpeed reads the accelerator from the environment while it is imported
         import deepspeed
 
         deepspeed.init_distributed("nccl" if config.gpus > 0 else "gloo", auto_mpi_discovery=False)
@@ -59,6 +59,7 @@ class Learner:
             self.judge, torch.float32 if config.dtype == "float32" else torch.bfloat16
         )
         trainable = _freeze(module, config.freeze)
+        # copied before DeepSpeed wraps the module: under ZeRO-3 its parameters are shards afterwards
         self.reference = copy.deepcopy(module).requires_grad_(False).eval().to(self.device) if keep_reference else None
         optimizer = torch.optim.AdamW(
             trainable, lr=config.lr, betas=tuple(config.betas), weight_decay=config.weight_decay, foreach=True
@@ -75,6 +76,7 @@ class Learner:
         tokens (one unit at least)."""
         lengths = [max(self.packer.length(row, self.packer.image_tokens(row.image)) for row in unit) for unit in units]
         rows = [sum(self.packer.sequences(row) for row in unit) for unit in units]
+        # units of like length share a rectangle; ties in order of the units
         order = sorted(range(len(units)), key=lambda i: (-lengths[i], i))
         ends = cheapest_batches(
             [lengths[i] for i in order], [rows[i] for i in order], self.config.max_tokens_per_microbatch
@@ -92,6 +94,8 @@ class Learner:
     def accumulate(self, units: Sequence[Sequence[Row]], objective: Objective) -> UpdateStats:
         """Forward and backward over all units, micro-batch by micro-batch; gradients add up until `apply`."""
         batches = self.microbatches(units)
+        # Ranks cut by tokens and may differ in number of micro-batches, but a collective that one rank leaves out
+        # hangs the others: all do as many rounds as the longest.
         rounds = int(self.reduce_max(float(len(batches))))
         sums: dict[str, float] = {}
         tokens = 0
@@ -101,15 +105,17 @@ class Learner:
             reference = features = None
             if self.reference is not None:
                 with torch.no_grad():
+                    # a frozen tower is the same in policy and reference: one vision forward serves both
                     features = self.reference.image_features(packed) if self.engine.module.tower_is_frozen else None
                     reference = self.reference(packed, features).logprobs
             loss, metrics = objective(self.engine(packed, features), indices, reference)
-            padding_round = i >= len(
-                batches
-            )  # another rank has more micro-batches; take part in its collectives with zero weight
+            padding_round = i >= len(batches)  # another rank has more: take part in its collectives with zero weight
+            # DeepSpeed averages gradients over ranks, the loss is already divided by global counts
             self.engine.backward(loss * (0.0 if padding_round else float(self.world)), scale_wrt_gas=False)
             if not padding_round:
-                tokens += int((packed.position_ids[0] > 0).sum())
+                tokens += int(
+                    (packed.position_ids[0] > 0).sum()
+                )  # padding is at position 0, as is each row's first token
                 for name, value in metrics.items():
                     sums[name] = sums.get(name, 0.0) + value
         return UpdateStats(sums, tokens, len(batches))
@@ -120,7 +126,7 @@ class Learner:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
         self.engine.step()
-        norm = self.engine.get_global_grad_norm()
+        norm = self.engine.get_global_grad_norm()  # None where the engine does not compute one
         return {"learner/grad_norm": float(norm) if norm is not None else float("nan"), "learner/lr": lr}
 
     # ---- across ranks ----
@@ -154,6 +160,7 @@ class Learner:
         """pi_ref <- pi (Algorithm 1, outer iteration)."""
         if self.reference is None:
             return
+        # through `named_weights`, not a state dict: it gathers what ZeRO-3 has sharded, one parameter at a time
         targets = dict(self.reference.model.named_parameters())
         for name, value in self.named_weights():
             targets[name].data.copy_(value)
@@ -163,6 +170,7 @@ class Learner:
     def save(self, folder: Path, state: dict) -> None:
         """Write engine state, reference weights and `state` (ints, floats, strings, tensors) under `folder`. All ranks
         call it."""
+        # no `latest` file: which checkpoint is the newest complete one is run/checkpoints.py's business
         self.engine.save_checkpoint(str(folder), tag="deepspeed", client_state=state, save_latest=False)
         if self.reference is not None and self.rank == 0:
             from safetensors.torch import save_file
@@ -180,20 +188,22 @@ class Learner:
 
         from zr_ray.run.checkpoints import gate_deepspeed_files
 
-        gate_deepspeed_files(folder / "deepspeed")
+        gate_deepspeed_files(folder / "deepspeed")  # DeepSpeed unpickles whatever it finds
         loaded, state = self.engine.load_checkpoint(str(folder), tag="deepspeed")
         if loaded is None:
             raise CheckpointError(f"DeepSpeed could not load {folder}; resume from another checkpoint or start anew")
         if self.reference is not None:
+            # not strict: `save` writes parameters, which lists tied weights once and leaves out buffers
             self.reference.load_state_dict(load_file(folder / "reference.safetensors"), strict=False)
         return state
 
     def save_judge(self, folder: Path) -> None:
         """Write a Hugging Face folder (weights, config, tokenizer, processor, scoring format) that transformers and
         vLLM load."""
-        weights = {n: v.cpu().clone() for n, v in self.named_weights()}
+        weights = {n: v.cpu().clone() for n, v in self.named_weights()}  # every rank: gathering is a collective
         if self.rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
+            # tokenizer, templates, processor and scoring format as they were; weights and model card are new
             for source in self.judge.iterdir():
                 if (
                     source.is_file()
@@ -216,6 +226,7 @@ def cheapest_batches(lengths: Sequence[int], rows: Sequence[int], limit: int) ->
     A batch takes as long as its padded rectangle, rows * longest, plus a start that counts as limit / 16 tokens; the
     total is least among all cuts whose rectangles hold at most `limit` tokens (a unit that is larger is a batch of its
     own)."""
+    # dynamic programming over prefixes; greedy filling leaves one long unit to pad a batch of short ones (LOG.md)
     best, cut = [0.0], [0]  # of the first n units: cost, and start of their last batch
     for end in range(1, len(lengths) + 1):
         held, choices = 0, []
@@ -245,7 +256,7 @@ def _prepare_process(config: LearnerSection) -> None:
         "MASTER_PORT": str(_free_port()),
     }
     for name, value in defaults.items():
-        os.environ.setdefault(name, value)
+        os.environ.setdefault(name, value)  # Ray Train has set them already in a run
     if config.gpus == 0:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     torch.set_num_threads(config.threads)
@@ -286,7 +297,7 @@ def _deepspeed_config(config: LearnerSection) -> dict:
         "bf16": {"enabled": config.dtype == "bfloat16"},
         "gradient_clipping": config.grad_clip,
         "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": 10**9,
+        "zero_force_ds_cpu_optimizer": False,  # keep torch's AdamW
+        "steps_per_print": 10**9,  # the journal writes the step lines
         "wall_clock_breakdown": False,
     }
