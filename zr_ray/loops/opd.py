@@ -64,6 +64,7 @@ def train(loop_config: dict) -> None:
 
     for step in journal.steps(start):
         with journal.timer("rollout"):
+            # all ranks draw the whole step and take their share by position, which also seeds the request
             asked = step_questions(step, c.questions_per_step, len(task.items), len(dimensions), config.run.seed)
             mine = range(learner.rank, len(asked), learner.world)
             requests = [
@@ -93,9 +94,8 @@ def train(loop_config: dict) -> None:
             applied = learner.apply(config.learner.rate(step, c.steps))
         metrics = reduced(stats.sums, learner.reduce_sum) | applied
         metrics |= {
-            "opd/reverse_kl": (
-                totals["reverse_kl"] / totals["tokens"]
-            ),  # Eq. 18's mean advantage, negated: what OPD brings down
+            # Eq. 18's mean advantage, negated: what OPD brings down
+            "opd/reverse_kl": totals["reverse_kl"] / totals["tokens"],
             "rollout/malformed_frac": totals["malformed"] / totals["samples"],
             "rollout/tokens_per_sample": totals["tokens"] / totals["samples"],
             "policy/ratio_max_abs_diff": learner.reduce_max(objective.ratio_max_abs_diff),
@@ -121,6 +121,7 @@ class FrozenTeacher:
         compared."""
         self.learner = learner
         text = JudgeText(folder)
+        # forbidden tokens count, too: both normalize over what may be sampled
         same = (text.label_ids, text.vocab_size, text.forbidden_ids, text.tokenizer.get_vocab())
         if same != (
             learner.text.label_ids,
@@ -140,7 +141,7 @@ class FrozenTeacher:
     def logprobs(self, rows: Sequence[Row]) -> list[np.ndarray]:
         """[T_i] float32 nats per completion, row by row: log pi_teacher of the tokens in it."""
         found: list[list[np.ndarray]] = [[] for _ in rows]
-        for batch in self.learner.microbatches([[row] for row in rows]):
+        for batch in self.learner.microbatches([[row] for row in rows]):  # fits the memory that training fits
             outputs = self.judge(self.packer.pack([rows[i] for i in batch]).to(self.learner.device))
             values = iter(zip(outputs.logprobs.float().cpu().numpy(), outputs.mask.sum(-1).tolist(), strict=True))
             for i in batch:

@@ -42,6 +42,7 @@ class WeightPush:
 
     def __call__(self, learner: Learner, version: int) -> dict[str, float]:
         """Push as `version`; returns `sync/max_abs_diff` (nats). Raises WeightSyncError on a breach."""
+        # lazy: parameters are gathered while the buckets are iterated
         buckets = make_buckets(learner.named_weights(), self.config.bucket_mib * 2**20)
         if learner.rank == 0:
             handles = self.transport.send(buckets)
@@ -51,12 +52,13 @@ class WeightPush:
                 f"the push of weights {version}",
             )
         else:
-            held = [version] * len(self.workers)
+            held = [version] * len(self.workers)  # only rank 0 hears from the engines; it would raise
             for _ in buckets:  # ZeRO-3 gathers on every rank
                 pass
-        learner.barrier()
+        learner.barrier()  # nobody asks an engine before all engines hold the version
         if not self.config.verify:
             return {}
+        # every rank probes: under ZeRO-3 the learner's forward is a collective, and all must stop together
         difference = learner.reduce_max(self._probe(learner))
         check_probe(difference, self.tolerance, version, held)
         return {"sync/max_abs_diff": difference, "sync/version": float(version)}

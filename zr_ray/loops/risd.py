@@ -47,6 +47,7 @@ def train(loop_config: dict) -> None:
     config, c = task.config, task.config.risd
     learner = Learner(task.judge, config.learner)
     rubric = learner.text.rubric
+    # the student's questions branch from one prompt, image included; the learner packs whatever rows it is given
     learner.packer = QuestionPacker(learner.engine.module.model, learner.text, PixelPreprocessor.load(task.judge))
     known = task.labels.read()
     journal = Journal(task.run_path, learner, config.checkpoint, c.steps, task.started_at)
@@ -63,7 +64,9 @@ def train(loop_config: dict) -> None:
         with journal.timer("rollout"):
             log_q, valid = teacher.distributions(batch, step)
             targets = distillation_targets(log_q, valid, [task.items[i] for i in batch], c, rubric)
+            # items without a valid label are left out, so the denominator is only known once all ranks have counted
             total, tokens = learner.reduce_sum([float(valid.sum()), float(teacher.tokens)])
+        # from disk in every step: the page cache holds what is used, the driver need not send pixels
         images = [load_image(task.items[i].image) for i in batch]
         units = [
             [QuestionRow(image, task.items[i].prompt, rubric.dimensions)]
