@@ -177,3 +177,18 @@ def test_help_names_every_key_with_its_meaning():
 def test_differing_keys():
     assert differing_keys(load(), load()) == []
     assert differing_keys(load(), load("learner.lr=1e-3", "data.world.seed=9")) == ["data.world.seed", "learner.lr"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"max_num_seqs": 512, "max_batched_tokens": 256}, "at least rollout.max_num_seqs"),
+        ({"max_model_len": 64, "max_new_tokens": 64}, "must hold a question"),
+        ({"max_model_len": 9000}, "on CPU does not split"),
+    ],
+)
+def test_what_vllm_refuses_at_its_start_is_refused_in_the_configuration(changes, words):
+    with pytest.raises(ConfigError, match=words):
+        load_config(GdsoConfig, None, [f"rollout.{key}={value}" for key, value in changes.items()])
+    if "on CPU" in words:
+        load_config(GdsoConfig, None, ["rollout.max_model_len=9000", "rollout.gpus=1"])

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from zr_ray.data.images import FIRST_FRAME, FORMATS, TRANSPARENT, UNREADABLE_EXIF, decode, decode_image, load_image
-from zr_ray.errors import DataError
+from zr_ray.errors import ConfigError, DataError
 
 GRADIENT = np.stack(np.broadcast_arrays(np.arange(24)[:, None] * 10, np.arange(16) * 15, 40), -1).astype(np.uint8)
 """[24, 16, 3]: every row and column has its own color, so that a wrong turn shows."""
@@ -51,7 +51,7 @@ def test_orientation_is_applied_whatever_else_is_broken_in_the_exif():
 def test_an_unreadable_orientation_costs_the_turn_and_is_noted_not_the_image(file):
     found = decode(file, "x")
     assert found.pixels.shape == (24, 16, 3) and abs(found.pixels.astype(int) - GRADIENT).max() < 30
-    assert found.notes in ((UNREADABLE_EXIF,), ())  # a directory that Pillow reads as empty has no orientation
+    assert found.notes == (UNREADABLE_EXIF,)
 
 
 def test_orientation_0_means_unknown_and_is_upright():
@@ -77,6 +77,16 @@ def test_transparent_pixels_show_the_background_and_not_the_colors_under_them():
         assert found.pixels.tolist() == [[[255, 255, 255], [0, 255, 0]]] and found.notes == (TRANSPARENT,), format
     gray = saved(np.array([[7, 9]], np.uint8), "PNG", transparency=7)  # tRNS: one gray level is transparent
     assert decode(gray, "x").pixels.tolist() == [[[255] * 3, [9] * 3]]
+
+
+def test_another_background_is_configured_for_the_whole_installation(monkeypatch):
+    clear = saved(np.zeros((2, 2, 4), np.uint8), "PNG")
+    monkeypatch.setenv("ZR_RAY_BACKGROUND", "10, 20,30")
+    assert decode_image(clear, "x").tolist() == [[[10, 20, 30]] * 2] * 2
+    for wrong in ("white", "1,2", "1,2,256", "1,2,-3", ""):
+        monkeypatch.setenv("ZR_RAY_BACKGROUND", wrong)
+        with pytest.raises(ConfigError, match=f"three numbers from 0 to 255, .*got {wrong!r}"):
+            decode_image(clear, "x")
 
 
 def test_an_opaque_alpha_channel_changes_and_notes_nothing():

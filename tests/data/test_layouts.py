@@ -115,3 +115,12 @@ def test_broken_images_of_a_published_set_are_counted_or_named(tmp_path):
     summary = agiqa3k.convert(tmp_path / "mos.csv", images, tmp_path / "rest", **options)
     assert [item.id for item in read_annotations(tmp_path / "rest", decode_images=True)] == ["a", "c"]
     assert summary.skipped == {"image cannot be decoded": 1} and "line 3" in summary.lines()[1]
+
+
+def test_a_pair_of_the_same_picture_under_two_names_is_counted(tmp_path):
+    (tmp_path / "test.json").write_text(json.dumps([RANKING | {"ranking": [1, 2, 3, 4]}]))
+    images = pictures(tmp_path / "images", *RANKING["generations"])
+    a, b, *_ = RANKING["generations"]
+    (images / b).write_bytes((images / a).read_bytes())
+    summary = imagereward.convert(tmp_path / "test.json", images, tmp_path / "out")
+    assert summary.skipped == {"pair of the same picture under two names": 1} and summary.preferences == 5

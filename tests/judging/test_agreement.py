@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from zr_ray.functional import metrics, rank
+from zr_ray.functional import calibration, correlation, pairs, rank
 from zr_ray.judging.agreement import annotator_votes, full_row
 from zr_ray.judging.evaluate import Judged, human_scores
 from zr_ray.records import AnnotatedImage
@@ -59,18 +59,20 @@ def test_every_figure_is_its_metric(case):
     for d, name in list(enumerate(DIMENSIONS))[:3]:
         got, known = row["dimensions"][name], answers.mu[:, d].isfinite()
         x, y, q, v = answers.mu[known, d], human[known, d], answers.q[known, d], votes[known, d]
-        assert got["srcc"] == pytest.approx(metrics.srcc(x, y)) and got["krcc"] == pytest.approx(metrics.krcc(x, y))
-        assert got["plcc_logistic"] == pytest.approx(metrics.logistic4_plcc(x, y))
-        assert got["nll"] == pytest.approx(metrics.annotator_nll(q.log(), v).mean().item())
-        assert got["crps"] == pytest.approx(metrics.crps(q, BINS, v).mean().item())
+        assert got["srcc"] == pytest.approx(correlation.srcc(x, y)) and got["krcc"] == pytest.approx(
+            correlation.krcc(x, y)
+        )
+        assert got["plcc_logistic"] == pytest.approx(correlation.logistic4_plcc(x, y))
+        assert got["nll"] == pytest.approx(calibration.annotator_nll(q.log(), v).mean().item())
+        assert got["crps"] == pytest.approx(calibration.crps(q, BINS, v).mean().item())
         assert got["outside_mass"] == pytest.approx(0.1) and got["voted"] == int(known.sum())
-        a, b = metrics.pair_indices(group[known])
+        a, b = pairs.pair_indices(group[known])
         gap = y[a] - y[b]
         outcome = torch.where(gap.abs() < 1e-6, 0.5, (gap > 0).double())
         p = rank.win_probability(q[a].log(), q[b].log())
-        assert got["win_ece"] == pytest.approx(metrics.win_calibration_error(p, outcome), abs=1e-9)
+        assert got["win_ece"] == pytest.approx(calibration.win_calibration_error(p, outcome), abs=1e-9)
         half = torch.randperm(PROMPTS, generator=torch.Generator().manual_seed(0))[: PROMPTS // 2]
-        accuracy, threshold = metrics.tie_aware_accuracy(answers.mu[:, d], human[:, d], group, torch.isin(group, half))
+        accuracy, threshold = pairs.tie_aware_accuracy(answers.mu[:, d], human[:, d], group, torch.isin(group, half))
         assert (got["tie_accuracy"], got["tie_threshold"]) == (pytest.approx(accuracy), pytest.approx(threshold))
         for key in ("hpa", "plcc", "srcc", "krcc", "nll", "crps", "entropy", "win_ece_votes", "tie_accuracy"):
             low, high = got[f"{key}_ci"]
@@ -105,9 +107,9 @@ def test_prefixes_are_the_scaling_curve(case):
     assert answers.first(2).mu.nansum() == answers.mu.nansum() and answers.first(1).samples == 1
     torch.testing.assert_close(answers.first(1).q[3, 0], answers.label_logprobs[3, 0, 0].softmax(-1))
     assert answers.first(1).tokens[0, 0] == 12 and answers.tokens[0, 0] == 24
-    singles = metrics.plcc(answers.first(1).mu[10:, 0], human_scores(made, PAPER)[10:, 0])
+    singles = correlation.plcc(answers.first(1).mu[10:, 0], human_scores(made, PAPER)[10:, 0])
     assert (
-        metrics.plcc(answers.mu[10:, 0], human_scores(made, PAPER)[10:, 0]) > singles
+        correlation.plcc(answers.mu[10:, 0], human_scores(made, PAPER)[10:, 0]) > singles
     )  # two noisy answers are better than one
 
 

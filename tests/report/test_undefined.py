@@ -10,12 +10,12 @@ from zr_ray.config.risd import RisdConfig
 from zr_ray.judging.evaluate import Judged, row
 from zr_ray.records import AnnotatedImage
 from zr_ray.report.compare import TestSet, difference
-from zr_ray.report.compare import agreement as pooled_seeds
+from zr_ray.report.compare import agreement_over_seeds as pooled_seeds
 from zr_ray.report.comparison_page import write_table
 from zr_ray.report.page import format_table, write_report
 from zr_ray.report.student_card import _rows
 from zr_ray.report.tables import markdown_tables
-from zr_ray.rubric import DIMENSIONS
+from zr_ray.rubric import DIMENSIONS, PAPER
 from zr_ray.run.folder import RunFolder
 from zr_ray.run.observe import console_line
 from zr_ray.run.result import check_result, value_text
@@ -28,7 +28,7 @@ def judged(items, same=False):
     labels = torch.randn(len(items), 4, 1, 9, generator=generator, dtype=torch.float64).log_softmax(-1)
     if same:
         labels[:] = labels[0, 0]
-    return Judged(labels, torch.ones(len(items), 4, 1), (("",) * 4,) * len(items))
+    return Judged(labels, torch.ones(len(items), 4, 1), PAPER, (("",) * 4,) * len(items))
 
 
 def result(path, same=False):
@@ -75,7 +75,7 @@ def test_a_constant_judge_has_no_correlation_and_it_says_why(tmp_path):
 
 def test_no_pairs_in_a_table_of_runs(tmp_path):
     human = torch.arange(1.0, 6.0).double()[:, None].expand(5, 4)
-    test = TestSet(human, torch.arange(5), resamples=20, seed=0)
+    test = TestSet(human, torch.arange(5), resamples=20, seed=0, rubric=PAPER)
     mu = {seed: human + 0.1 * seed for seed in (0, 1)}
     entry = {"judge": "builtin", "row": "gdso", "seeds": [0, 1], **pooled_seeds(list(mu.values()), test)}
     entry |= {"hpa_per_seed": {0: None, 1: None}, "tokens_per_score": 1.0, "minutes": None}

@@ -191,7 +191,7 @@ def unread(tokenizer, prompts: Sequence[str]) -> list[str]:
     strange, cut = set(), []
     for prompt in prompts:
         text = tokenizer.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False)
-        encoding = tokenizer(text, truncation=False, return_offsets_mapping=True)
+        encoding = tokenizer(text, truncation=False, return_offsets_mapping=True, verbose=False)
         words = [text[a:b] for i, (a, b) in zip(encoding["input_ids"], encoding["offset_mapping"], strict=True)
                  if i == tokenizer.unk_token_id]  # fmt: skip
         unknown.update(words)

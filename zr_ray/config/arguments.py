@@ -48,7 +48,7 @@ def number(low: float, high: float | None = None, above: bool = False) -> Callab
 
 
 def _limits(low: float, high: float | None) -> str:
-    return f"at least {low:g}" if high is None else f"from {low:g} to {high:g}"
+    return f"at least {low:.10g}" if high is None else f"from {low:.10g} to {high:.10g}"
 
 
 seed = whole(0, SEED_LIMIT - 1)

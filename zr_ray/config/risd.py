@@ -60,7 +60,7 @@ class RisdSection(Section):
     """Algorithm 2 and Eq. (15)."""
 
     steps: int = field(200, "training steps; one costs less than a tenth of a GDSO step, nothing is generated", ge=1)
-    items_per_step: int = field(48, "items of one step, each in all four dimensions", ge=1)
+    items_per_step: int = field(48, "items of one step, each in all dimensions", ge=1)
     mode: Literal["offline", "online"] = field(
         "offline",
         "offline: labels first, then no engine; online: the teacher is asked for every batch (Algorithm 2). Same loss"

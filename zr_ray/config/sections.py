@@ -21,7 +21,7 @@ BF16_SYNC_TOLERANCE = 5e-2
 """Largest probe difference after a push when engine or learner computes in bf16, nats; measured 3e-3 to 1.5e-2."""
 
 
-def field(default: Any, description: str, why: str = "", **limits) -> Any:
+def field(default: Any, description: str, why: str = "", **limits: Any) -> Any:
     """A pydantic Field; `why` is the reason behind its limit and ends up in the error message."""
     return Field(default, description=description, json_schema_extra={"why": why} if why else None, **limits)
 
@@ -148,6 +148,27 @@ class RolloutSection(WorkerSection):
         300.0, "seconds an engine may take to start; multi-process vLLM took 28 s on 2 cores", gt=0
     )
     deadline_s: float = field(600.0, "seconds one step's rollouts or one evaluation batch may take", gt=0)
+
+    @model_validator(mode="after")
+    def _what_vllm_refuses_at_its_start(self) -> RolloutSection:
+        if self.max_batched_tokens < self.max_num_seqs:
+            raise ValueError(
+                f"rollout.max_batched_tokens must be at least rollout.max_num_seqs ({self.max_num_seqs}), a token each,"
+                f" got {self.max_batched_tokens}"
+            )
+        if self.max_model_len is None:
+            return self
+        if self.max_new_tokens >= self.max_model_len:
+            raise ValueError(
+                f"rollout.max_model_len must hold a question beside rollout.max_new_tokens = {self.max_new_tokens}, got"
+                f" {self.max_model_len}"
+            )
+        if self.gpus == 0 and self.max_model_len > self.max_batched_tokens:
+            raise ValueError(
+                f"rollout.max_batched_tokens must be at least rollout.max_model_len ({self.max_model_len}), got"
+                f" {self.max_batched_tokens}: an engine on CPU does not split a question over two steps"
+            )
+        return self
 
 
 class LearnerSection(WorkerSection):

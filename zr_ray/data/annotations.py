@@ -136,8 +136,9 @@ def _raw_parquet(file: Path) -> Iterator[tuple[str, dict]]:
 
 
 def _without_nulls(row: dict) -> dict:
-    """Null means absent, in the row and inside its structs; a map column arrives as (key, value) pairs."""
-    record = {name: value for name, value in row.items() if value is not None}
+    """Null means absent, in the row and inside its structs; a map column arrives as (key, value) pairs. The index that
+    pandas writes for a filtered table (`__index_level_0__`) is no field."""
+    record = {name: value for name, value in row.items() if value is not None and not name.startswith("__index_level_")}
     for name in {"scores", "truth", "reasoning"} & set(record):
         value = record[name]
         if isinstance(value, list) and all(isinstance(entry, tuple) for entry in value):

@@ -85,3 +85,9 @@ def atomic_file(target: Path) -> Iterator[BinaryIO]:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def write_whole(target: Path, content: bytes) -> None:
+    """Write a file through `atomic_file`: after a crash the old or the new content is there."""
+    with atomic_file(target) as file:
+        file.write(content)

@@ -3,8 +3,9 @@ decoded.
 
 One list of formats (`FORMATS`). What a picture needs before it is RGB happens here and nowhere else, so a judge sees
 the same pixels in training and serving: EXIF orientation is applied, transparent pixels are composited on white (hidden
-colors under alpha 0 would be shown otherwise), of an animated or multi-page file the first frame is used. Whatever a
-library raises on a file becomes a `DataError` of that file.
+colors under alpha 0 would be shown otherwise), of an animated or multi-page file the first frame is used. Another
+background than white is a matter of the whole installation: ZR_RAY_BACKGROUND=R,G,B in the environment of driver,
+workers and service. Whatever a library raises on a file becomes a `DataError` of that file.
 Left out on purpose: color profiles (an embedded ICC profile is ignored, the numbers are taken as sRGB) and 16-bit
 channels.
 """
@@ -12,9 +13,10 @@ channels.
 from __future__ import annotations
 
 import io
+import os
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -22,7 +24,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from zr_ray.errors import DataError
+from zr_ray.errors import ConfigError, DataError
 from zr_ray.records import AnnotatedImage
 
 MAX_PIXELS = 16_000_000
@@ -42,6 +44,9 @@ FORMATS = {
 WHITE = (255, 255, 255)
 """What transparent pixels are composited on: the page on which people saw the image when they rated it."""
 
+BACKGROUND_VARIABLE = "ZR_RAY_BACKGROUND"
+"""Environment variable with another background, three numbers from 0 to 255."""
+
 UNREADABLE_EXIF = "EXIF orientation unreadable, image used unrotated"
 TRANSPARENT = "transparent pixels, composited on the background"
 FIRST_FRAME = "animated or several pages, first frame used"
@@ -56,6 +61,9 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """EXIF orientation -> what undoes it; 1 is upright, 0 is written by some cameras for "unknown"."""
+
+_EXIF_DAMAGE = re.compile(r"Truncated File Read|orrupt EXIF data(?!.*Skipping tag)|Skipping tag 274\b")
+"""Warnings of Pillow after which the orientation (tag 274) may have been there."""
 
 _STRANGERS = (
     (rb"version https://git-lfs", "a Git LFS pointer: fetch the file itself (git lfs pull)"),
@@ -111,21 +119,23 @@ def decode(
     name: str,
     max_pixels: int = MAX_PIXELS,
     formats: tuple[str, ...] = tuple(FORMATS),
-    background: tuple[int, int, int] = WHITE,
+    background: tuple[int, int, int] | None = None,
 ) -> DecodedImage:
     """Pixels and notes of an image file, or of bytes in memory.
 
     Args: name: what errors call the image. max_pixels: of width x height. formats: names of FORMATS. background: RGB
-    that transparent pixels are composited on.
-    Raises: ImageTooLarge, or another DataError; nothing else, whatever the bytes are."""
+    that transparent pixels are composited on; None: `configured_background`.
+    Raises: ImageTooLarge, or another DataError; nothing else, whatever the bytes are. ConfigError for a background that
+    is none."""
+    background = configured_background() if background is None else background
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # our own size limit is the stricter one; damage is an error or harmless
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")  # kept from the log: our size limit is the stricter one, and see `_turn`
             with Image.open(source, formats=formats) as image:
                 _check_header(image, name, max_pixels)
                 image.load()
                 _check_header(image, name, max_pixels)  # a TIFF may turn, a damaged file may change its mind
-                return _as_seen(image, background)
+                return _as_seen(image, background, [str(warning.message) for warning in said])
     except DataError:
         raise
     except FileNotFoundError:
@@ -146,6 +156,17 @@ def decode(
         ) from error
 
 
+def configured_background() -> tuple[int, int, int]:
+    """RGB of the environment variable, white without it.   Raises: ConfigError."""
+    text = os.environ.get(BACKGROUND_VARIABLE)
+    if text is None:
+        return WHITE
+    values = tuple(int(part) if part.strip().isdecimal() else -1 for part in text.split(","))
+    if len(values) != 3 or not all(0 <= value <= 255 for value in values):
+        raise ConfigError(f"{BACKGROUND_VARIABLE} must be three numbers from 0 to 255, as 255,255,255, got {text!r}")
+    return values
+
+
 def _check_header(image: Image.Image, name: str, max_pixels: int) -> None:
     if image.width * image.height > max_pixels:
         raise ImageTooLarge(
@@ -160,10 +181,10 @@ def _check_header(image: Image.Image, name: str, max_pixels: int) -> None:
         )
 
 
-def _as_seen(image: Image.Image, background: tuple[int, int, int]) -> DecodedImage:
-    """A loaded image as RGB, turned upright, on the background."""
+def _as_seen(image: Image.Image, background: tuple[int, int, int], said: Sequence[str]) -> DecodedImage:
+    """A loaded image as RGB, turned upright, on the background. said: Pillow's warnings."""
     notes = []
-    turn, readable = _turn(image)
+    turn, readable = _turn(image, said)
     if not readable:
         notes.append(UNREADABLE_EXIF)
     seen = image
@@ -182,12 +203,14 @@ def _as_seen(image: Image.Image, background: tuple[int, int, int]) -> DecodedIma
     return DecodedImage(pixels, tuple(notes))
 
 
-def _turn(image: Image.Image) -> tuple[Image.Transpose | None, bool]:
+def _turn(image: Image.Image, said: Sequence[str]) -> tuple[Image.Transpose | None, bool]:
     """(what makes the image upright, whether the orientation could be read). Cameras and editors write broken EXIF."""
     if image.format == "TIFF":  # its orientation is applied by Pillow while it loads
         return None, True
     try:
-        orientation = image.getexif().get(0x0112, 1)
+        orientation = image.getexif().get(0x0112)
+        if orientation is None:  # none there, or one that Pillow skipped: only a warning tells
+            return None, not ("exif" in image.info and any(map(_EXIF_DAMAGE.search, said)))
         return _TURNS.get(orientation), orientation in range(9)
     except Exception:  # broken EXIF raises anything, and says nothing of the pixels
         return None, False

@@ -13,7 +13,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from zr_ray.data.files import write_whole
 from zr_ray.errors import ConfigError, DataError
 from zr_ray.records import AnnotatedImage
 from zr_ray.rubric import Rubric
@@ -92,7 +92,7 @@ class LabelSet:
         manifest = self.folder / MANIFEST
         wanted = json.loads(json.dumps(provenance | {"dimensions": rubric.dimensions, "bins": rubric.bins}))
         if not manifest.is_file():
-            _write(manifest, json.dumps({"provenance": wanted, "about": about or {}}, indent=1).encode())
+            write_whole(manifest, json.dumps({"provenance": wanted, "about": about or {}}, indent=1).encode())
         held = json.loads(manifest.read_text())["provenance"]
         if held != wanted:
             keys = [k for k in sorted(held | wanted) if held.get(k) != wanted.get(k)]
@@ -140,7 +140,7 @@ class LabelSet:
         sink = pa.BufferOutputStream()
         pq.write_table(table.select(self.schema.names).cast(self.schema), sink)
         path = self.folder / f"part-{number:06d}.parquet"
-        _write(path, sink.getvalue().to_pybytes())
+        write_whole(path, sink.getvalue().to_pybytes())
         return path
 
 
@@ -153,18 +153,3 @@ def _label(row: dict, rubric: Rubric) -> Label:
     return Label(
         np.asarray(log_q, np.float32), np.asarray(counts[0]), np.asarray(counts[1]), row["worker"], row["error"]
     )
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Atomic and durable: after a crash the file is whole or not there."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

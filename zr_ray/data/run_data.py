@@ -36,10 +36,16 @@ class RunData:
     """Same-prompt pairs of the training split with different scores."""
     warnings: tuple[str, ...]
     """What a run can live with, one line each."""
+    digest: str = ""
+    """Hash of everything above: records in order, pixels included."""
 
     def line(self, split: str) -> str:
         """How much there is, for a log. split: name of the evaluation split."""
         return f"{len(self.train)} training items, {len(self.pairs)} pairs, {len(self.held_out)} {split} items"
+
+    def plan(self, split: str) -> dict[str, str]:
+        """`line` and warnings as facts of a dry run."""
+        return {"data": self.line(split)} | {f"warning {n}": line for n, line in enumerate(self.warnings, 1)}
 
     def facts(self) -> dict:
         """JSON values for the run folder (`DATA_FILE`)."""
@@ -75,7 +81,16 @@ def load_run_data(
     scale_findings(train, held_out, read_rubric(folder), findings)
     held_out_findings(held_out, split, findings)
     pairs = tuple(preference_pairs(train, dimensions))
-    return RunData(Path(folder), tuple(train), tuple(held_out), pairs, findings.lines())
+    digest = _digest([*train, *held_out], prints)
+    return RunData(Path(folder), tuple(train), tuple(held_out), pairs, findings.lines(), digest)
+
+
+def _digest(items: Sequence[AnnotatedImage], prints: dict[str, str]) -> str:
+    whole = hashlib.blake2b(digest_size=16)
+    for i in items:
+        record = (i.id, i.group, i.split, i.prompt, sorted(i.scores.items()), sorted(i.reasoning.items()), prints[i.id])
+        whole.update(repr(record).encode())
+    return whole.hexdigest()
 
 
 def load_checked_split(folder: Path, split: str, check: ItemCheck | None = None) -> tuple[list[AnnotatedImage], tuple]:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from zr_ray.functional import calibration, correlation, intervals, pairs, rank, resampling, scores
-from zr_ray.judging.evaluate import Judged, human_scores, pooled_groups, row
+from zr_ray.functional.intervals import defined, defined_interval
+from zr_ray.judging.evaluate import Judged, human_scores, pooled_groups, prompt_index, row
 from zr_ray.records import AnnotatedImage
 from zr_ray.rubric import Rubric
 
@@ -34,8 +35,7 @@ def full_row(method: str, judged: Judged, items: Sequence[AnnotatedImage], resam
     rubric, bins = judged.rubric, judged.bins
     human, votes = human_scores(items, rubric), annotator_votes(items, rubric)
     result = row(method, judged, human, items, resamples, seed)
-    names = sorted({item.group for item in items})
-    prompt = torch.tensor([names.index(item.group) for item in items])
+    prompt = prompt_index([item.group for item in items])
     outside = scores.outside_mass(judged.label_logprobs).nanmean(-1)  # [I, D], nan where no output is well formed
     for d, name in enumerate(rubric.dimensions):
         if name in result["dimensions"]:
@@ -95,16 +95,16 @@ def more_agreement(
         "outside_mass": outside[known],
     }
     found: dict = {
-        "srcc_ci": _interval(intervals.srcc_interval(x, y, clusters, resamples, seed)),
-        "krcc": _number(correlation.krcc(x, y)),
-        "krcc_ci": _interval(resampling.krcc_interval(x, y, clusters, resamples, seed)),
-        "plcc_logistic": _number(correlation.logistic4_plcc(x, y)),
+        "srcc_ci": defined_interval(intervals.srcc_interval(x, y, clusters, resamples, seed)),
+        "krcc": defined(correlation.krcc(x, y)),
+        "krcc_ci": defined_interval(resampling.krcc_interval(x, y, clusters, resamples, seed)),
+        "plcc_logistic": defined(correlation.logistic4_plcc(x, y)),
         "voted": int(voted.sum()),
     }
     for name, values in means.items():
         of = prompt[voted] if name in ("nll", "crps") else clusters
-        found[name] = _number(values.mean()) if len(values) else None
-        found[f"{name}_ci"] = _interval(
+        found[name] = defined(values.mean()) if len(values) else None
+        found[f"{name}_ci"] = defined_interval(
             intervals.ratio_interval(*_sums(of, values, torch.ones_like(values)), resamples, seed)
         )
     found |= _ties(mu, human, group, prompt, resamples, seed)
@@ -124,9 +124,9 @@ def _ties(mu: Tensor, human: Tensor, group: Tensor, prompt: Tensor, resamples: i
         here = prompt == one
         counts.append(pairs.pair_accuracy_with_ties(mu[here], human[here], group[here], threshold))
     correct, total = torch.tensor(counts, dtype=torch.float64).view(-1, 2).unbind(-1)
-    interval = _interval(intervals.ratio_interval(correct, total, resamples, seed))
+    interval = defined_interval(intervals.ratio_interval(correct, total, resamples, seed))
     return {
-        "tie_accuracy": _number(correct.sum() / total.sum()),
+        "tie_accuracy": defined(correct.sum() / total.sum()),
         "tie_accuracy_ci": interval,
         "tie_threshold": threshold,
     }
@@ -150,8 +150,8 @@ def _wins(
     for name, outcome in (("win_ece", preferred), ("win_ece_votes", by_vote)):
         here = outcome.isfinite()
         p, o, clusters = probability[here], outcome[here], prompt[a[here]]
-        found[name] = _number(calibration.win_calibration_error(p, o, WIN_BINS))
-        found[f"{name}_ci"] = _interval(_ece_interval(p, o, clusters, resamples, seed))
+        found[name] = defined(calibration.win_calibration_error(p, o, WIN_BINS))
+        found[f"{name}_ci"] = defined_interval(_ece_interval(p, o, clusters, resamples, seed))
     return found
 
 
@@ -178,11 +178,3 @@ def _sums(prompt: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
     """Per-prompt sums [P, ...] of values [M, ...]."""
     prompts, place = prompt.unique(return_inverse=True)
     return tuple(v.new_zeros(len(prompts), *v.shape[1:]).index_add(0, place, v) for v in values)
-
-
-def _number(value) -> float | None:
-    return float(value) if math.isfinite(float(value)) else None
-
-
-def _interval(bounds: tuple[float, float]) -> list[float] | None:
-    return list(bounds) if all(map(math.isfinite, bounds)) else None

@@ -16,8 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zr_ray.data.aggregate import aggregate_scores
-from zr_ray.functional import correlation, intervals, pairs
+from zr_ray.data.pairs import aggregate_scores
+from zr_ray.functional import correlation, intervals, pairs, scores
+from zr_ray.functional.intervals import defined, defined_interval
+from zr_ray.functional.risd import average_distributions
 from zr_ray.judging.ask import generate, question, request_seed, score
 from zr_ray.models.judge_text import JudgeText
 from zr_ray.records import AnnotatedImage
@@ -51,7 +53,13 @@ class Judged:
     @cached_property
     def q(self) -> Tensor:
         """[I, D, K] float64 score distributions, averaged over well-formed outputs; nan where there was none."""
-        return torch.log_softmax(self.label_logprobs, -1).exp().nanmean(2)
+        return self.log_q.exp()
+
+    @cached_property
+    def log_q(self) -> Tensor:
+        """[I, D, K] float64 nats: log of `q`."""
+        log_q = scores.score_log_distribution(self.label_logprobs)
+        return average_distributions(log_q.movedim(2, 0), ~log_q.isnan().any(-1).movedim(2, 0))
 
     @property
     def mu(self) -> Tensor:
@@ -159,8 +167,7 @@ def agreement(
     Raises: ValueError if D is not the rubric's."""
     if mu.shape != human.shape or mu.shape[1] != len(rubric.dimensions):
         raise ValueError(f"scores must be [I, {len(rubric.dimensions)}], got {mu.shape} and {human.shape}")
-    names = sorted({item.group for item in items})
-    group = torch.tensor([names.index(item.group) for item in items])
+    group = prompt_index([item.group for item in items])
     by_dimension = {
         name: _agreement(mu[:, d], human[:, d], group, group, rubric.margin, resamples, seed)
         for d, name in enumerate(rubric.dimensions)
@@ -171,6 +178,12 @@ def agreement(
         "pooled": _agreement(mu.flatten(), human.flatten(), inside, every, rubric.margin, resamples, seed),
         "dimensions": by_dimension,
     }
+
+
+def prompt_index(groups: Sequence[str]) -> Tensor:
+    """[I] long: each item's prompt as the place of its group's name among the sorted names."""
+    names = {name: n for n, name in enumerate(sorted(set(groups)))}
+    return torch.tensor([names[group] for group in groups], dtype=torch.long)
 
 
 def pooled_groups(prompt: Tensor, dimensions: int) -> tuple[Tensor, Tensor]:
@@ -190,12 +203,12 @@ def _agreement(
     x, y = mu[known], human[known]
     return {
         "hpa": _ratio(correct, total),
-        "hpa_ci": _interval(intervals.ratio_interval(correct, total, resamples, seed)),
+        "hpa_ci": defined_interval(intervals.ratio_interval(correct, total, resamples, seed)),
         "margin_hpa": _ratio(margin_correct, margin_total),
-        "margin_hpa_ci": _interval(intervals.ratio_interval(margin_correct, margin_total, resamples, seed)),
-        "plcc": _number(correlation.plcc(x, y)),
-        "plcc_ci": _interval(intervals.plcc_interval(x, y, prompt[known], resamples, seed)),
-        "srcc": _number(correlation.srcc(x, y)),
+        "margin_hpa_ci": defined_interval(intervals.ratio_interval(margin_correct, margin_total, resamples, seed)),
+        "plcc": defined(correlation.plcc(x, y)),
+        "plcc_ci": defined_interval(intervals.plcc_interval(x, y, prompt[known], resamples, seed)),
+        "srcc": defined(correlation.srcc(x, y)),
         "items": int(known.sum()),
         "pairs": int(total.sum()),
         "undefined": correlation.why_undefined(x, y),
@@ -236,11 +249,3 @@ def rounded(mu: Tensor) -> list[list[float | None]]:
 
 def _ratio(correct: Tensor, total: Tensor) -> float | None:
     return float(correct.sum() / total.sum()) if total.sum() > 0 else None
-
-
-def _number(value) -> float | None:
-    return float(value) if math.isfinite(float(value)) else None
-
-
-def _interval(bounds: tuple[float, float]) -> list[float] | None:
-    return list(bounds) if all(map(math.isfinite, bounds)) else None

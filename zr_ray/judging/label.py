@@ -29,7 +29,7 @@ from torch import Tensor
 
 from zr_ray.config.risd import LabelSection
 from zr_ray.config.sections import RolloutSection
-from zr_ray.data.images import load_image
+from zr_ray.data.images import WHITE, configured_background, load_image
 from zr_ray.data.labels import Label, LabelSet, fingerprints, label_schema
 from zr_ray.errors import DataError, DeadlineError, RolloutError
 from zr_ray.functional.risd import average_distributions
@@ -53,7 +53,9 @@ def label_provenance(teacher: Path, text: JudgeText, rollout: RolloutSection, se
     """What decides a label, as JSON values: teacher, template and sampling."""
     sampling = {"traces": section.traces, "seed": section.seed, "temperature": 1.0 if section.traces else 0.0}
     sampling |= {"max_new_tokens": rollout.max_new_tokens, "dtype": rollout.dtype}
-    return {"format": 1, "teacher": judge_hash(teacher), "template": template_hash(text), "sampling": sampling}
+    made = {"format": 1, "teacher": judge_hash(teacher), "template": template_hash(text), "sampling": sampling}
+    background = configured_background()
+    return made if background == WHITE else made | {"background": list(background)}
 
 
 def label_items(

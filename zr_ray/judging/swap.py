@@ -17,6 +17,7 @@ from zr_ray.data.pairs import preference_pairs
 from zr_ray.functional import scores
 from zr_ray.functional.coupling import trace_following
 from zr_ray.judging.ask import generate, question, score
+from zr_ray.judging.evaluate import prompt_index
 from zr_ray.models.judge_text import JudgeText
 from zr_ray.records import AnnotatedImage, Judgement, JudgeRequest, PreferencePair
 
@@ -93,8 +94,7 @@ def swap_traces(
             swapped[start + n // 2] = torch.tensor(scored[2 * place : 2 * place + 2])
         own_again = zip(whole, scored[2 * len(whole) :], strict=False)
         again = max([again, *(abs(_mu(answers[n], bins) - mu) for n, mu in own_again)])
-    names = sorted({pair.winner.group for pair in pairs})
-    prompt = torch.tensor([names.index(pair.winner.group) for pair in pairs], dtype=torch.long)
+    prompt = prompt_index([pair.winner.group for pair in pairs])
     of = {d: torch.tensor([pair.dimension == d for pair in pairs], dtype=torch.bool) for d in dimensions}
     return {
         "pooled": trace_following(own, swapped, prompt, resamples, seed),

@@ -63,12 +63,12 @@ def _check(config: EvaluateConfig) -> Plan[_Found]:
     if config.data.path is not None:
         items = _read(config, config.data.path, text)
         facts["data"] = f"{len(items)} {config.evaluate.split} items"
-    return Plan(_Found(judge, text, items), facts, ({"rollout": worker_bundles(config.rollout)},))
+    return Plan(_Found(judge, text, items), facts, phases=({"rollout": worker_bundles(config.rollout)},))
 
 
 def _read(config: EvaluateConfig, folder: Path, text: JudgeText) -> list[AnnotatedImage]:
     """Items of the split, each known to fit a question; says what people should know about them."""
-    check = JudgeItemCheck(text, config.rollout.max_model_len, config.rollout.max_new_tokens)
+    check = JudgeItemCheck.of_engine(text, config.rollout)
     items, warnings = load_checked_split(folder, config.evaluate.split, check)
     for warning in warnings:
         say(f"warning: {warning}")

@@ -88,7 +88,7 @@ class HeldOut:
         self._write_examples(judged, human)
         rows = [{k: v for k, v in row.items() if k != "mu"} for row in self._rows()]
         self.journal.say(f"trained judge: {self.journal.run.judge}")
-        return {"rows": rows, "noise_ceiling": ceiling, "bins": list(rubric.bins)}
+        return {"rows": rows, "noise_ceiling": ceiling, "bins": list(rubric.bins)} | verdict(judged)
 
     def store(self, method: str, judged: evaluate.Judged) -> None:
         """Keep the row of `method`; an earlier row of that name is replaced."""
@@ -121,6 +121,17 @@ class HeldOut:
         )
         mine = range(0, len(self.items), self.learner.world)  # the items whose reasoning text this rank holds
         write_examples(self.journal.run, self.method, judged, before, human, self.items, list(mine), EXAMPLES)
+
+
+def verdict(judged: evaluate.Judged) -> dict:
+    """Nothing, or the status of a run whose judge scores nothing: it must not pass for one that learned."""
+    if judged.mu.isfinite().any():
+        return {}
+    problem = (
+        f"the trained judge gave no score in any of {judged.sample_tokens.numel()} outputs on the held-out set; it has"
+        " come apart, or its outputs are longer than rollout.max_new_tokens"
+    )
+    return {"status": "FAILED", "problem": problem}
 
 
 def by_engines(learner: Learner, task) -> Ask:

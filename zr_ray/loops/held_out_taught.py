@@ -16,13 +16,12 @@ from torch import Tensor
 from zr_ray.data.files import atomic_file
 from zr_ray.data.labels import Label, fingerprints
 from zr_ray.functional.disagreement import disagreement
-from zr_ray.functional.scores import score_log_distribution
 from zr_ray.judging.agreement import full_row
-from zr_ray.judging.evaluate import Judged, pooled_groups
+from zr_ray.judging.evaluate import Judged, pooled_groups, prompt_index
 from zr_ray.loops.held_out import HeldOut
 from zr_ray.records import AnnotatedImage
 from zr_ray.rubric import Rubric
-from zr_ray.run.result import TEACHER_ROW
+from zr_ray.run.result import TEACHER_ROW, value_text
 
 PREDICTIONS_FILE = "predictions.npz"
 
@@ -65,8 +64,8 @@ class TaughtHeldOut(HeldOut):
             )
         pooled = gap["pooled"]
         self.journal.say(
-            f"student against teacher: |mu gap| {pooled['mu_gap']:.3f} points, KL {pooled['kl']:.4f} nats, "
-            f"{pooled['flips']:.1%} of pairs turned over"
+            f"student against teacher: |mu gap| {value_text(pooled, 'mu_gap')} points, KL {value_text(pooled, 'kl')}"
+            f" nats, pairs turned over: {value_text(pooled, 'flips')}"
         )
         return super().result(judged) | {"teacher_gap": gap}
 
@@ -87,7 +86,7 @@ def labelled(items: Sequence[AnnotatedImage], known: dict[str, Label], rubric: R
 
 def mean_log_q(judged: Judged) -> Tensor:
     """[I, D, K] float64 nats, averaged over outputs; nan where there was none."""
-    return score_log_distribution(judged.label_logprobs[:, :, 0]) if judged.samples == 1 else judged.q.log()
+    return judged.log_q
 
 
 def compared(
@@ -95,8 +94,7 @@ def compared(
 ) -> dict:
     """{"pooled": ..., "dimensions": {d: ...}} of `disagreement`. teacher, student: [I, D, K] log q, nan = none."""
     bins = torch.tensor(rubric.bins, dtype=torch.float64)
-    names = sorted({item.group for item in items})
-    prompt = torch.tensor([names.index(item.group) for item in items])
+    prompt = prompt_index([item.group for item in items])
     inside, every = pooled_groups(prompt, len(rubric.dimensions))
     pooled = disagreement(teacher.flatten(0, 1), student.flatten(0, 1), inside, bins, every, resamples, seed)
     return {

@@ -21,12 +21,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
 from zr_ray.config.sections import CheckpointSection
+from zr_ray.errors import NonFiniteError
 from zr_ray.run.checkpoints import begin_checkpoint, finish_checkpoint, latest_checkpoint, temporary_folder
 from zr_ray.run.folder import PROGRESS_FILE, RunFolder
 from zr_ray.run.observe import Metrics, Progress, Timer, console_line
@@ -55,10 +57,11 @@ class Journal:
     ) -> None:
         """started_at: time.time() of the job's first line."""
         self.run, self.trained, self.total = RunFolder(run_path), trained, total_steps
-        self.timer = Timer()
+        self._timer = Timer()
+        self._step = 0
         self.is_writer = trained.rank == 0
         self._checkpoint, self._started_at = checkpoint, started_at
-        self._metrics: Metrics | None = None
+        self._metrics: Metrics | None = None  # of the writer, from `restore` on
         self._progress = Progress(total_steps)
         self._pending: dict[str, float] = {}
         self._last: dict[str, float] = {}
@@ -76,9 +79,28 @@ class Journal:
     def steps(self, start: int) -> Iterator[int]:
         """The steps still to be done, 0-based. The clock starts when the first one is asked for: what came before it
         (engines, a first push, evaluation) is no step, and is no part of its time or of the ETA."""
-        self.timer.take()  # forget what was timed before
+        self._timer.take()  # forget what was timed before
         self._progress = Progress(self.total, done=start)
-        yield from range(start, self.total)
+        for step in range(start, self.total):
+            self._step = step + 1
+            yield step
+
+    @contextmanager
+    def timer(self, phase: str) -> Iterator[None]:
+        """Adds the block's wall time to `time/<phase>_s` of the step. A NonFiniteError of the block gains the step, and
+        what is left to go on from."""
+        with self._timer(phase):
+            try:
+                yield
+            except NonFiniteError as error:
+                raise NonFiniteError(f"step {self._step}, {phase}: {error}; {self.kept()}") from error
+
+    def kept(self) -> str:
+        """What of the run is still good, in words."""
+        found = latest_checkpoint(self.run.checkpoints)
+        if found is None:
+            return "there is no checkpoint yet: start a new run"
+        return f"the checkpoint of step {found[0]} is as it was: change that and go on with --resume {self.run.path}"
 
     def note(self, values: dict[str, float]) -> None:
         """Keep values that were measured between steps; they join the next step's metrics."""
@@ -86,12 +108,12 @@ class Journal:
 
     def step(self, step: int, metrics: dict[str, float], tokens: float | None = None) -> None:
         """Record one finished step (1-based). tokens: generated on all ranks, for `time/tokens_per_s`."""
-        spent = self.timer.take()
+        spent = self._timer.take()
         metrics = self._pending | metrics | spent
         if tokens is not None:
             metrics["time/tokens_per_s"] = tokens / max(spent.get("time/rollout_s", 0.0), 1e-9)
         self._pending = {}
-        if self.is_writer:
+        if self._metrics is not None:
             self._metrics.log(step, metrics)
             self.say(console_line(step, self.total, metrics, self._progress.eta_s(step)))
         self._last = {"step": step} | metrics
@@ -152,8 +174,9 @@ class Journal:
         return self._elapsed_before_s + time.time() - self._started_at
 
     def finish(self, job: str, found: dict) -> None:
-        """Write result.json, close the metrics. found: further keys (see `run/result.py`), read on rank 0 only."""
-        if not self.is_writer:
+        """Write result.json, close the metrics. found: further keys (see `run/result.py`), read on rank 0 only; a
+        "status" among them replaces SUCCEEDED."""
+        if self._metrics is None:
             return
         head = {"job": job, "run_id": self.run.run_id, "status": "SUCCEEDED", "wall_s": self.elapsed_s}
         self.run.write_result(head | found)

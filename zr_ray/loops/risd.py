@@ -27,7 +27,7 @@ from zr_ray.judging.label import teacher_distributions, teacher_requests
 from zr_ray.loops.held_out import by_learner
 from zr_ray.loops.held_out_taught import TaughtHeldOut, source_of
 from zr_ray.loops.journal import Journal
-from zr_ray.loops.objective import reduced
+from zr_ray.loops.sums import reduced
 from zr_ray.models.judge import JudgeOutputs
 from zr_ray.models.questions import QuestionRow
 from zr_ray.records import AnnotatedImage
@@ -45,10 +45,11 @@ def train(loop_config: dict) -> None:
 
     task: DistillationTask = loop_config["task"]
     config, c = task.config, task.config.risd
-    learner = Learner(task.judge, config.learner)
-    rubric = learner.text.rubric
+    preprocess = PixelPreprocessor.load(task.judge)
     # the student's questions branch from one prompt, image included; the learner packs whatever rows it is given
-    learner.packer = QuestionPacker(learner.engine.module.model, learner.text, PixelPreprocessor.load(task.judge))
+    make_packer = lambda judge, text: QuestionPacker(judge.model, text, preprocess)
+    learner = Learner(task.judge, config.learner, make_packer=make_packer)
+    rubric = learner.text.rubric
     known = task.labels.read()
     journal = Journal(task.run_path, learner, config.checkpoint, c.steps, task.started_at)
     ask = by_learner(learner, task)

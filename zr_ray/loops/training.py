@@ -13,6 +13,8 @@ from pathlib import Path
 
 from zr_ray.data.load import require_judge
 from zr_ray.data.run_data import DATA_FILE, RunData, load_run_data, require_pairs
+from zr_ray.errors import JudgeError
+from zr_ray.models.identity import judge_hash
 from zr_ray.models.item_check import JudgeItemCheck
 from zr_ray.models.judge_text import JudgeText, judge_folder
 from zr_ray.records import AnnotatedImage, PreferencePair
@@ -72,16 +74,17 @@ def _check(config) -> Plan[_Found]:
     if config.data.path is not None:
         data = read_data(config, config.data.path, text)
         require_pairs(data)
-        facts["data"] = data.line(config.evaluation.split)
+        facts |= data.plan(config.evaluation.split)
+    inputs = {"judge.path": judge_hash(judge)} | ({"data.path": data.digest} if data else {})
     bundles = {"rollout": worker_bundles(config.rollout), "learner": worker_bundles(config.learner)}
-    return Plan(_Found(judge, text, data), facts, (bundles,))
+    return Plan(_Found(judge, text, data), facts, inputs, (bundles,))
 
 
 def read_data(config, folder: Path, text: JudgeText) -> RunData:
     """Both splits of a run's data, each item known to fit a question to the judge of `text`.   Raises: DataError.
 
     Args: config: has rollout and evaluation."""
-    check = JudgeItemCheck(text, config.rollout.max_model_len, config.rollout.max_new_tokens)
+    check = JudgeItemCheck.of_engine(text, config.rollout)
     return load_run_data(folder, config.evaluation.split, check, text.rubric.dimensions)
 
 
@@ -116,10 +119,14 @@ def _train(config, loop, found: _Found, started: Started) -> None:
 
 
 def say_result(run: RunFolder, started_at: float) -> None:
-    """Write the report of a finished run, say its table, its status and where the report is."""
+    """Write the report of a finished run, say its table, its status and where the report is.
+
+    Raises: JudgeError, after that, if the run failed in the end."""
     from zr_ray.report.page import format_table, write_report
 
     result = run.read_result()
     report = write_report(run)
     say(format_table(result))
     say(f"status {result['status']} in {duration(time.time() - started_at)}; report {report}")
+    if result["status"] != "SUCCEEDED":
+        raise JudgeError(f"{result['job']} {result['run_id']}: {result.get('problem', result['status'])}; see {report}")

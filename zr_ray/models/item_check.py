@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from zr_ray.config.sections import RolloutSection
 from zr_ray.data.prompts import control_token_fault
-from zr_ray.errors import DataError
+from zr_ray.errors import ConfigError, DataError
 from zr_ray.models.judge_text import JudgeText
 from zr_ray.models.preprocess import PixelPreprocessor
 from zr_ray.records import AnnotatedImage
@@ -27,6 +28,19 @@ class JudgeItemCheck:
         self._preprocess = PixelPreprocessor.load(text.folder)
         self._template = max(len(self.text.question("x", d)) for d in self.text.rubric.dimensions)
         self._lengths: dict[str, int] = {}
+
+    @classmethod
+    def of_engine(cls, text: JudgeText, rollout: RolloutSection) -> JudgeItemCheck:
+        """For items that rollout engines are asked about with reasoning.   Raises: ConfigError if the engine would
+        refuse the judge's own length limit at its start."""
+        check = cls(text, rollout.max_model_len, rollout.max_new_tokens)
+        if rollout.gpus == 0 and check.limit is not None and check.limit > rollout.max_batched_tokens:
+            raise ConfigError(
+                f"rollout.max_model_len must be at most rollout.max_batched_tokens ({rollout.max_batched_tokens}) on"
+                f" CPU, got null, which is the judge's own limit of {check.limit}; set it to the longest question and"
+                " output that the data needs, for example 2048"
+            )
+        return check
 
     def __call__(self, item: AnnotatedImage, height: int, width: int) -> str | None:
         """height, width: of the item's image, pixels."""
@@ -52,7 +66,11 @@ class JudgeItemCheck:
         """Tokens of the longest question about a prompt; a bound that fits is not counted out (one encoding a
         prompt instead of one a dimension)."""
         if prompt not in self._lengths:
-            bound = self._template + _SLACK + len(self.text.tokenizer.encode(prompt, add_special_tokens=False))
+            bound = (
+                self._template
+                + _SLACK
+                + len(self.text.tokenizer.encode(prompt, add_special_tokens=False, verbose=False))
+            )
             if bound > room:
                 bound = max(len(self.text.question(prompt, d)) for d in self.text.rubric.dimensions)
                 self.text.forget()

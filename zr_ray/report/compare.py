@@ -8,7 +8,6 @@ Axes: I items, D dimensions, R resamples, P prompts.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,7 +15,9 @@ import torch
 from torch import Tensor
 
 from zr_ray.functional import correlation, pairs
-from zr_ray.functional.resampling import percentile_interval, resampled_plcc, resampled_ratios
+from zr_ray.functional.draws import percentile_interval, resampled_ratios
+from zr_ray.functional.intervals import defined, defined_interval
+from zr_ray.functional.resampling import resampled_plcc
 from zr_ray.judging.evaluate import pooled_groups
 from zr_ray.rubric import Rubric
 
@@ -72,14 +73,14 @@ def measure(mus: Sequence[Tensor], test: TestSet, metric: str, dimension: str | 
     return (correct.sum() / total.sum()).item(), resampled_ratios(correct, total, test.resamples, test.seed)
 
 
-def agreement(mus: Sequence[Tensor], test: TestSet) -> dict:
+def agreement_over_seeds(mus: Sequence[Tensor], test: TestSet) -> dict:
     """{"pooled": ..., "dimensions": {...}} with the keys of `result.json`."""
 
     def entry(dimension: str | None) -> dict:
         found: dict = {}
         for metric in METRICS:
             value, draws = measure(mus, test, metric, dimension)
-            found |= {metric: defined(value), f"{metric}_ci": _interval(draws)}
+            found |= {metric: defined(value), f"{metric}_ci": defined_interval(percentile_interval(draws))}
         human, _, _ = test.columns(dimension)
         columns = [test.of(mu, dimension) for mu in mus]
         why = next((reason for x in columns if (reason := _known(correlation.why_undefined, x, human))), None)
@@ -98,7 +99,7 @@ def difference(better: dict[int, Tensor], worse: dict[int, Tensor], test: TestSe
         return {"difference": None, "ci": None, "per_seed": {}, "verdict": "cannot tell (not run)"}
     (value, draws), (other, others) = (measure([row[s] for s in seeds], test, metric) for row in (better, worse))
     per_seed = {s: measure([better[s]], test, metric)[0] - measure([worse[s]], test, metric)[0] for s in seeds}
-    ci = _interval(draws - others) if len(draws) == len(others) else None
+    ci = defined_interval(percentile_interval(draws - others)) if len(draws) == len(others) else None
     return {
         "difference": defined(value - other),
         "ci": ci,
@@ -131,13 +132,3 @@ def _stacked_mean(draws: Sequence[Tensor]) -> Tensor:
     return (
         torch.stack(list(draws)).mean(0) if len({len(d) for d in draws}) == 1 else torch.empty(0, dtype=torch.float64)
     )
-
-
-def defined(value: float) -> float | None:
-    """The value, None for nan and infinities: JSON has neither."""
-    return value if math.isfinite(value) else None
-
-
-def _interval(draws: Tensor) -> list[float] | None:
-    bounds = percentile_interval(draws)
-    return list(bounds) if all(map(math.isfinite, bounds)) else None

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from zr_ray.config.table import TEACHER, TableConfig
-from zr_ray.judging.evaluate import human_scores
+from zr_ray.functional.intervals import defined
+from zr_ray.judging.evaluate import human_scores, prompt_index
 from zr_ray.models.judge_text import judge_folder
 from zr_ray.records import AnnotatedImage
-from zr_ray.report.compare import TestSet, agreement, defined, difference, measure
+from zr_ray.report.compare import TestSet, agreement_over_seeds, difference, measure
 from zr_ray.report.tables import markdown_table
 from zr_ray.rubric import Rubric, ScoringFormat
 from zr_ray.run.folder import ROWS_FILE, RunFolder
@@ -40,7 +41,7 @@ def table_of(
                 "judge": judge,
                 "row": name,
                 "seeds": sorted(seeds),
-                **agreement(_distinct(name, seeds, config), test),
+                **agreement_over_seeds(_distinct(name, seeds, config), test),
                 "hpa_per_seed": {seed: defined(measure([mu], test, "hpa")[0]) for seed, mu in seeds.items()},
                 "tokens_per_score": sum(tokens[name]) / len(tokens[name]),
                 "minutes": sum(minutes) / len(minutes) if minutes else None,
@@ -88,10 +89,9 @@ def _distinct(name: str, seeds: dict[int, Tensor], config: TableConfig) -> list[
 def held_out(items: Sequence[AnnotatedImage], config: TableConfig) -> TestSet:
     """The evaluation split as `compare` wants it."""
     rubric = rubric_of(config)
-    names = sorted({item.group for item in items})
     return TestSet(
         human_scores(items, rubric),
-        torch.tensor([names.index(item.group) for item in items]),
+        prompt_index([item.group for item in items]),
         config.table.bootstrap_resamples,
         config.run.seed,
         rubric,

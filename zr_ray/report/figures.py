@@ -18,10 +18,10 @@ from zr_ray.rubric import PAPER
 
 SERIES = tuple(f"#fd00{n:02x}" for n in range(8))
 """Series 0 is the muted one (before training), 1 the main one."""
-_INK, _SOFT, _LINE = "#fd0010", "#fd0011", "#fd0012"
+_INK, SOFT, _LINE = "#fd0010", "#fd0011", "#fd0012"
 _VARIABLES = {colour: f"var(--s{n})" for n, colour in enumerate(SERIES)} | {
     _INK: "var(--ink)",
-    _SOFT: "var(--soft)",
+    SOFT: "var(--soft)",
     _LINE: "var(--line)",
 }
 
@@ -117,7 +117,7 @@ def _series(panel: Panel, metrics: Sequence[dict]) -> dict[str, tuple[list[int],
 
 
 def _curves(panel: Panel, series: dict[str, tuple[list[int], list[float]]]) -> str:
-    figure, axes = _canvas()
+    figure, axes = canvas()
     short = {
         name: name.split("/", 1)[1].removesuffix("_s" if panel.stacked else "").replace("_", " ") for name in series
     }
@@ -141,15 +141,15 @@ def _curves(panel: Panel, series: dict[str, tuple[list[int], list[float]]]) -> s
             axes.set_yscale("log")
     axes.set_xlabel("step")
     if len(series) > 1:
-        _legend(figure, columns=3)
-    return _svg(figure, f"{panel.title}: {', '.join(short.values())} over training steps")
+        legend(figure, columns=3)
+    return svg_of(figure, f"{panel.title}: {', '.join(short.values())} over training steps")
 
 
 def agreement_chart(result: dict) -> str:
     """HPA with its interval, pooled and per dimension, one row per method; the noise ceiling as a bar."""
     names = ["pooled", *result["rows"][0]["dimensions"]]
     rows, ceiling = result["rows"], result.get("noise_ceiling")
-    figure, axes = _canvas(width=4.8, height=1.1 + 0.17 * len(names) * (len(rows) + 1))
+    figure, axes = canvas(width=4.8, height=1.1 + 0.17 * len(names) * (len(rows) + 1))
     for place, name in enumerate(names):
         if ceiling and (best := _of(ceiling, name)) and best["hpa"] is not None:
             top = place * (len(rows) + 1) - 0.5
@@ -178,13 +178,13 @@ def agreement_chart(result: dict) -> str:
                 markersize=6,
                 label=row["method"] if place == 0 else None,
             )
-    axes.axvline(50, color=_SOFT, linewidth=1, linestyle=(0, (3, 3)), label="chance")
+    axes.axvline(50, color=SOFT, linewidth=1, linestyle=(0, (3, 3)), label="chance")
     axes.set_yticks([place * (len(rows) + 1) + (len(rows) - 1) / 2 for place in range(len(names))], names)
     axes.set_ylim(len(names) * (len(rows) + 1) - 1, -1)
     axes.set_xlabel("HPA, %")
     axes.grid(axis="y", visible=False)
-    _legend(figure, columns=3)
-    return _svg(figure, "HPA by dimension and method with 95 % intervals")
+    legend(figure, columns=3)
+    return svg_of(figure, "HPA by dimension and method with 95 % intervals")
 
 
 def reliability_charts(result: dict) -> list[tuple[str, str]]:
@@ -196,9 +196,9 @@ def reliability_charts(result: dict) -> list[tuple[str, str]]:
     span, ticks = (bins[0] - room, bins[-1] + room), _ticks(bins)
     charts = []
     for name in names:
-        figure, axes = _canvas(width=3.6, height=3.3)
+        figure, axes = canvas(width=3.6, height=3.3)
         ends = [bins[0], bins[-1]]
-        axes.plot(ends, ends, color=_SOFT, linewidth=1, linestyle=(0, (3, 3)))
+        axes.plot(ends, ends, color=SOFT, linewidth=1, linestyle=(0, (3, 3)))
         for n, row in enumerate(rows):
             curve = row["reliability"].get(name)
             if not curve or not curve["predicted"]:
@@ -213,8 +213,8 @@ def reliability_charts(result: dict) -> list[tuple[str, str]]:
                 linewidth=0,
             )
         axes.set(xlim=span, ylim=span, xticks=ticks, yticks=ticks, xlabel="judge's mu", ylabel="human score")
-        _legend(figure, columns=2)
-        charts.append((name, _svg(figure, f"Reliability in {name}")))
+        legend(figure, columns=2)
+        charts.append((name, svg_of(figure, f"Reliability in {name}")))
     return charts
 
 
@@ -279,7 +279,7 @@ def _colours(series: Iterable) -> list[str]:
     return [SERIES[1 + n % (len(SERIES) - 1)] for n, _ in enumerate(series)]
 
 
-def _canvas(width: float = 4.4, height: float = 2.7):
+def canvas(width: float = 4.4, height: float = 2.7):
     """A figure without a display, in the page's type size: at 4.4 inches one SVG unit is about one CSS pixel in a
     phone's column."""
     from matplotlib import rc_context
@@ -290,9 +290,9 @@ def _canvas(width: float = 4.4, height: float = 2.7):
         "font.family": "sans-serif",
         "font.size": 10,
         "axes.edgecolor": _LINE,
-        "axes.labelcolor": _SOFT,
-        "xtick.color": _SOFT,
-        "ytick.color": _SOFT,
+        "axes.labelcolor": SOFT,
+        "xtick.color": SOFT,
+        "ytick.color": SOFT,
         "text.color": _INK,
         "axes.grid": True,
         "grid.color": _LINE,
@@ -309,7 +309,7 @@ def _canvas(width: float = 4.4, height: float = 2.7):
         return figure, figure.subplots()
 
 
-def _legend(figure, columns: int) -> None:
+def legend(figure, columns: int) -> None:
     """Above the axes, where it hides no data."""
     figure.legend(
         loc="outside upper left",
@@ -323,7 +323,7 @@ def _legend(figure, columns: int) -> None:
     )
 
 
-def _svg(figure, label: str) -> str:
+def svg_of(figure, label: str) -> str:
     """The figure as an <svg> element with the page's colours and a name for screen readers."""
     from matplotlib import rc_context
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from html import escape
 
 from zr_ray.data.run_data import DATA_FILE
-from zr_ray.report.figures import _SOFT, SERIES, _canvas, _legend, _svg
+from zr_ray.report.figures import SERIES, SOFT, canvas, legend, svg_of
 from zr_ray.run.folder import RunFolder
 from zr_ray.run.result import undefined_text
 
@@ -152,7 +152,7 @@ def line_chart(
 ) -> str:
     """Curves as SVG in the page's colours. series: label -> points (x, y, low, high); low and high, if known, are drawn
     as a band."""
-    figure, axes = _canvas()
+    figure, axes = canvas()
     for n, (label, points) in enumerate(series.items()):
         colour = SERIES[n % len(SERIES)] if len(series) > 1 else SERIES[1]
         x, y, low, high = zip(*points, strict=True)
@@ -164,10 +164,10 @@ def line_chart(
         ticks = sorted({x for points in series.values() for x, *_ in points})
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label, color=_SOFT)
+    axes.set_ylabel(y_label, color=SOFT)
     if len(series) > 1:
-        _legend(figure, columns=3)
-    return _svg(figure, name)
+        legend(figure, columns=3)
+    return svg_of(figure, name)
 
 
 def interval_text(

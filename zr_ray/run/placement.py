@@ -9,8 +9,9 @@ Left out on purpose: scheduling. Placement groups and Ray Train place, restart a
 from __future__ import annotations
 
 import os
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import ray
@@ -29,7 +30,7 @@ def bundle(cpus: float, gpus: float) -> dict[str, float]:
 
 
 def check_feasible(
-    wanted: dict[str, list[dict[str, float]]], nodes: list[dict[str, float]], wait_for_nodes_s: float
+    wanted: Mapping[str, Sequence[dict[str, float]]], nodes: Sequence[dict[str, float]], wait_for_nodes_s: float
 ) -> None:
     """Raise PlacementError if a bundle fits no node, or all bundles together exceed the cluster.
 
@@ -153,7 +154,7 @@ def _reserve(bundles: list[dict[str, float]], name: str, deadline_s: float) -> P
     return group
 
 
-def learner_environment(config: LearnerSection, nodes: int) -> dict[str, str]:
+def learner_environment(config: WorkerSection, nodes: int) -> dict[str, str]:
     """Environment of a learner process; must be set before torch and DeepSpeed are imported."""
     environment = child_environment() | {
         "OMP_NUM_THREADS": str(config.threads),
@@ -161,7 +162,7 @@ def learner_environment(config: LearnerSection, nodes: int) -> dict[str, str]:
             "TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "zr_ray" / "torch_extensions")
         ),
         # DeepSpeed looks for ninja on PATH
-        "PATH": f"{Path(os.sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
     }
     if config.gpus == 0:
         environment["DS_ACCELERATOR"] = "cpu"

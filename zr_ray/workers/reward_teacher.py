@@ -8,7 +8,6 @@ Left out on purpose: streaming the traces; who wants to read them uses `jobs/eva
 
 from __future__ import annotations
 
-import math
 import time
 import zlib
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from zr_ray.config.sections import RolloutSection
 from zr_ray.config.serve import ServedTeacherSection
 from zr_ray.errors import JudgeError
 from zr_ray.functional.aggregation import score_deviation
+from zr_ray.functional.risd import average_distributions
 from zr_ray.functional.scores import expected_score, outside_mass, score_entropy, score_log_distribution
 from zr_ray.models.identity import judge_hash, template_hash
 from zr_ray.models.judge_text import JudgeText
@@ -103,7 +103,7 @@ class TeacherWorker:
                     "failed", f"none of {len(group)} reasoning traces reached a score within the length limit"
                 )
             labels = torch.stack(scored)
-            rows.append(score_log_distribution(labels).logsumexp(0) - math.log(len(labels)))
+            rows.append(average_distributions(score_log_distribution(labels)))
             outside.append(outside_mass(labels).mean(0))
         log_q = torch.stack(rows)
         if not log_q.isfinite().all():

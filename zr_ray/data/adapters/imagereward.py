@@ -29,9 +29,10 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from zr_ray.data.adapters.conversion import Conversion, Summary
+from zr_ray.data.adapters.conversion import Conversion
 from zr_ray.data.adapters.fields import annotated, names, number, numbers, text, to_rubric
 from zr_ray.data.adapters.sources import json_records, parquet_rows, source_files
+from zr_ray.data.adapters.summary import Summary
 from zr_ray.data.preferences import OVERALL, Preference
 from zr_ray.errors import DataError
 from zr_ray.records import AnnotatedImage
@@ -87,10 +88,8 @@ def convert(source: Path, images: Path, root: Path, **options) -> Summary:
 
     to.annotations(to.parsed(_rows(Path(source)), parse))
     to.preferences(_from_ranks(to, ranked))
-    return to.finish(
-        "overall_rating has no dimension here and is not converted; the ranking of all images of a prompt is, as"
-        " preferences"
-    )
+    rated = "overall_rating has no dimension here and is not converted; the ranking of all images of a prompt is, as"
+    return to.finish(*([f"{rated} preferences"] if to.summary.items else []))
 
 
 def _rank_list(to: Conversion, ranked: dict, where: str, split: str, row: dict) -> None:
