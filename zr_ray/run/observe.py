@@ -11,6 +11,7 @@ import sys
 import time
 from contextlib import contextmanager
 from statistics import median
+from typing import Any
 
 from zr_ray.errors import DeadlineError
 from zr_ray.run.folder import RunFolder
@@ -50,7 +51,7 @@ class Metrics:
             run.rewind_metrics(resumed_after_step)
             purge = resumed_after_step + 1
         self._writer = SummaryWriter(str(run.tensorboard), purge_step=purge, flush_secs=30)
-        self._gauges: dict[str, object] = {}
+        self._gauges: dict[str, Any] = {}  # ray.util.metrics.Gauge, where Ray is there
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Record all values of one step; call once per step with everything known about it."""
