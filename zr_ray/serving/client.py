@@ -90,6 +90,7 @@ class RewardClient:
         self._items, self._deadline_s, self._attempts = items_per_request, deadline_s, attempts
         self.counters: Counter[str] = Counter()
         """requests, answered, failed, and repeated/<reason>."""
+        # a loop of its own: callers may have none, or one that must not be blocked
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=_turn, args=(self._loop,), name="reward-client", daemon=True)
         self._thread.start()
