@@ -34,7 +34,7 @@ class AuditSection(Section):
 
 
 class AuditConfig(Section):
-    """All keys of `jobs/audit.py`."""
+    """Configuration of `jobs/audit.py`."""
 
     run: RunSection = Field(default_factory=RunSection)
     judge: JudgeSection = Field(default_factory=JudgeSection, description="the student under audit")

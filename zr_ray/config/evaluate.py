@@ -38,7 +38,7 @@ class EvaluateSection(Section):
 
 
 class EvaluateConfig(Section):
-    """All keys of `jobs/evaluate.py`."""
+    """Configuration of `jobs/evaluate.py`."""
 
     run: RunSection = Field(default_factory=RunSection)
     judge: JudgeSection = Field(default_factory=JudgeSection)

@@ -61,7 +61,7 @@ class GdsoSection(Section):
 
 
 class GdsoConfig(TrainingConfig):
-    """All keys of `jobs/gdso.py`."""
+    """Configuration of `jobs/gdso.py`."""
 
     gdso: GdsoSection = Field(default_factory=GdsoSection)
 

@@ -1,5 +1,5 @@
 """Configuration of `jobs/risd.py`: the student, its teacher, the teacher's labels and the distillation. `config/opd.py`
-shares it."""
+shares its sections."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class DistillationConfig(Section):
 
 
 class RisdConfig(DistillationConfig):
-    """All keys of `jobs/risd.py`."""
+    """Configuration of `jobs/risd.py`."""
 
     rollout: RolloutSection = Field(default_factory=RolloutSection, description="the teacher's engines")
     risd: RisdSection = Field(default_factory=RisdSection)

@@ -92,7 +92,7 @@ class LimitsSection(Section):
 
     items: int = field(_LIMITS.items, "items of a request", ge=1)
     pixels: int = field(_LIMITS.pixels, "width x height of an image", ge=1)
-    request_pixels: int = field(_LIMITS.request_pixels, "the same summed over a request", ge=1)
+    request_pixels: int = field(_LIMITS.request_pixels, "pixels of all images of a request together", ge=1)
     prompt_chars: int = field(_LIMITS.prompt_chars, "characters of a prompt", ge=1)
     body_bytes: int = field(_LIMITS.body_bytes, "bytes of an HTTP body", ge=1)
 
@@ -101,7 +101,7 @@ class LimitsSection(Section):
 
 
 class ServeConfig(Section):
-    """All keys of the reward service."""
+    """Configuration of the reward service."""
 
     run: RunSection = Field(default_factory=RunSection)
     judge: ServedJudgeSection = Field(default_factory=ServedJudgeSection)

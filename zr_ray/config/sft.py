@@ -29,7 +29,7 @@ class SftSection(Section):
 
 
 class SftConfig(TrainingConfig):
-    """All keys of `jobs/sft.py`."""
+    """Configuration of `jobs/sft.py`."""
 
     sft: SftSection = Field(default_factory=SftSection)
 

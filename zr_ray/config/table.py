@@ -96,7 +96,7 @@ class TableSection(Section):
 
 
 class TableConfig(Section):
-    """All keys of a table job."""
+    """Configuration of a table job."""
 
     run: RunSection = Field(default_factory=RunSection)
     teacher: TeacherSection = Field(

@@ -48,7 +48,7 @@ class RunData:
         return {"data": self.line(split)} | {f"warning {n}": line for n, line in enumerate(self.warnings, 1)}
 
     def facts(self) -> dict:
-        """As JSON, for the run folder (`DATA_FILE`)."""
+        """JSON values for the run folder (`DATA_FILE`)."""
         counts = {"train_items": len(self.train), "pairs": len(self.pairs), "held_out_items": len(self.held_out)}
         return {"folder": str(self.folder)} | counts | {"warnings": list(self.warnings)}
 

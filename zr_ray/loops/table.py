@@ -215,8 +215,9 @@ def _run(run: RowRun, jobs: Path, folder: RunFolder, running: set[subprocess.Pop
     log.parent.mkdir(exist_ok=True)
     say(f"{run.name}: log {log}")
     start = time.time()
+    # a process of its own per run: what one leaves in memory, or its death, is no business of the next
     environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "PYTHONPATH": str(jobs.parent)}
-    with open(log, "a") as file:
+    with open(log, "a") as file:  # a resumed run goes on in its log
         process = subprocess.Popen(
             run.command(jobs), env=environment, stdout=file, stderr=subprocess.STDOUT, cwd=jobs.parent
         )

@@ -64,7 +64,7 @@ class Metrics:
     def gauge(self, values: dict[str, float]) -> None:
         """Show values in the dashboard and to Prometheus only. Does nothing outside Ray; a non-finite value keeps the
         old one."""
-        ray = sys.modules.get("ray")
+        ray = sys.modules.get("ray")  # not imported here: in a test without Ray it must stay away
         if ray is None or not ray.is_initialized():
             return
         from ray.util.metrics import Gauge
