@@ -10,6 +10,7 @@ import json
 import math
 import uuid
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from zr_ray.records import Limits, RewardRequest
 from zr_ray.rubric import Rubric
 from zr_ray.workers.limits import check_image, check_prompt, check_request
 
-Images = Tensor | Sequence[Tensor]
+Images: TypeAlias = Tensor | Sequence[Tensor]
 """[B, 3, H, W], or B tensors [3, H, W] of any sizes; uint8, or float in [0, 1]."""
 
 _ITEM_BYTES = 256

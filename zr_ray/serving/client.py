@@ -300,9 +300,9 @@ class _ServedReward(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, outer):
-        (slopes,) = ctx.saved_tensors
+        (gradients,) = ctx.saved_tensors
         outer = outer.view(-1, 1, 1, 1)
-        return torch.where(outer == 0, torch.zeros_like(slopes), outer * slopes), *[None] * 6
+        return torch.where(outer == 0, torch.zeros_like(gradients), outer * gradients), *[None] * 6
 
 
 def _refuse_failed(scores: Scores, allow_failed: bool) -> None:
@@ -331,11 +331,11 @@ def _joined(replies: Sequence[RewardReply], images) -> Scores:
     gradient = {}
     if replies[0].reward is not None:
         pairs = [(g, s) for r in replies for g, s in zip(r.gradients, r.scale, strict=True)]
-        slopes = tuple(
+        gradients = tuple(
             torch.full(image.shape, torch.nan) if g is None else torch.from_numpy(np.array(g) * np.asarray(s, g.dtype))
             for image, (g, s) in zip(images, pairs, strict=True)
         )
-        gradient = {"reward": torch.from_numpy(np.concatenate([r.reward for r in replies])), "gradients": slopes}
+        gradient = {"reward": torch.from_numpy(np.concatenate([r.reward for r in replies])), "gradients": gradients}
     return Scores(
         **columns,
         status=sum((tuple(r.status) for r in replies), ()),

@@ -66,6 +66,7 @@ class Gateway:
             )
         self._config, self._token, self._judges = config, token_sha256, judges
         self._limits = config.limits.bounds()
+        # decoding blocks; threads of its own, so that a flood of images cannot starve what asyncio's pool serves
         self._decoders = ThreadPoolExecutor(4, thread_name_prefix="decode")
         http = config.http
         self._bodies = Bodies(
@@ -129,6 +130,7 @@ class Gateway:
     async def _guarded(self, request: Request, work) -> Response:
         """The reply of `work`, or an error reply for what it raises."""
         given = request.headers.get("x-request-id", "")
+        # a caller's id ends up in logs and headers: nothing but a plain word gets there
         request_id = given if re.fullmatch(r"[\w.\-]{1,64}", given) else uuid.uuid4().hex
         try:
             response = await asyncio.wait_for(work(request_id), self._config.http.request_deadline_s)
@@ -168,6 +170,10 @@ class Gateway:
             self._in_flight += 1
             try:
                 return await self._judged(handle, (content_type, body, query, gradient), rubric, request, request_id)
+            except (WireError, RewardError) as error:
+                if not isinstance(error, OverloadError):
+                    self._rubrics.pop(name, None)  # an update may have brought a judge of another rubric: ask again
+                raise
             finally:
                 self._in_flight -= 1
 
@@ -190,6 +196,7 @@ class Gateway:
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not token:
             raise Refusal(401, "no_token", "send the header Authorization: Bearer <token>")
+        # hashes in constant time: neither the token nor its length can be guessed from how long a refusal takes
         if not hmac.compare_digest(hashlib.sha256(token.strip().encode("latin-1", "replace")).hexdigest(), self._token):
             raise Refusal(403, "wrong_token", "the bearer token is not this service's")
 
@@ -199,8 +206,7 @@ class Gateway:
         return self._judges[name]
 
     async def _rubric(self, name: str) -> Rubric:
-        """Dimensions and bins of a judge, as its replica says; asked once. A replica of another judge, during an
-        update, checks every request again."""
+        """Dimensions and bins of a judge, as one of its replicas says. Each replica checks every request again."""
         if name not in self._rubrics:
             handle = self._judge(name)
             described = await Retry(deadline_s=self._config.http.request_deadline_s, attempts=4).call(
