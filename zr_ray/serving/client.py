@@ -18,9 +18,8 @@ import os
 import weakref
 from collections import Counter
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -31,38 +30,9 @@ from zr_ray.rubric import Rubric
 from zr_ray.serving.call import Images, item_faults, names_of, parts, request_of, weights_of
 from zr_ray.serving.line import Line
 from zr_ray.serving.retry import Retry
+from zr_ray.serving.scores import Scores, joined
 from zr_ray.serving.transport import HandleTransport, HttpTransport, check_target
 from zr_ray.workers.limits import check_request
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Replies put together, in the order of the images. nan where status is not "ok"."""
-
-    q: Tensor
-    """[B, D, K]."""
-    mu: Tensor
-    sigma: Tensor
-    entropy: Tensor
-    outside: Tensor
-    """[B, D] each; as in RewardReply."""
-    status: tuple[str, ...]
-    reason: tuple[str, ...]
-    model_hash: tuple[str, ...]
-    """B: during a rolling update the parts of one call may come from two judges."""
-    dimensions: tuple[str, ...] = ()
-    """D names."""
-    bins: tuple[float, ...] = ()
-    """K rubric points, the judge's scale."""
-    reward: Tensor | None = None
-    """[B] float64."""
-    gradients: tuple[Tensor, ...] | None = None
-    """B tensors [3, H, W], dR/dimage with its scale put back; nan where not scored."""
-
-    @property
-    def ok(self) -> Tensor:
-        """[B] bool."""
-        return torch.tensor([status == "ok" for status in self.status])
 
 
 class RewardClient:
@@ -237,7 +207,7 @@ class RewardClient:
         requests = parts(request, min(self._items, limits["items"]), limits["body_bytes"])
         tasks = [asyncio.ensure_future(self._send(part)) for part in requests]
         try:
-            return _joined(await asyncio.gather(*tasks), request.images)
+            return joined(await asyncio.gather(*tasks), request.images)
         finally:
             for task in tasks:
                 task.cancel()
@@ -314,34 +284,4 @@ def _refuse_failed(scores: Scores, allow_failed: bool) -> None:
 def _failed_items(faults: Sequence[str], count: int) -> RewardError:
     return RewardError(
         f"{len(faults)} of {count} items were not scored: {'; '.join(faults[:3])}; correct them, or allow_failed=True"
-    )
-
-
-def _joined(replies: Sequence[RewardReply], images) -> Scores:
-    axes = {(reply.dimensions, reply.bins) for reply in replies}
-    if len(axes) > 1:
-        raise RewardError(
-            "the parts of a call must come from judges with the same dimensions and bins, the service changed its judge"
-            f" in between: {sorted(axes)}; call again"
-        )
-    columns = {
-        name: torch.from_numpy(np.concatenate([getattr(r, name) for r in replies]))
-        for name in ("q", "mu", "sigma", "entropy", "outside")
-    }
-    gradient = {}
-    if replies[0].reward is not None:
-        pairs = [(g, s) for r in replies for g, s in zip(r.gradients, r.scale, strict=True)]
-        gradients = tuple(
-            torch.full(image.shape, torch.nan) if g is None else torch.from_numpy(np.array(g) * np.asarray(s, g.dtype))
-            for image, (g, s) in zip(images, pairs, strict=True)
-        )
-        gradient = {"reward": torch.from_numpy(np.concatenate([r.reward for r in replies])), "gradients": gradients}
-    return Scores(
-        **columns,
-        status=sum((tuple(r.status) for r in replies), ()),
-        reason=sum((tuple(r.reason) for r in replies), ()),
-        model_hash=tuple(r.identity.model_hash for r in replies for _ in r.status),
-        dimensions=replies[0].dimensions,
-        bins=replies[0].bins,
-        **gradient,
     )

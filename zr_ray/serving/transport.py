@@ -10,6 +10,7 @@ import asyncio
 import json
 import re
 import socket
+from typing import Any
 from urllib.parse import urlsplit
 
 from zr_ray.errors import RewardError
@@ -95,7 +96,7 @@ class HttpTransport:
         self._headers = {"Accept": wire.SAFETENSORS, "Content-Type": wire.SAFETENSORS}
         if token:
             self._headers["Authorization"] = f"Bearer {token}"
-        self._session: Any = None  # aiohttp is imported where the first call is made
+        self._session: Any = None  # aiohttp.ClientSession, made on the client's loop
 
     async def send(self, request: RewardRequest, left_s: float) -> RewardReply:
         path = "score" if request.weights is None else "score_and_grad"
