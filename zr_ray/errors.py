@@ -37,10 +37,6 @@ class CheckpointError(ZrRayError):
     """A checkpoint is missing, incomplete, corrupt, or belongs to another run configuration."""
 
 
-class StoppedError(ZrRayError):
-    """A run ended early because it was asked to. Its last step is in a checkpoint."""
-
-
 class NonFiniteError(ZrRayError):
     """A loss, gradient, weight or log-prob became nan or infinite; nothing of it was kept."""
 

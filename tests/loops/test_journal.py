@@ -19,9 +19,6 @@ class Counter:
     def barrier(self):
         pass
 
-    def reduce_max(self, value):
-        return value
-
     def save(self, folder, state):
         pass
 

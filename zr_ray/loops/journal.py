@@ -28,11 +28,10 @@ from typing import Protocol
 import torch
 
 from zr_ray.config.sections import CheckpointSection
-from zr_ray.errors import NonFiniteError, StoppedError
+from zr_ray.errors import NonFiniteError
 from zr_ray.run.checkpoints import begin_checkpoint, finish_checkpoint, latest_checkpoint, temporary_folder
 from zr_ray.run.folder import PROGRESS_FILE, RunFolder
 from zr_ray.run.observe import Metrics, Progress, Timer, console_line
-from zr_ray.run.stopping import forget_stop, stop_asked
 
 
 class Trained(Protocol):
@@ -42,9 +41,6 @@ class Trained(Protocol):
 
     def barrier(self) -> None:
         """Wait for all ranks."""
-
-    def reduce_max(self, value: float) -> float:
-        """Maximum over ranks."""
 
     def save(self, folder: Path, state: dict) -> None:
         """Write everything that training goes on from, and `state` (ints, floats, tensors). All ranks call it."""
@@ -137,21 +133,14 @@ class Journal:
             self._elapsed_before_s = float(state["elapsed_s"])
             self.say(f"resumed after step {step} from {folder}")
         if self.is_writer:
-            forget_stop(self.run.path)
             self._metrics = Metrics(self.run, resumed_after_step=step)
         self.trained.barrier()
         return step
 
     def checkpoint(self, step: int) -> None:
-        """Save after `step` (1-based) if it is due: every checkpoint.every_steps, and after the last step.
-        Raises StoppedError, on all ranks, when the run was asked to stop; it is then due as well."""
-        stop = step < self.total and bool(self.trained.reduce_max(float(self.is_writer and stop_asked(self.run.path))))
-        if stop or step % self._checkpoint.every_steps == 0 or step == self.total:
+        """Save after `step` (1-based) if it is due: every checkpoint.every_steps, and after the last step."""
+        if step % self._checkpoint.every_steps == 0 or step == self.total:
             self._save(step)
-        if stop:
-            raise StoppedError(
-                f"stopped after step {step} of {self.total}, as asked; continue with --resume {self.run.run_id}"
-            )
 
     def _save(self, step: int) -> None:
         """Checkpoint after `step`; returns when it is durable. All ranks call it.

@@ -21,7 +21,6 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from zr_ray.config.sections import LearnerSection, WorkerSection
 from zr_ray.errors import PlacementError
 from zr_ray.run.observe import duration, say, wait_for
-from zr_ray.run.stopping import stops_after_step
 from zr_ray.startup.torchvision_shim import child_environment
 
 
@@ -194,5 +193,4 @@ def run_learners(loop, task, config: LearnerSection, run_path: Path, run_id: str
             worker_runtime_env={"env_vars": learner_environment(config, len(living_nodes()))},
         ),
     )
-    with stops_after_step(run_path):
-        trainer.fit()
+    trainer.fit()
