@@ -42,7 +42,7 @@ def arguments(doc: str, config_class: type, argv: list[str] | None = None) -> ar
         "--resume", nargs="?", const="latest", metavar="RUN", help="continue the newest run, or this run id or folder"
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example gdso.steps=20 learner.lr=1e-4")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)  # overrides may stand on both sides of a switch
     console.part()  # from here on, the job log holds our lines
     return args
 
