@@ -293,7 +293,8 @@ def _service(judge: str) -> Iterator[str]:
     from ray import serve
 
     from zr_ray.serving.application import application
-    from zr_ray.serving.launch import end_serve, start_serve
+    from zr_ray.serving.instance import end_serve
+    from zr_ray.serving.launch import start_serve
 
     driver.connect(namespace="zr_ray")
     http = {"port": 0, "max_in_flight": 256}

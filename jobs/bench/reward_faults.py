@@ -44,7 +44,8 @@ def main(argv: list[str] | None = None) -> int:
     from zr_ray.serving.application import application
     from zr_ray.serving.client import RewardClient
     from zr_ray.serving.faults import fault_run
-    from zr_ray.serving.launch import end_serve, start_serve
+    from zr_ray.serving.instance import end_serve
+    from zr_ray.serving.launch import start_serve
 
     driver.connect(namespace="zr_ray")
     app = "reward-faults"

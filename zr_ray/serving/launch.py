@@ -18,9 +18,9 @@ from zr_ray.config.serve import ServeConfig
 from zr_ray.errors import ConfigError, DeadlineError, JudgeError
 from zr_ray.models.identity import judge_hash
 from zr_ray.models.judge_text import JudgeText, judge_folder
-from zr_ray.run import console
 from zr_ray.run.launch import Plan, Started, launch
 from zr_ray.run.observe import duration, say
+from zr_ray.serving.instance import end_serve, refuse_taken_port
 
 LEASE_POLL_S = 5.0
 """The keeper looks this often whether the run still lives."""
@@ -78,8 +78,6 @@ def _serve(config: ServeConfig, until: threading.Event | None, found: _Found, st
     name = config.run.name or f"reward-{time.strftime('%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     say(f"app {name}, judge: {found.what}")
     say(f"dashboard {started.dashboard or 'none (started without ray[default])'}")
-    if console.library_file():
-        say(f"messages of libraries {console.library_file()}")
     port, ours = start_serve(config)
     lease, keeper = _take_lease(name, ours)
     try:
@@ -184,29 +182,6 @@ def _delete(name: str, shut_down: bool) -> None:
         end_serve()
 
 
-def end_serve(deadline_s: float = 60.0) -> None:
-    """What `serve.shutdown()` does, without its red lines: that call waits inside the controller for the controller's
-    own death, which Ray then reports as a call that failed "with infinite retries"."""
-    import ray
-    from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
-    from ray.serve.context import _get_global_client, _set_global_client
-
-    client = _get_global_client(raise_if_no_controller_running=False)
-    if client is None:
-        return
-    client.shutdown_cached_handles()
-    ray.get(client._controller.graceful_shutdown.remote(False), timeout=deadline_s)
-    end = time.monotonic() + deadline_s
-    while time.monotonic() < end:
-        try:
-            ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
-        except ValueError:
-            break
-        time.sleep(0.1)
-    client._shutdown = True
-    _set_global_client(None)
-
-
 class _Lease:
     """Lives as long as the run that made it: Ray ends it with its job."""
 
@@ -251,18 +226,6 @@ def _http_text(config: ServeConfig, port: int) -> str:
         if config.http.enabled
         else "no HTTP"
     )
-
-
-def refuse_taken_port(host: str, port: int) -> None:
-    """Raise ConfigError if something else listens there, such as the service of another checkout."""
-    try:
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("127.0.0.1" if host == "localhost" else host, port))
-    except OSError as error:
-        raise ConfigError(
-            f"http.port {port} of {host} cannot be used: {error.strerror}; http.port=0 picks a free one"
-        ) from None
 
 
 def free_port(host: str) -> int:
