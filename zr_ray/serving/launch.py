@@ -121,7 +121,6 @@ def start_serve(config: ServeConfig) -> tuple[int, bool]:
         port = http.port or free_port(http.host)
         if http.enabled:
             refuse_taken_port(http.host, port)
-        if http.enabled:
             serve.start(
                 proxy_location="EveryNode" if http.host not in ("127.0.0.1", "localhost") else "HeadOnly",
                 http_options={"host": http.host, "port": port},
