@@ -17,6 +17,8 @@ from zr_ray.config_loader import dump_yaml, load_config, schema_help
 __all__ = ["GdsoConfig", "dump_yaml", "load_config", "schema_help"]
 
 Dtype = Literal["float32", "bfloat16"]
+RESOURCE = r"^[A-Za-z_][\w\-.]*$"
+"""Names that Ray takes for a custom resource."""
 FP32_SYNC_TOLERANCE = 1e-5
 """Largest log-prob difference engine - learner after a push in fp32; measured 5e-7 with vLLM 0.32 against transformers 5.19."""
 BF16_SYNC_TOLERANCE = 5e-2
@@ -91,6 +93,9 @@ class WorkerSection(Section):
     workers: int = _field(1, "number of actors", ge=1)
     cpus: float = _field(1.0, "CPU cores reserved per actor", ge=0)
     gpus: float = _field(0.0, "GPUs reserved per actor; a fraction lets actors share one GPU", ge=0)
+    resource: str | None = _field(
+        None, "custom resource a node must offer to hold these actors, for example zr_rollout (cluster/aws.yaml); null: any node", pattern=RESOURCE
+    )
     threads: int = _field(2, "OMP threads per actor; phases alternate, so both kinds may use all cores (2 in the reference machine)", ge=1)
     dtype: Dtype = _field("float32", "dtype the engine computes in; float32 on CPU, bfloat16 on GPUs")
 

@@ -77,12 +77,14 @@ def _leaves(tree: dict, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-class _StrictLoader(yaml.SafeLoader):
+class StrictLoader(yaml.SafeLoader):
     """SafeLoader that refuses a key written twice, where PyYAML silently keeps the last."""
 
     def construct_mapping(self, node, deep=False):
         seen = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *anchor`: what it brings may be written again
+                continue
             key = self.construct_object(key_node, deep=True)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is written twice", key_node.start_mark)
@@ -92,7 +94,7 @@ class _StrictLoader(yaml.SafeLoader):
 
 def _read_yaml(path: Path) -> dict:
     try:
-        tree = yaml.load(Path(path).read_text(), Loader=_StrictLoader)  # noqa: S506 (a SafeLoader)
+        tree = yaml.load(Path(path).read_text(), Loader=StrictLoader)  # noqa: S506 (a SafeLoader)
     except OSError as error:
         raise ConfigError(f"cannot read config {path}: {error.strerror}; give a YAML file, for example one of jobs/configs") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -109,7 +111,7 @@ def _parse_override(override: str) -> tuple[str, Any]:
     if not equals or not key.strip("."):
         raise ConfigError(f"override must look like section.key=value, got {override!r}")
     try:
-        return key.strip(), yaml.load(text, Loader=_StrictLoader)  # noqa: S506
+        return key.strip(), yaml.load(text, Loader=StrictLoader)  # noqa: S506
     except yaml.YAMLError as error:
         raise ConfigError(f"override {override!r}: the value is not valid YAML: {' '.join(str(error).split())}") from None
 

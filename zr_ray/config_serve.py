@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from zr_ray.config import RunSection, Section, _field
+from zr_ray.config import RESOURCE, RunSection, Section, _field
 from zr_ray.serving.limits import Limits
 
 _LIMITS = Limits()
@@ -43,6 +43,7 @@ class ReplicaSection(Section):
     target_ongoing: float = _field(8.0, "requests per replica the autoscaler aims at", gt=0)
     cpus: float = _field(1.0, "CPUs reserved for a replica", gt=0)
     gpus: float = _field(0.0, "GPUs reserved for a replica", ge=0)
+    resource: str | None = _field(None, "custom resource a node must offer to hold replicas, for example zr_reward", pattern=RESOURCE)
     threads: int = _field(1, "torch threads of a replica", ge=1)
     dtype: Literal["float32", "bfloat16", "float64"] = _field("float32", "what the judge computes in")
     batch_items: int = _field(64, "items computed together", ge=1)
@@ -70,6 +71,7 @@ class TeacherSection(Section):
     replicas: int = _field(1, "teacher replicas", ge=1)
     cpus: float = _field(1.0, "CPUs of a teacher replica", gt=0)
     gpus: float = _field(0.0, "GPUs of a teacher replica", ge=0)
+    resource: str | None = _field(None, "custom resource a node must offer to hold teachers, for example zr_reward", pattern=RESOURCE)
     threads: int = _field(1, "threads of a teacher's engine", ge=1)
     max_model_len: int = _field(256, "tokens of question and reasoning", ge=16)
     max_new_tokens: int = _field(64, "length limit of one trace with its score, tokens", ge=2)

@@ -38,10 +38,10 @@ def launch_service(config: ServeConfig, args: argparse.Namespace, until: threadi
     JudgeText(judge)  # refuses labels that are not one token
     token = token_sha256(config)
     refuse_open_port(config, token)
-    bundles = {"student": [bundle(config.replica.cpus, config.replica.gpus)] * config.replica.replicas}
+    bundles = {"student": [bundle(config.replica.cpus, config.replica.gpus, config.replica.resource)] * config.replica.replicas}
     if config.teacher.path is not None:
         judge_folder(config.teacher.path)
-        bundles["teacher"] = [bundle(config.teacher.cpus, config.teacher.gpus)] * config.teacher.replicas
+        bundles["teacher"] = [bundle(config.teacher.cpus, config.teacher.gpus, config.teacher.resource)] * config.teacher.replicas
     if args.dry_run:
         facts = {"judge": f"{what}: {judge}, sha256 {judge_hash(judge)}", "http": _http_text(config, config.http.port), "token": "yes" if token else "none"}
         driver.print_plan(config, bundles, facts)

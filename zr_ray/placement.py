@@ -20,9 +20,19 @@ from zr_ray.observe import duration, say, wait_for
 from zr_ray.torchvision_shim import child_environment
 
 
-def bundle(cpus: float, gpus: float) -> dict[str, float]:
-    """Resources of one worker as a placement-group bundle."""
-    return {name: amount for name, amount in (("CPU", cpus), ("GPU", gpus)) if amount > 0}
+ROLE_SHARE = 0.001
+"""What one worker takes of its node's custom resource: enough to be placed there, so little that it never runs out."""
+
+
+def bundle(cpus: float, gpus: float, resource: str | None = None) -> dict[str, float]:
+    """Resources of one worker as a placement-group bundle. resource: custom resource its node must offer."""
+    wanted = {name: amount for name, amount in (("CPU", cpus), ("GPU", gpus)) if amount > 0}
+    return wanted | custom(resource)
+
+
+def custom(resource: str | None) -> dict[str, float]:
+    """The custom-resource part of a bundle."""
+    return {resource: ROLE_SHARE} if resource else {}
 
 
 def check_feasible(wanted: dict[str, list[dict[str, float]]], nodes: list[dict[str, float]], wait_for_nodes_s: float) -> None:
@@ -62,8 +72,8 @@ def _text(one: dict[str, float]) -> str:
 def wanted_bundles(rollout: RolloutSection, learner: LearnerSection) -> dict[str, list[dict[str, float]]]:
     """Role -> bundles that a training job asks for; what `--dry-run` prints."""
     return {
-        "rollout": [bundle(rollout.cpus, rollout.gpus)] * rollout.workers,
-        "learner": [bundle(learner.cpus, learner.gpus)] * learner.workers,
+        "rollout": [bundle(rollout.cpus, rollout.gpus, rollout.resource)] * rollout.workers,
+        "learner": [bundle(learner.cpus, learner.gpus, learner.resource)] * learner.workers,
     }
 
 
@@ -78,7 +88,7 @@ class RolloutFleet:
     def __init__(self, run_id: str, judge: Path, config: RolloutSection, wait_for_nodes_s: float = 0.0) -> None:
         from zr_ray.workers.rollout import RolloutWorker, engine_environment
 
-        bundles = [bundle(config.cpus, config.gpus)] * config.workers
+        bundles = [bundle(config.cpus, config.gpus, config.resource)] * config.workers
         self._group = _reserve(bundles, f"{run_id}/rollout", max(wait_for_nodes_s, 60.0))
         actor = ray.remote(RolloutWorker)
         self.workers = [
@@ -86,6 +96,7 @@ class RolloutFleet:
                 name=f"{run_id}/rollout-{i}",
                 num_cpus=config.cpus,
                 num_gpus=config.gpus,
+                resources=custom(config.resource),
                 scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=i),
                 runtime_env={"env_vars": engine_environment(config)},
             ).remote(str(judge), config)
@@ -152,7 +163,7 @@ def run_learners(loop, task, config: LearnerSection, run_path: Path, run_id: str
         train_loop_config={"task": task},
         torch_config=TorchConfig(backend="nccl" if config.gpus > 0 else "gloo", timeout_s=int(config.deadline_s)),
         scaling_config=ScalingConfig(
-            num_workers=config.workers, use_gpu=config.gpus > 0, resources_per_worker=bundle(config.cpus, config.gpus)
+            num_workers=config.workers, use_gpu=config.gpus > 0, resources_per_worker=bundle(config.cpus, config.gpus, config.resource)
         ),
         run_config=RunConfig(
             name=run_id,

@@ -141,6 +141,8 @@ def application(config: ServeConfig) -> serve.Application:
 
 
 def _model(config: ServeConfig, name: str) -> serve.Application:
+    from zr_ray.placement import custom
+
     replica, teacher = config.replica, config.teacher
     if name == TEACHER:
         from zr_ray.config import RolloutSection
@@ -148,9 +150,9 @@ def _model(config: ServeConfig, name: str) -> serve.Application:
 
         environment = {"env_vars": engine_environment(RolloutSection(threads=teacher.threads, gpus=teacher.gpus))}
         scale: dict = {"num_replicas": teacher.replicas}
-        actor = {"num_cpus": teacher.cpus, "num_gpus": teacher.gpus, "runtime_env": environment}
+        actor = {"num_cpus": teacher.cpus, "num_gpus": teacher.gpus, "resources": custom(teacher.resource), "runtime_env": environment}
     else:
-        actor = {"num_cpus": replica.cpus, "num_gpus": replica.gpus}
+        actor = {"num_cpus": replica.cpus, "num_gpus": replica.gpus, "resources": custom(replica.resource)}
         autoscaling = {
             "min_replicas": replica.replicas,
             "initial_replicas": replica.replicas,

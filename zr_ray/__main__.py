@@ -1,0 +1,33 @@
+"""`python -m zr_ray <command>`: what one does before, beside and after a run. Each command has its own --help.
+
+doctor    is this machine fit: versions, compiler, GPUs, ports, disk, token
+plan      which node type holds which worker of a job, and does it fit
+validate  are these cluster files right
+status    the runs of a folder: where they are, how old their last sign of life is
+gc        what dead runs left on a cluster
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+COMMANDS = ("doctor", "plan", "validate", "status", "gc")
+
+
+def main(argv: list[str]) -> int:
+    """Exit code of a command; 2 if there is none of that name."""
+    if not argv or argv[0] in ("-h", "--help") or argv[0] not in COMMANDS:
+        print(__doc__.strip())
+        return 0 if argv and argv[0] in ("-h", "--help") else 2
+    from zr_ray.errors import ZrRayError
+
+    try:
+        return importlib.import_module(f"zr_ray.operate.{argv[0]}").main(argv[1:])
+    except ZrRayError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
