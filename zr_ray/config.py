@@ -33,17 +33,22 @@ def _field(default: Any, description: str, why: str = "", **limits) -> Any:
 class Section(BaseModel):
     """Unknown keys are refused, values are checked, nothing can be changed afterwards."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, coerce_numbers_to_str=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, coerce_numbers_to_str=True
+    )
 
 
 class RunSection(Section):
     """Where the run lives and what makes it repeatable."""
 
     name: str | None = _field(
-        None, "id of the run folder; null makes one from job, date, time and four random characters", pattern=r"^\w[\w.\-]*$"
+        None,
+        "id of the run folder; null makes one from job, date, time and four random characters",
+        pattern=r"^\w[\w.\-]*$",
     )
     root: Path | None = _field(
-        None, "absolute folder of all run folders; null: `runs` in the submitter's checkout, else the environment's ZR_RUNS"
+        None,
+        "absolute folder of all run folders; null: `runs` in the submitter's checkout, else the environment's ZR_RUNS",
     )
     seed: int = _field(0, "seeds data order, sampling and bootstrap of the whole job", ge=0, lt=2**31)
     resume: Literal["latest"] | Path | None = _field(
@@ -58,14 +63,19 @@ class RunSection(Section):
     @classmethod
     def _absolute(cls, root: Path | None) -> Path | None:
         if root is not None and not root.is_absolute():
-            raise ValueError(f"must be an absolute path, got {root}: a job runs in a temporary copy of the working directory")
+            raise ValueError(
+                f"must be an absolute path, got {root}: a job runs in a temporary copy of the working directory"
+            )
         return root
 
 
 class JudgeSection(Section):
     """The model that is trained."""
 
-    path: str = _field("builtin", "`builtin` or `small` (the tiny judges inside the package), `student` (the one distilled from them) or a Hugging Face folder of a Qwen3-VL or Qwen3.5 model")
+    path: str = _field(
+        "builtin",
+        "`builtin` or `small` (the tiny judges inside the package), `student` (the one distilled from them) or a Hugging Face folder of a Qwen3-VL or Qwen3.5 model",
+    )
 
 
 class WorldSection(Section):
@@ -73,9 +83,15 @@ class WorldSection(Section):
 
     train_groups: int = _field(700, "prompts with training labels", ge=1)
     test_groups: int = _field(
-        250, "prompts with five simulated annotators each; on 1,000 images a mean HPA has a standard error of about 0.7 points", ge=1
+        250,
+        "prompts with five simulated annotators each; on 1,000 images a mean HPA has a standard error of about 0.7 points",
+        ge=1,
     )
-    dev_groups: int = _field(0, "prompts for choosing hyper-parameters, annotated like the test split; evaluation.split=dev judges them", ge=0)
+    dev_groups: int = _field(
+        0,
+        "prompts for choosing hyper-parameters, annotated like the test split; evaluation.split=dev judges them",
+        ge=0,
+    )
     candidates: int = _field(4, "images per prompt", ge=2, why="to form same-prompt pairs")
     seed: int = _field(1, "seed of prompts, images and annotators; independent of run.seed", ge=0)
 
@@ -83,7 +99,9 @@ class WorldSection(Section):
 class DataSection(Section):
     """Annotated images in the on-disk format of zr_ray.data."""
 
-    path: Path | None = _field(None, "folder of the annotated data set; null writes the simulated rubric world into the run folder")
+    path: Path | None = _field(
+        None, "folder of the annotated data set; null writes the simulated rubric world into the run folder"
+    )
     world: WorldSection = Field(default_factory=WorldSection)
 
 
@@ -94,16 +112,22 @@ class WorkerSection(Section):
     cpus: float = _field(1.0, "CPU cores reserved per actor", ge=0)
     gpus: float = _field(0.0, "GPUs reserved per actor; a fraction lets actors share one GPU", ge=0)
     resource: str | None = _field(
-        None, "custom resource a node must offer to hold these actors, for example zr_rollout (cluster/aws.yaml); null: any node", pattern=RESOURCE
+        None,
+        "custom resource a node must offer to hold these actors, for example zr_rollout (cluster/aws.yaml); null: any node",
+        pattern=RESOURCE,
     )
-    threads: int = _field(2, "OMP threads per actor; phases alternate, so both kinds may use all cores (2 in the reference machine)", ge=1)
+    threads: int = _field(
+        2, "OMP threads per actor; phases alternate, so both kinds may use all cores (2 in the reference machine)", ge=1
+    )
     dtype: Dtype = _field("float32", "dtype the engine computes in; float32 on CPU, bfloat16 on GPUs")
 
     @field_validator("gpus")
     @classmethod
     def _whole_gpus(cls, gpus: float) -> float:
         if gpus > 1 and gpus != int(gpus):
-            raise ValueError(f"must be a whole number above 1, got {gpus}: Ray shares one GPU between actors, never one and a half")
+            raise ValueError(
+                f"must be a whole number above 1, got {gpus}: Ray shares one GPU between actors, never one and a half"
+            )
         return gpus
 
 
@@ -111,15 +135,25 @@ class RolloutSection(WorkerSection):
     """vLLM actors that sample judgements."""
 
     max_new_tokens: int = _field(
-        32, "length limit of one output, tokens; chains of the simulated world have at most 19 words, marker and score follow", ge=2
+        32,
+        "length limit of one output, tokens; chains of the simulated world have at most 19 words, marker and score follow",
+        ge=2,
     )
     temperature: float = _field(1.0, "sampling temperature; only 1.0 keeps rollout log-probs equal to the policy's")
     max_num_seqs: int = _field(256, "sequences one engine decodes at the same time", ge=1)
     max_batched_tokens: int = _field(8192, "tokens one engine step may process, prompt and decode together", ge=256)
-    max_model_len: int | None = _field(None, "longest question and output together, tokens; null: the model's own limit", ge=32)
-    enforce_eager: bool = _field(True, "no CUDA graphs or compilation; false pays a longer start for faster decoding on GPUs")
-    kv_cache_gib: float = _field(1.0, "key-value cache per engine, GiB (CPU engines; GPU engines use what is free)", gt=0)
-    start_deadline_s: float = _field(300.0, "seconds an engine may take to start; multi-process vLLM took 28 s on 2 cores", gt=0)
+    max_model_len: int | None = _field(
+        None, "longest question and output together, tokens; null: the model's own limit", ge=32
+    )
+    enforce_eager: bool = _field(
+        True, "no CUDA graphs or compilation; false pays a longer start for faster decoding on GPUs"
+    )
+    kv_cache_gib: float = _field(
+        1.0, "key-value cache per engine, GiB (CPU engines; GPU engines use what is free)", gt=0
+    )
+    start_deadline_s: float = _field(
+        300.0, "seconds an engine may take to start; multi-process vLLM took 28 s on 2 cores", gt=0
+    )
     deadline_s: float = _field(600.0, "seconds one step's rollouts or one evaluation batch may take", gt=0)
 
     @field_validator("temperature")
@@ -137,15 +171,21 @@ class LearnerSection(WorkerSection):
     """DeepSpeed ranks, hosted by Ray Train."""
 
     zero_stage: int = _field(1, "ZeRO stage: 0 none, 1 optimizer, 2 + gradients, 3 + parameters sharded", ge=0, le=3)
-    lr: float = _field(2e-4, "peak learning rate of AdamW; 2e-4 for the built-in judge, 1e-6 to 1e-5 for billions of parameters", gt=0)
+    lr: float = _field(
+        2e-4, "peak learning rate of AdamW; 2e-4 for the built-in judge, 1e-6 to 1e-5 for billions of parameters", gt=0
+    )
     min_lr_frac: float = _field(0.1, "learning rate at the end of the cosine, as a fraction of the peak", ge=0, le=1)
     warmup_steps: int = _field(5, "optimizer updates of linear warm-up", ge=0)
     weight_decay: float = _field(0.0, "AdamW weight decay", ge=0)
     betas: tuple[float, float] = _field((0.9, 0.95), "AdamW moment decays")
     grad_clip: float = _field(1.0, "largest global gradient norm; 0 switches clipping off", ge=0)
-    max_tokens_per_microbatch: int = _field(8192, "padded text tokens of one forward; the only knob on activation memory", ge=1)
+    max_tokens_per_microbatch: int = _field(
+        8192, "padded text tokens of one forward; the only knob on activation memory", ge=1
+    )
     freeze: tuple[str, ...] = _field((), "parameter-name prefixes that are not trained, for example model.visual")
-    deadline_s: float = _field(600.0, "seconds one update or one collective may take before the step counts as hung", gt=0)
+    deadline_s: float = _field(
+        600.0, "seconds one update or one collective may take before the step counts as hung", gt=0
+    )
 
     @field_validator("betas")
     @classmethod
@@ -168,7 +208,9 @@ class GdsoSection(Section):
     """Algorithm 1 and Eq. (3)-(14)."""
 
     steps: int = _field(60, "training steps, all outer iterations together", ge=1)
-    reference_refresh_steps: int = _field(20, "length of one outer iteration in steps; at its start the reference becomes the policy", ge=1)
+    reference_refresh_steps: int = _field(
+        20, "length of one outer iteration in steps; at its start the reference becomes the policy", ge=1
+    )
     pairs_per_step: int = _field(48, "B: same-prompt pairs of one step; 2 sides x group_size outputs each", ge=1)
     group_size: int = _field(4, "G: outputs sampled per image and dimension", ge=2, why="for a group baseline")
     updates_per_rollout: int = _field(1, "K_gdso: optimizer updates on one step's rollouts; 1 is on-policy", ge=1)
@@ -177,13 +219,19 @@ class GdsoSection(Section):
     alpha_pointwise: float = _field(1.0, "weight of the pointwise loss L_CE, Eq. (14)", ge=0)
     alpha_pairwise: float = _field(0.5, "weight of the pairwise loss L_pw, Eq. (14)", ge=0)
     beta_kl: float = _field(0.01, "weight of KL(policy || reference), Eq. (4); 0 drops the reference model", ge=0)
-    kl_estimator: Literal["k1", "k2", "k3"] = _field("k3", "per-token KL estimator; k3 = exp(d) - d - 1 is unbiased and never negative")
+    kl_estimator: Literal["k1", "k2", "k3"] = _field(
+        "k3", "per-token KL estimator; k3 = exp(d) - d - 1 is unbiased and never negative"
+    )
     clip_low: float = _field(0.2, "importance ratio is clipped below 1 - clip_low", ge=0, lt=1)
     clip_high: float = _field(0.2, "importance ratio is clipped above 1 + clip_high", ge=0)
     truncate_ratio: float = _field(2.0, "upper limit of the engine-mismatch weight learner / rollout", ge=1)
     advantage_eps: float = _field(1e-4, "added to the group's standard deviation, Eq. (3)", gt=0)
-    advantage_normalisation: Literal["std", "none"] = _field("std", "divide by the group's standard deviation (Eq. 3), or centre only")
-    ratio: Literal["token", "sequence"] = _field("token", "importance ratio per token, or one geometric mean per output")
+    advantage_normalisation: Literal["std", "none"] = _field(
+        "std", "divide by the group's standard deviation (Eq. 3), or centre only"
+    )
+    ratio: Literal["token", "sequence"] = _field(
+        "token", "importance ratio per token, or one geometric mean per output"
+    )
     token_aggregation: Literal["sequence_mean", "token_mean", "fixed_length"] = _field(
         "sequence_mean",
         "average tokens per output first (GRPO), over all tokens of the batch (DAPO), or divide by rollout.max_new_tokens (Dr. GRPO)",
@@ -191,7 +239,9 @@ class GdsoSection(Section):
     pointwise_target: Literal["hard", "two_hot", "gaussian"] = _field(
         "hard", "target of L_CE: the annotated label (Eq. 8), linear interpolation between bins, or DeQA's Gaussian"
     )
-    gaussian_std: float = _field(0.5, "standard deviation of the Gaussian target, rubric points; about one annotator's noise", gt=0)
+    gaussian_std: float = _field(
+        0.5, "standard deviation of the Gaussian target, rubric points; about one annotator's noise", gt=0
+    )
     score_from: Literal["expectation", "parsed"] = _field(
         "expectation", "rewards from mu of the distribution, or from the sampled label (the paper's ablation)"
     )
@@ -216,7 +266,9 @@ class WeightsSection(Section):
         gt=0,
     )
     verify: bool = _field(True, "compare probe log-probs of engine and learner after every push")
-    probe_tokens: int = _field(4, "greedy reasoning tokens of each probe question that are compared, beside its direct score", ge=1)
+    probe_tokens: int = _field(
+        4, "greedy reasoning tokens of each probe question that are compared, beside its direct score", ge=1
+    )
 
     def tolerance_for(self, rollout_dtype: str, learner_dtype: str) -> float:
         """`tolerance`, or the default for the dtypes in use; nats."""
@@ -230,7 +282,9 @@ class EvaluationSection(Section):
 
     every_steps: int = _field(20, "steps between evaluations; 0: only before and after", ge=0)
     split: Literal["dev", "test"] = _field("test", "split that is judged")
-    before: bool = _field(True, "judge the untrained judge first; false saves that time where its rows are known from elsewhere")
+    before: bool = _field(
+        True, "judge the untrained judge first; false saves that time where its rows are known from elsewhere"
+    )
     samples: int = _field(
         0,
         "traces per question: 0 one greedy trace, n sampled traces whose distributions are averaged (4 added 3 HPA points in prototypes)",
@@ -238,7 +292,9 @@ class EvaluationSection(Section):
     )
     bootstrap_resamples: int = _field(1000, "resamples over prompts for each 95 % interval", ge=20)
     items: int | None = _field(
-        None, "evaluations during training judge only the first so many images; null: all. Before and after: always all", ge=2
+        None,
+        "evaluations during training judge only the first so many images; null: all. Before and after: always all",
+        ge=2,
     )
     batch_items: int = _field(256, "images sent to the rollout actors at a time", ge=1)
 
@@ -284,10 +340,14 @@ class GdsoConfig(TrainingConfig):
             )
         updates = self.gdso.steps * self.gdso.updates_per_rollout
         if self.learner.warmup_steps >= updates:
-            raise ValueError(f"learner.warmup_steps must be below the run's {updates} optimizer updates, got {self.learner.warmup_steps}")
+            raise ValueError(
+                f"learner.warmup_steps must be below the run's {updates} optimizer updates, got {self.learner.warmup_steps}"
+            )
         longest, room = self.rollout.max_new_tokens, self.learner.max_tokens_per_microbatch
         if room < longest:
-            raise ValueError(f"learner.max_tokens_per_microbatch must hold one output of rollout.max_new_tokens = {longest}, got {room}")
+            raise ValueError(
+                f"learner.max_tokens_per_microbatch must hold one output of rollout.max_new_tokens = {longest}, got {room}"
+            )
         if self.weights.push_every_steps > self.gdso.steps:
             raise ValueError(
                 f"weights.push_every_steps must be at most gdso.steps ({self.gdso.steps}), got {self.weights.push_every_steps}: "

@@ -87,7 +87,9 @@ class StrictLoader(yaml.SafeLoader):
                 continue
             key = self.construct_object(key_node, deep=True)
             if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is written twice", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} is written twice", key_node.start_mark
+                )
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -96,7 +98,9 @@ def _read_yaml(path: Path) -> dict:
     try:
         tree = yaml.load(Path(path).read_text(), Loader=StrictLoader)  # noqa: S506 (a SafeLoader)
     except OSError as error:
-        raise ConfigError(f"cannot read config {path}: {error.strerror}; give a YAML file, for example one of jobs/configs") from None
+        raise ConfigError(
+            f"cannot read config {path}: {error.strerror}; give a YAML file, for example one of jobs/configs"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if tree is None:
@@ -113,7 +117,9 @@ def _parse_override(override: str) -> tuple[str, Any]:
     try:
         return key.strip(), yaml.load(text, Loader=StrictLoader)  # noqa: S506
     except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r}: the value is not valid YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(
+            f"override {override!r}: the value is not valid YAML: {' '.join(str(error).split())}"
+        ) from None
 
 
 def _nested(key: str, value: Any) -> dict:
@@ -135,7 +141,9 @@ def _merge(tree: dict, key: str, value: Any) -> None:
         tree[leaf] = value
 
 
-def _refuse_unknown(model_class: type[BaseModel], tree: dict, where: str, prefix: str = "", top: type[BaseModel] | None = None) -> None:
+def _refuse_unknown(
+    model_class: type[BaseModel], tree: dict, where: str, prefix: str = "", top: type[BaseModel] | None = None
+) -> None:
     """Walk the written keys against the model; the nearest key of the same section, then of the whole config, is suggested."""
     top = top or model_class
     for name, value in tree.items():
@@ -147,7 +155,9 @@ def _refuse_unknown(model_class: type[BaseModel], tree: dict, where: str, prefix
         if section and isinstance(value, dict):
             _refuse_unknown(section, value, where, key + ".", top)
         elif section:
-            raise ConfigError(f"{where}: {key} is a section with the keys {', '.join(section.model_fields)}, got {value!r}")
+            raise ConfigError(
+                f"{where}: {key} is a section with the keys {', '.join(section.model_fields)}, got {value!r}"
+            )
 
 
 def _suggestion(section: type[BaseModel], prefix: str, name: str, top: type[BaseModel]) -> str:
@@ -171,7 +181,10 @@ _LIMITS = {"ge": "at least {}", "gt": "above {}", "le": "at most {}", "lt": "bel
 def _type_name(field) -> str:
     """`int, at least 2`, `'std' or 'none'`, `[float, float]`, `path or null`."""
     limits = [
-        text.format(f"{getattr(limit, short):.10g}") for limit in field.metadata for short, text in _LIMITS.items() if hasattr(limit, short)
+        text.format(f"{getattr(limit, short):.10g}")
+        for limit in field.metadata
+        for short, text in _LIMITS.items()
+        if hasattr(limit, short)
     ]
     return ", ".join([_annotation_name(field.annotation), *limits])
 
@@ -224,6 +237,13 @@ def _wanted(field, problem: dict) -> str:
         return "made of letters, digits, dots, dashes and underscores"
     if field is not None and typing.get_origin(field.annotation) is not None:
         return _type_name(field)
-    named = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "text", "path": "a path", "finite": "finite"}
+    named = {
+        "int": "a whole number",
+        "float": "a number",
+        "bool": "true or false",
+        "string": "text",
+        "path": "a path",
+        "finite": "finite",
+    }
     matching = [words for start, words in named.items() if kind.startswith(start)]
     return matching[0] if matching else f"{_type_name(field) if field else 'valid'} ({problem['msg']})"

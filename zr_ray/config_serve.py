@@ -20,8 +20,12 @@ class HttpSection(Section):
     host: str = _field("127.0.0.1", "address the proxy listens on; beyond loopback a token is required")
     port: int = _field(8000, "port of the proxy; 0 picks a free one", ge=0, le=65535)
     route: str = _field("/reward", "path before /v1/...", pattern=r"^/[\w\-/]*$")
-    token_file: Path | None = _field(None, "file with the bearer token (mode 0600); null: the environment's ZR_REWARD_TOKEN, else none")
-    token_sha256: str | None = _field(None, "sha256 of the token in hex instead of a file, for `serve deploy`", pattern=r"^[0-9a-f]{64}$")
+    token_file: Path | None = _field(
+        None, "file with the bearer token (mode 0600); null: the environment's ZR_REWARD_TOKEN, else none"
+    )
+    token_sha256: str | None = _field(
+        None, "sha256 of the token in hex instead of a file, for `serve deploy`", pattern=r"^[0-9a-f]{64}$"
+    )
     gateways: int = _field(1, "processes that decode and check HTTP requests", ge=1)
     gateway_cpus: float = _field(0.0, "CPUs reserved for each; they decode images on up to four threads", ge=0)
     max_in_flight: int = _field(64, "requests one gateway works on; more get 429", ge=1)
@@ -32,7 +36,10 @@ class HttpSection(Section):
 class ServedJudgeSection(Section):
     """The model that answers."""
 
-    path: str = _field("student", "`student` (built in; the base judge where the package has none), `builtin` (the base judge) or a Hugging Face folder")
+    path: str = _field(
+        "student",
+        "`student` (built in; the base judge where the package has none), `builtin` (the base judge) or a Hugging Face folder",
+    )
 
 
 class ReplicaSection(Section):
@@ -43,7 +50,9 @@ class ReplicaSection(Section):
     target_ongoing: float = _field(8.0, "requests per replica the autoscaler aims at", gt=0)
     cpus: float = _field(1.0, "CPUs reserved for a replica", gt=0)
     gpus: float = _field(0.0, "GPUs reserved for a replica", ge=0)
-    resource: str | None = _field(None, "custom resource a node must offer to hold replicas, for example zr_reward", pattern=RESOURCE)
+    resource: str | None = _field(
+        None, "custom resource a node must offer to hold replicas, for example zr_reward", pattern=RESOURCE
+    )
     threads: int = _field(1, "torch threads of a replica", ge=1)
     dtype: Literal["float32", "bfloat16", "float64"] = _field("float32", "what the judge computes in")
     batch_items: int = _field(64, "items computed together", ge=1)
@@ -59,7 +68,9 @@ class ReplicaSection(Section):
     @model_validator(mode="after")
     def _room(self) -> ReplicaSection:
         if self.max_replicas is not None and self.max_replicas < self.replicas:
-            raise ValueError(f"replica.max_replicas must be at least replica.replicas ({self.replicas}), got {self.max_replicas}")
+            raise ValueError(
+                f"replica.max_replicas must be at least replica.replicas ({self.replicas}), got {self.max_replicas}"
+            )
         return self
 
 
@@ -71,7 +82,9 @@ class TeacherSection(Section):
     replicas: int = _field(1, "teacher replicas", ge=1)
     cpus: float = _field(1.0, "CPUs of a teacher replica", gt=0)
     gpus: float = _field(0.0, "GPUs of a teacher replica", ge=0)
-    resource: str | None = _field(None, "custom resource a node must offer to hold teachers, for example zr_reward", pattern=RESOURCE)
+    resource: str | None = _field(
+        None, "custom resource a node must offer to hold teachers, for example zr_reward", pattern=RESOURCE
+    )
     threads: int = _field(1, "threads of a teacher's engine", ge=1)
     max_model_len: int = _field(256, "tokens of question and reasoning", ge=16)
     max_new_tokens: int = _field(64, "length limit of one trace with its score, tokens", ge=2)

@@ -38,12 +38,20 @@ def launch_service(config: ServeConfig, args: argparse.Namespace, until: threadi
     JudgeText(judge)  # refuses labels that are not one token
     token = token_sha256(config)
     refuse_open_port(config, token)
-    bundles = {"student": [bundle(config.replica.cpus, config.replica.gpus, config.replica.resource)] * config.replica.replicas}
+    bundles = {
+        "student": [bundle(config.replica.cpus, config.replica.gpus, config.replica.resource)] * config.replica.replicas
+    }
     if config.teacher.path is not None:
         judge_folder(config.teacher.path)
-        bundles["teacher"] = [bundle(config.teacher.cpus, config.teacher.gpus, config.teacher.resource)] * config.teacher.replicas
+        bundles["teacher"] = [
+            bundle(config.teacher.cpus, config.teacher.gpus, config.teacher.resource)
+        ] * config.teacher.replicas
     if args.dry_run:
-        facts = {"judge": f"{what}: {judge}, sha256 {judge_hash(judge)}", "http": _http_text(config, config.http.port), "token": "yes" if token else "none"}
+        facts = {
+            "judge": f"{what}: {judge}, sha256 {judge_hash(judge)}",
+            "http": _http_text(config, config.http.port),
+            "token": "yes" if token else "none",
+        }
         driver.print_plan(config, bundles, facts)
         return
     dashboard = driver.connect(namespace="zr_ray")
@@ -57,7 +65,9 @@ def launch_service(config: ServeConfig, args: argparse.Namespace, until: threadi
         route = config.http.route if config.http.enabled else None
         serve.run_many([serve.RunTarget(application(config), name, route)], wait_for_applications_running=False)
         wait_until_running(name, config.replica.start_deadline_s)
-        say(f"ready after {duration(time.time() - started_at)}: judge {judge}, sha256 {judge_hash(judge)[:16]}, {config.replica.replicas} replica(s)")
+        say(
+            f"ready after {duration(time.time() - started_at)}: judge {judge}, sha256 {judge_hash(judge)[:16]}, {config.replica.replicas} replica(s)"
+        )
         say(_http_text(config, port) if config.http.enabled else f'handles only: RewardClient("{name}")')
         if config.http.enabled:
             say(f"try: curl {_url(config, port)}/v1/health")
@@ -89,13 +99,18 @@ def start_serve(config: ServeConfig) -> tuple[int, bool]:
     if running is None:
         port = http.port or free_port(http.host)
         if http.enabled:
-            serve.start(proxy_location="EveryNode" if http.host not in ("127.0.0.1", "localhost") else "HeadOnly", http_options={"host": http.host, "port": port})
+            serve.start(
+                proxy_location="EveryNode" if http.host not in ("127.0.0.1", "localhost") else "HeadOnly",
+                http_options={"host": http.host, "port": port},
+            )
         else:
             serve.start(proxy_location="Disabled")
         return port if http.enabled else 0, True
     has = running.http_config
     if http.enabled and (has.host != http.host or (http.port and has.port != http.port)):
-        raise ConfigError(f"this cluster's Serve listens on {has.host}:{has.port}, http asks for {http.host}:{http.port}; use the same, or serve.shutdown()")
+        raise ConfigError(
+            f"this cluster's Serve listens on {has.host}:{has.port}, http asks for {http.host}:{http.port}; use the same, or serve.shutdown()"
+        )
     return has.port if http.enabled else 0, False
 
 
@@ -180,7 +195,11 @@ def _url(config: ServeConfig, port: int) -> str:
 
 
 def _http_text(config: ServeConfig, port: int) -> str:
-    return f"HTTP {_url(config, port)}/v1/score, documentation {_url(config, port)}/docs" if config.http.enabled else "no HTTP"
+    return (
+        f"HTTP {_url(config, port)}/v1/score, documentation {_url(config, port)}/docs"
+        if config.http.enabled
+        else "no HTTP"
+    )
 
 
 def free_port(host: str) -> int:

@@ -35,7 +35,9 @@ def custom(resource: str | None) -> dict[str, float]:
     return {resource: ROLE_SHARE} if resource else {}
 
 
-def check_feasible(wanted: dict[str, list[dict[str, float]]], nodes: list[dict[str, float]], wait_for_nodes_s: float) -> None:
+def check_feasible(
+    wanted: dict[str, list[dict[str, float]]], nodes: list[dict[str, float]], wait_for_nodes_s: float
+) -> None:
     """Raise PlacementError if a bundle fits no node, or all bundles together exceed the cluster.
 
     Args: wanted: role -> its bundles. nodes: total resources of every living node. wait_for_nodes_s: above 0 the cluster may grow
@@ -62,7 +64,9 @@ def _refuse(problem: str, wait_for_nodes_s: float) -> None:
     if wait_for_nodes_s > 0:
         say(f"{problem}; waiting up to {duration(wait_for_nodes_s)} for new nodes (run.wait_for_nodes_s)")
         return
-    raise PlacementError(f"{problem}; lower rollout/learner workers, cpus or gpus, add nodes, or set run.wait_for_nodes_s on an autoscaling cluster")
+    raise PlacementError(
+        f"{problem}; lower rollout/learner workers, cpus or gpus, add nodes, or set run.wait_for_nodes_s on an autoscaling cluster"
+    )
 
 
 def _text(one: dict[str, float]) -> str:
@@ -103,7 +107,9 @@ class RolloutFleet:
             for i in range(config.workers)
         ]
         try:
-            self.places = wait_for([w.describe.remote() for w in self.workers], config.start_deadline_s, "the rollout engines to start")
+            self.places = wait_for(
+                [w.describe.remote() for w in self.workers], config.start_deadline_s, "the rollout engines to start"
+            )
         except BaseException:
             self.close()
             raise
@@ -133,17 +139,24 @@ def _reserve(bundles: list[dict[str, float]], name: str, deadline_s: float) -> P
                 f"{name} did not get {[_text(b) for b in bundles]} within {duration(deadline_s)}; free now: {_text(free)}; "
                 "stop other jobs, add nodes, or raise run.wait_for_nodes_s"
             )
-        say(f"waiting for {name}: wants {[_text(b) for b in bundles]}, free now {_text(free)}, {duration(waited)} of {duration(deadline_s)}")
+        say(
+            f"waiting for {name}: wants {[_text(b) for b in bundles]}, free now {_text(free)}, {duration(waited)} of {duration(deadline_s)}"
+        )
     return group
 
 
 def learner_environment(config: LearnerSection, nodes: int) -> dict[str, str]:
     """Environment of a learner process; must be set before torch and DeepSpeed are imported."""
-    environment = child_environment() | {
-        "OMP_NUM_THREADS": str(config.threads),
-        "TORCH_EXTENSIONS_DIR": os.environ.get("TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "zr_ray" / "torch_extensions")),
-        "PATH": f"{Path(os.sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",  # DeepSpeed looks for ninja on PATH
-    }
+    environment = (
+        child_environment()
+        | {
+            "OMP_NUM_THREADS": str(config.threads),
+            "TORCH_EXTENSIONS_DIR": os.environ.get(
+                "TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "zr_ray" / "torch_extensions")
+            ),
+            "PATH": f"{Path(os.sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",  # DeepSpeed looks for ninja on PATH
+        }
+    )
     if config.gpus == 0:
         environment["DS_ACCELERATOR"] = "cpu"
         # glibc otherwise gives the pages of large activations back after every micro-batch and faults them in again (LOG.md, 2026-11-22)
@@ -163,7 +176,9 @@ def run_learners(loop, task, config: LearnerSection, run_path: Path, run_id: str
         train_loop_config={"task": task},
         torch_config=TorchConfig(backend="nccl" if config.gpus > 0 else "gloo", timeout_s=int(config.deadline_s)),
         scaling_config=ScalingConfig(
-            num_workers=config.workers, use_gpu=config.gpus > 0, resources_per_worker=bundle(config.cpus, config.gpus, config.resource)
+            num_workers=config.workers,
+            use_gpu=config.gpus > 0,
+            resources_per_worker=bundle(config.cpus, config.gpus, config.resource),
         ),
         run_config=RunConfig(
             name=run_id,

@@ -42,7 +42,9 @@ class RewardModel:
             from zr_ray.workers.reward_teacher import TeacherWorker, teacher_engine
 
             folder = judge_folder(config.teacher.path)
-            self._worker = TeacherWorker(folder, teacher_engine(folder, config.teacher), config.teacher.traces, config.limits.bounds())
+            self._worker = TeacherWorker(
+                folder, teacher_engine(folder, config.teacher), config.teacher.traces, config.limits.bounds()
+            )
         else:
             import torch
 
@@ -51,7 +53,9 @@ class RewardModel:
             torch.set_num_threads(replica.threads)
             device = "cuda" if replica.gpus > 0 else "cpu"
             folder, _ = served_judge(config.judge.path)
-            self._worker = RewardWorker(folder, STUDENT, replica.dtype, device, replica.grad_items, config.limits.bounds())
+            self._worker = RewardWorker(
+                folder, STUDENT, replica.dtype, device, replica.grad_items, config.limits.bounds()
+            )
         self._worker.warm_up()  # raises: Serve never routes to a replica without a judge that answers
         batch_items = config.teacher.batch_items if name == TEACHER else replica.batch_items
         self._batcher = Batcher(self._compute, batch_items, replica.max_waiting_items)
@@ -72,7 +76,9 @@ class RewardModel:
             RewardItem(image, prompt, tuple(request.dimensions), w, float(request.risk))
             for image, prompt, w in zip(request.images, request.prompts, weights, strict=True)
         ]
-        answers = await (self._cache.answer(items, self._batcher.submit) if self._cache else self._batcher.submit(items))
+        answers = await (
+            self._cache.answer(items, self._batcher.submit) if self._cache else self._batcher.submit(items)
+        )
         return reply_of(request, self._worker.identity, answers)
 
     async def describe(self) -> dict:
@@ -87,7 +93,9 @@ class RewardModel:
         """Called every 5 s. Serve replaces a replica whose batch does not end."""
         self._measures.refresh()
         if self._batcher.busy_s > self._config.replica.hang_s:
-            raise RuntimeError(f"a batch has run for {self._batcher.busy_s:.0f} s, replica.hang_s allows {self._config.replica.hang_s:g}")
+            raise RuntimeError(
+                f"a batch has run for {self._batcher.busy_s:.0f} s, replica.hang_s allows {self._config.replica.hang_s:g}"
+            )
 
     def _compute(self, items: list, waited_s: list[float]) -> list:
         from zr_ray.workers.reward import RewardAnswer
@@ -122,7 +130,9 @@ def application(config: ServeConfig) -> serve.Application:
     teacher = _model(config, TEACHER) if config.teacher.path is not None else None
     if not config.http.enabled:
         if teacher is not None:
-            raise ConfigError("teacher.path needs http.enabled=true: without a gateway an application has one judge; serve the teacher as another")
+            raise ConfigError(
+                "teacher.path needs http.enabled=true: without a gateway an application has one judge; serve the teacher as another"
+            )
         return student
     from zr_ray.serving.gateway import Gateway
 
@@ -150,7 +160,12 @@ def _model(config: ServeConfig, name: str) -> serve.Application:
 
         environment = {"env_vars": engine_environment(RolloutSection(threads=teacher.threads, gpus=teacher.gpus))}
         scale: dict = {"num_replicas": teacher.replicas}
-        actor = {"num_cpus": teacher.cpus, "num_gpus": teacher.gpus, "resources": custom(teacher.resource), "runtime_env": environment}
+        actor = {
+            "num_cpus": teacher.cpus,
+            "num_gpus": teacher.gpus,
+            "resources": custom(teacher.resource),
+            "runtime_env": environment,
+        }
     else:
         actor = {"num_cpus": replica.cpus, "num_gpus": replica.gpus, "resources": custom(replica.resource)}
         autoscaling = {
@@ -159,7 +174,9 @@ def _model(config: ServeConfig, name: str) -> serve.Application:
             "max_replicas": replica.max_replicas,
             "target_ongoing_requests": replica.target_ongoing,
         }
-        scale = {"num_replicas": replica.replicas} if replica.max_replicas is None else {"autoscaling_config": autoscaling}
+        scale = (
+            {"num_replicas": replica.replicas} if replica.max_replicas is None else {"autoscaling_config": autoscaling}
+        )
     return serve.deployment(RewardModel).options(
         name=name,
         **scale,
@@ -181,7 +198,9 @@ def app(args: dict) -> serve.Application:
     try:
         return application(ServeConfig.model_validate(args))
     except ValidationError as error:
-        raise ConfigError("; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}, got {p['input']!r}" for p in error.errors())) from None
+        raise ConfigError(
+            "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}, got {p['input']!r}" for p in error.errors())
+        ) from None
 
 
 def served_judge(path: str) -> tuple[Path, str]:
@@ -204,7 +223,11 @@ def token_sha256(config: ServeConfig) -> str | None:
         return hashlib.sha256(token.encode()).hexdigest() if token else None
     path = Path(http.token_file).expanduser()
     if not path.is_file() or not path.read_text().strip():
-        raise ConfigError(f"http.token_file must be a file with a token, got {path}; write one, for example with `openssl rand -hex 32`")
+        raise ConfigError(
+            f"http.token_file must be a file with a token, got {path}; write one, for example with `openssl rand -hex 32`"
+        )
     if path.stat().st_mode & 0o077:
-        raise ConfigError(f"http.token_file {path} is readable for others (mode {path.stat().st_mode & 0o777:o}); chmod 600 {path}")
+        raise ConfigError(
+            f"http.token_file {path} is readable for others (mode {path.stat().st_mode & 0o777:o}); chmod 600 {path}"
+        )
     return hashlib.sha256(path.read_text().strip().encode()).hexdigest()
