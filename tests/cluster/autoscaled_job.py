@@ -1,14 +1,15 @@
-"""Driver of test_autoscaling: asks for the bundles of a GDSO job, sees the nodes come, lets go, sees them leave. Prints one JSON line."""
+"""Driver of test_autoscaling: asks for the bundles of a GDSO job, sees the nodes come, lets go, sees them leave.
+Prints one JSON line."""
 
 import json
 import sys
 import time
 
 import ray
-
-from zr_ray.config import GdsoConfig
-from zr_ray.placement import _reserve, wanted_bundles
 from ray.util.placement_group import placement_group_table, remove_placement_group
+
+from zr_ray.config.sections import GdsoConfig
+from zr_ray.run.placement import _reserve, wanted_bundles
 
 config = GdsoConfig.model_validate(json.loads(sys.argv[2]))
 deadline_s = 60.0
@@ -45,4 +46,16 @@ remove_placement_group(group)
 start = time.monotonic()
 while len(nodes()) > before and time.monotonic() - start < deadline_s:
     time.sleep(0.2)
-print(json.dumps({"before": before, "peak": peak, "where": where, "after": len(nodes()), "gpus_after": gpus(), "up_s": up_s, "down_s": time.monotonic() - start}))
+print(
+    json.dumps(
+        {
+            "before": before,
+            "peak": peak,
+            "where": where,
+            "after": len(nodes()),
+            "gpus_after": gpus(),
+            "up_s": up_s,
+            "down_s": time.monotonic() - start,
+        }
+    )
+)

@@ -1,4 +1,5 @@
-"""Both versions of Ray's autoscaler bring the nodes of a GDSO job, each role on its own type, take them away again, and leave no process."""
+"""Both versions of Ray's autoscaler bring the nodes of a GDSO job, each role on its own type, take them away again,
+and leave no process."""
 
 from __future__ import annotations
 
@@ -42,5 +43,9 @@ def test_nodes_come_for_a_job_and_go(version):
     assert seen["peak"] == {"nodes": 4, "gpus": 4.0}, "two rollout nodes and one learner node beside the head"
     roles = [next(name for name in node if name.startswith("zr_")) for node in seen["where"]]
     assert roles == ["zr_rollout", "zr_rollout", "zr_learner", "zr_learner"]
-    left = [p.info for p in psutil.process_iter(["pid", "cmdline"]) if str(cluster.folder) in " ".join(p.info["cmdline"] or [])]
+    left = [
+        p.info
+        for p in psutil.process_iter(["pid", "cmdline"])
+        if str(cluster.folder) in " ".join(p.info["cmdline"] or [])
+    ]
     assert left == []

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from zr_ray.config import GdsoConfig
+from zr_ray.config.sections import GdsoConfig
 from zr_ray.errors import ConfigError
 from zr_ray.operate.validate import check_file, main, read_documents
 
@@ -34,45 +34,146 @@ def test_what_is_shipped_is_valid(path):
 
 
 def test_all_kinds_are_there():
-    assert {"aws.yaml", "gcp.yaml", "azure.yaml", "raycluster.yaml", "rayjob.yaml", "rayservice.yaml"} <= {path.name for path in FILES}
+    assert {"aws.yaml", "gcp.yaml", "azure.yaml", "raycluster.yaml", "rayjob.yaml", "rayservice.yaml"} <= {
+        path.name for path in FILES
+    }
 
 
 RUN_OPTIONS = [
-    "--volume /mnt/zr_ray:/mnt/zr_ray", "--env ZR_RUNS=/mnt/zr_ray/runs", "--env RAY_AUTH_TOKEN_PATH=/home/ray/.zr_ray/ray_token"]  # fmt: skip
+    "--volume /mnt/zr_ray:/mnt/zr_ray", "--env ZR_RUNS=/mnt/zr_ray/runs",
+    "--env RAY_AUTH_TOKEN_PATH=/home/ray/.zr_ray/ray_token"]  # fmt: skip
 WORKER = "spec/workerGroupSpecs/0"
 CONTAINER = f"{WORKER}/template/spec/containers/0"
 BROKEN = [
     # file, what is changed, to what (... deletes), the key that the refusal names, a word of its reason
-    ("aws.yaml", "available_node_types/rollout/node_config/InstanceTyp", "g6e.4xlarge", "available_node_types.rollout.node_config.InstanceTyp", "did you mean InstanceType"),
-    ("aws.yaml", "available_node_types/learner/resources/GPU", 4, "available_node_types.learner.resources.GPU", "p4de.24xlarge has 8"),
-    ("aws.yaml", "available_node_types/head/resources/GPU", 1, "available_node_types.head.resources.GPU", "must offer 0"),
-    ("aws.yaml", "docker/image", "registry.example.com/zr_ray:0.1.0-ray2.40.0", "docker.image", "versions of this installation"),
+    (
+        "aws.yaml",
+        "available_node_types/rollout/node_config/InstanceTyp",
+        "g6e.4xlarge",
+        "available_node_types.rollout.node_config.InstanceTyp",
+        "did you mean InstanceType",
+    ),
+    (
+        "aws.yaml",
+        "available_node_types/learner/resources/GPU",
+        4,
+        "available_node_types.learner.resources.GPU",
+        "p4de.24xlarge has 8",
+    ),
+    (
+        "aws.yaml",
+        "available_node_types/head/resources/GPU",
+        1,
+        "available_node_types.head.resources.GPU",
+        "must offer 0",
+    ),
+    (
+        "aws.yaml",
+        "docker/image",
+        "registry.example.com/zr_ray:0.1.0-ray2.40.0",
+        "docker.image",
+        "versions of this installation",
+    ),
     ("aws.yaml", "provider/use_internal_ips", False, "provider.use_internal_ips", "everywhere"),
     ("aws.yaml", "docker/run_options", RUN_OPTIONS, "docker.run_options", "RAY_AUTH_MODE=token"),
-    ("aws.yaml", "available_node_types/rollout/min_worker", 0, "available_node_types.rollout.min_worker", "Ray's schema"),
-    ("aws.yaml", "available_node_types/rollout/resources/CPU", 15.5, "available_node_types.rollout.resources.CPU", "integer"),
+    (
+        "aws.yaml",
+        "available_node_types/rollout/min_worker",
+        0,
+        "available_node_types.rollout.min_worker",
+        "Ray's schema",
+    ),
+    (
+        "aws.yaml",
+        "available_node_types/rollout/resources/CPU",
+        15.5,
+        "available_node_types.rollout.resources.CPU",
+        "integer",
+    ),
     ("aws.yaml", "head_node_type", "haed", "head_node_type", "must be one of"),
-    ("aws.yaml", "provider/security_group", {"IpPermissions": [{"FromPort": 8265, "IpRanges": [{"CidrIp": "0.0.0.0/0"}]}]}, "provider.security_group.IpPermissions.0.IpRanges.0.CidrIp", "everyone"),
-    ("aws.yaml", "provider/type", "gcp", "available_node_types.rollout.node_config.InstanceType", "a node of gcp has no such key"),
+    (
+        "aws.yaml",
+        "provider/security_group",
+        {"IpPermissions": [{"FromPort": 8265, "IpRanges": [{"CidrIp": "0.0.0.0/0"}]}]},
+        "provider.security_group.IpPermissions.0.IpRanges.0.CidrIp",
+        "everyone",
+    ),
+    (
+        "aws.yaml",
+        "provider/type",
+        "gcp",
+        "available_node_types.rollout.node_config.InstanceType",
+        "a node of gcp has no such key",
+    ),
     ("aws.yaml", "setup_commands", ["pip install ray==2.40.0"], "setup_commands.0", "installs ray 2.40.0"),
-    ("gcp.yaml", "available_node_types/reward/node_config/networkInterfaces/0/accessConfigs", [{"type": "ONE_TO_ONE_NAT"}], "available_node_types.reward.node_config.networkInterfaces.0.accessConfigs", "public address"),
-    ("azure.yaml", "available_node_types/reward/node_config/azure_arm_parameters/vmsize", "Standard_NC8as_T4_v3", "available_node_types.reward.node_config.azure_arm_parameters.vmsize", "vmSize"),
-    ("kuberay/raycluster.yaml", f"{CONTAINER}/resources/nvidia-gpu", "1", "spec.workerGroupSpecs.0.template.spec.containers.0.resources.nvidia-gpu", "no such key"),
+    (
+        "gcp.yaml",
+        "available_node_types/reward/node_config/networkInterfaces/0/accessConfigs",
+        [{"type": "ONE_TO_ONE_NAT"}],
+        "available_node_types.reward.node_config.networkInterfaces.0.accessConfigs",
+        "public address",
+    ),
+    (
+        "azure.yaml",
+        "available_node_types/reward/node_config/azure_arm_parameters/vmsize",
+        "Standard_NC8as_T4_v3",
+        "available_node_types.reward.node_config.azure_arm_parameters.vmsize",
+        "vmSize",
+    ),
+    (
+        "kuberay/raycluster.yaml",
+        f"{CONTAINER}/resources/nvidia-gpu",
+        "1",
+        "spec.workerGroupSpecs.0.template.spec.containers.0.resources.nvidia-gpu",
+        "no such key",
+    ),
     ("kuberay/raycluster.yaml", f"{WORKER}/maxReplica", 3, "spec.workerGroupSpecs.0.maxReplica", "maxReplicas"),
     ("kuberay/raycluster.yaml", f"{WORKER}/maxReplicas", "8", "spec.workerGroupSpecs.0.maxReplicas", "a whole number"),
-    ("kuberay/raycluster.yaml", f"{WORKER}/rayStartParams/num-gpus", "2", "spec.workerGroupSpecs.0.rayStartParams.num-gpus", "limit of nvidia.com/gpu"),
+    (
+        "kuberay/raycluster.yaml",
+        f"{WORKER}/rayStartParams/num-gpus",
+        "2",
+        "spec.workerGroupSpecs.0.rayStartParams.num-gpus",
+        "limit of nvidia.com/gpu",
+    ),
     ("kuberay/raycluster.yaml", "spec/rayVersion", "2.40.0", "spec.rayVersion", "must be 2.60.0"),
     ("kuberay/raycluster.yaml", "spec/authOptions", ..., "spec.authOptions.mode", "must be token"),
-    ("kuberay/raycluster.yaml", "spec/headGroupSpec/serviceType", "LoadBalancer", "spec.headGroupSpec.serviceType", "public"),
-    ("kuberay/raycluster.yaml", "spec/headGroupSpec/rayStartParams/num-gpus", "1", "spec.headGroupSpec.rayStartParams.num-gpus", "0 GPUs"),
+    (
+        "kuberay/raycluster.yaml",
+        "spec/headGroupSpec/serviceType",
+        "LoadBalancer",
+        "spec.headGroupSpec.serviceType",
+        "public",
+    ),
+    (
+        "kuberay/raycluster.yaml",
+        "spec/headGroupSpec/rayStartParams/num-gpus",
+        "1",
+        "spec.headGroupSpec.rayStartParams.num-gpus",
+        "0 GPUs",
+    ),
     ("kuberay/rayjob.yaml", "spec/runtimeEnvYAML", "{}", "spec.runtimeEnvYAML", "RAY_JOB_STOP_WAIT_TIME_S"),
-    ("kuberay/rayservice.yaml", "spec/serveConfigV2", "applications: [{name: r, import_path: 'zr_ray.serve:app', args: {replica: {replica: 2}}}]", "spec.serveConfigV2.applications.0.args.replica.replica", "not permitted"),
-    ("serve_reward.yaml", "applications/0/routeprefix", "/x", "applications.0.routeprefix", "did you mean route_prefix"),
+    (
+        "kuberay/rayservice.yaml",
+        "spec/serveConfigV2",
+        "applications: [{name: r, import_path: 'zr_ray.serve:app', args: {replica: {replica: 2}}}]",
+        "spec.serveConfigV2.applications.0.args.replica.replica",
+        "not permitted",
+    ),
+    (
+        "serve_reward.yaml",
+        "applications/0/routeprefix",
+        "/x",
+        "applications.0.routeprefix",
+        "did you mean route_prefix",
+    ),
     ("serve_reward.yaml", "http_options/host", "0.0.0.0", "applications.0.args.http.token_sha256", "no token"),
-]  # fmt: skip
+]
 
 
-@pytest.mark.parametrize(("name", "change_at", "value", "key", "reason"), BROKEN, ids=[f"{b[0]}-{b[1].split('/')[-1]}" for b in BROKEN])
+@pytest.mark.parametrize(
+    ("name", "change_at", "value", "key", "reason"), BROKEN, ids=[f"{b[0]}-{b[1].split('/')[-1]}" for b in BROKEN]
+)
 def test_a_broken_file_is_refused_naming_the_key(tmp_path, name, change_at, value, key, reason):
     documents = copy.deepcopy(read_documents(CLUSTER / name))
     tree = next(d for d in documents if d.get("kind") != "ConfigMap")
@@ -153,7 +254,10 @@ def test_a_complete_definition_is_read_strictly(tmp_path, spec, refused):
     assert (refused in of_schema) if refused else not {"spec", *[f"spec.{k}" for k in spec]} & set(of_schema)
 
 
-@pytest.mark.skipif("ZR_KUBERAY_CRDS" not in os.environ, reason="ZR_KUBERAY_CRDS names no folder with KubeRay's ray.io_*.yaml definitions")
+@pytest.mark.skipif(
+    "ZR_KUBERAY_CRDS" not in os.environ,
+    reason="ZR_KUBERAY_CRDS names no folder with KubeRay's ray.io_*.yaml definitions",
+)
 def test_manifests_against_kuberays_own_definitions():
     for path in sorted((CLUSTER / "kuberay").glob("ray*.yaml")):
         assert [str(f) for f in check_file(path, crds=Path(os.environ["ZR_KUBERAY_CRDS"])) if f.fatal] == []

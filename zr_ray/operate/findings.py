@@ -31,7 +31,11 @@ def unknown_keys(tree: dict, known: Iterable[str], prefix: str, what: str) -> It
     for key in tree:
         if key not in known:
             close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.6)
-            hint = f"did you mean {close[0]}?" if close else f"{what} has {', '.join(known[:12])}{', ...' if len(known) > 12 else ''}"
+            hint = (
+                f"did you mean {close[0]}?"
+                if close
+                else f"{what} has {', '.join(known[:12])}{', ...' if len(known) > 12 else ''}"
+            )
             yield Finding(f"{prefix}.{key}" if prefix else str(key), f"{what} has no such key; {hint}")
 
 
@@ -51,4 +55,8 @@ def placeholders(tree) -> Iterator[Finding]:
     """One note that lists the values which the user has still to fill in."""
     open_keys = [path for path, value in leaves(tree) if isinstance(value, str) and PLACEHOLDER in value]
     if open_keys:
-        yield Finding(open_keys[0], f"still holds {PLACEHOLDER}" + (f", as do {len(open_keys) - 1} more values" if open_keys[1:] else ""), fatal=False)
+        yield Finding(
+            open_keys[0],
+            f"still holds {PLACEHOLDER}" + (f", as do {len(open_keys) - 1} more values" if open_keys[1:] else ""),
+            fatal=False,
+        )

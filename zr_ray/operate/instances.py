@@ -1,4 +1,5 @@
-"""GPUs, their memory and vCPUs of the machine types that a cluster file may name, from the providers' public tables (November 2026).
+"""GPUs, their memory and vCPUs of the machine types that a cluster file may name, from the providers' public tables
+(November 2026).
 
 A type that is not listed is not refused: `validate` says that it could not compare.
 """
@@ -8,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 GPU_GIB = {
-    "T4": 16, "V100": 16, "A10G": 24, "A10": 24, "L4": 24, "L40S": 48, "A100-40": 40, "A100-80": 80, "H100": 80, "H100-NVL": 94,
+    "T4": 16, "V100": 16, "A10G": 24, "A10": 24, "L4": 24, "L40S": 48, "A100-40": 40, "A100-80": 80, "H100": 80,
+    "H100-NVL": 94,
     "H200": 141, "B200": 180,
 }  # fmt: skip
 """Memory of one GPU as it is sold, GiB; drivers keep back some hundred MiB."""
@@ -30,7 +32,16 @@ class Machine:
         return float(GPU_GIB.get(self.gpu, 0))
 
 
-_EC2_SIZES = {"xlarge": 4, "2xlarge": 8, "4xlarge": 16, "8xlarge": 32, "12xlarge": 48, "16xlarge": 64, "24xlarge": 96, "48xlarge": 192}
+_EC2_SIZES = {
+    "xlarge": 4,
+    "2xlarge": 8,
+    "4xlarge": 16,
+    "8xlarge": 32,
+    "12xlarge": 48,
+    "16xlarge": 64,
+    "24xlarge": 96,
+    "48xlarge": 192,
+}
 _EC2_GPUS = {"12xlarge": 4, "24xlarge": 4, "48xlarge": 8}  # of g5, g6, g6e; the smaller ones and 16xlarge have one
 _EC2 = {
     f"{family}.{size}": Machine(_EC2_GPUS.get(size, 1), gpu, cpus)
@@ -52,7 +63,10 @@ _GCE = (
     {f"a2-highgpu-{n}g": Machine(n, "A100-40", 12 * n) for n in (1, 2, 4, 8)}
     | {f"a2-ultragpu-{n}g": Machine(n, "A100-80", 12 * n) for n in (1, 2, 4, 8)}
     | {f"a3-highgpu-{n}g": Machine(n, "H100", 26 * n) for n in (1, 2, 4, 8)}
-    | {f"g2-standard-{cpus}": Machine({24: 2, 48: 4, 96: 8}.get(cpus, 1), "L4", cpus) for cpus in (4, 8, 12, 16, 24, 32, 48, 96)}
+    | {
+        f"g2-standard-{cpus}": Machine({24: 2, 48: 4, 96: 8}.get(cpus, 1), "L4", cpus)
+        for cpus in (4, 8, 12, 16, 24, 32, 48, 96)
+    }
     | {"a3-megagpu-8g": Machine(8, "H100", 208), "a3-ultragpu-8g": Machine(8, "H200", 224)}
 )
 _AZURE = (
@@ -72,9 +86,12 @@ MACHINES = {"aws": _EC2, "gcp": _GCE, "azure": _AZURE}
 """Provider -> machine type -> what it has."""
 
 NODE_SELECTORS = {
-    "nvidia-tesla-t4": "T4", "nvidia-l4": "L4", "nvidia-tesla-a100": "A100-40", "nvidia-a100-80gb": "A100-80", "nvidia-h100-80gb": "H100",
-    "nvidia-h100-mega-80gb": "H100", "nvidia-h200-141gb": "H200", "nvidia-b200": "B200", "NVIDIA-L4": "L4", "NVIDIA-L40S": "L40S",
-    "NVIDIA-A100-SXM4-80GB": "A100-80", "NVIDIA-A100-SXM4-40GB": "A100-40", "NVIDIA-H100-80GB-HBM3": "H100", "NVIDIA-H200": "H200",
+    "nvidia-tesla-t4": "T4", "nvidia-l4": "L4", "nvidia-tesla-a100": "A100-40", "nvidia-a100-80gb": "A100-80",
+    "nvidia-h100-80gb": "H100",
+    "nvidia-h100-mega-80gb": "H100", "nvidia-h200-141gb": "H200", "nvidia-b200": "B200", "NVIDIA-L4": "L4",
+    "NVIDIA-L40S": "L40S",
+    "NVIDIA-A100-SXM4-80GB": "A100-80", "NVIDIA-A100-SXM4-40GB": "A100-40", "NVIDIA-H100-80GB-HBM3": "H100",
+    "NVIDIA-H200": "H200",
 }  # fmt: skip
 """Values of the node labels cloud.google.com/gke-accelerator and nvidia.com/gpu.product -> key of GPU_GIB."""
 
@@ -90,9 +107,17 @@ def machine(provider: str, name: str) -> Machine | None:
     if known is None and provider == "aws" and ec2_family_has_no_gpu(name):
         size = name.rsplit(".", 1)[-1]
         return Machine(0, "", _EC2_SIZES.get(size, 2 if size == "large" else 0))
-    if known is None and provider == "gcp" and name.split("-")[0] in ("e2", "n1", "n2", "n2d", "n4", "c2", "c3", "c4", "t2d"):
+    if (
+        known is None
+        and provider == "gcp"
+        and name.split("-")[0] in ("e2", "n1", "n2", "n2d", "n4", "c2", "c3", "c4", "t2d")
+    ):
         return Machine(0, "", int(name.rsplit("-", 1)[-1]) if name.rsplit("-", 1)[-1].isdigit() else 0)
-    if known is None and provider == "azure" and name.startswith(("Standard_D", "Standard_E", "Standard_F", "Standard_B")):
+    if (
+        known is None
+        and provider == "azure"
+        and name.startswith(("Standard_D", "Standard_E", "Standard_F", "Standard_B"))
+    ):
         digits = "".join(c for c in name.split("_")[1] if c.isdigit())
         return Machine(0, "", int(digits or 0))
     return known

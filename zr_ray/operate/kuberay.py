@@ -1,4 +1,5 @@
-"""KubeRay manifests: every key known, every value of its type, and what no schema sees (versions, head without GPU, token, ports).
+"""KubeRay manifests: every key known, every value of its type, and what no schema sees (versions, head without GPU,
+token, ports).
 
 Left out on purpose: CEL rules of the CRDs, and whatever needs the Kubernetes API server.
 """
@@ -24,7 +25,8 @@ GPU_RESOURCE = "nvidia.com/gpu"
 
 
 def check_kuberay(document: dict, crds: Path | None = None) -> Iterator[Finding]:
-    """Everything that is wrong with one RayCluster, RayJob or RayService. crds: folder with KubeRay's complete definitions."""
+    """Everything that is wrong with one RayCluster, RayJob or RayService. crds: folder with KubeRay's complete
+    definitions."""
     kind = document["kind"]
     wrong = list(_against(OBJECTS[kind], document, "") if crds is None else _against_crd(crds, document))
     yield from wrong
@@ -55,7 +57,8 @@ def cluster_of(document: dict) -> tuple[dict | None, str]:
 
 
 def group_resources(group: dict) -> dict[str, float]:
-    """What one pod of a group offers Ray: CPU, GPU and custom resources, from rayStartParams, else from the container's limits."""
+    """What one pod of a group offers Ray: CPU, GPU and custom resources, from rayStartParams, else from the
+    container's limits."""
     params = group.get("rayStartParams") or {}
     container = group["template"]["spec"]["containers"][0]
     limits = (container.get("resources") or {}).get("limits") or {}
@@ -97,7 +100,9 @@ def _against(wanted, value, key: str) -> Iterator[Finding]:
     elif isinstance(wanted, tuple):
         if value not in wanted:
             yield Finding(key, f"must be {' or '.join(map(str, wanted))}, got {value!r}")
-    elif not isinstance(value, wanted if wanted is not float else (int, float)) or (isinstance(value, bool) and wanted in (int, float)):
+    elif not isinstance(value, wanted if wanted is not float else (int, float)) or (
+        isinstance(value, bool) and wanted in (int, float)
+    ):
         yield Finding(key, f"must be {_NAMES.get(wanted, wanted.__name__)}, got {value!r}")
 
 
@@ -105,18 +110,25 @@ _NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or 
 
 
 def _against_crd(folder: Path, document: dict) -> Iterator[Finding]:
-    """Compare with the complete definition, strictly: the API server drops unknown keys without a word, here they are findings."""
+    """Compare with the complete definition, strictly: the API server drops unknown keys without a word, here they are
+    findings."""
     import jsonschema
 
     path = Path(folder) / f"ray.io_{document['kind'].lower()}s.yaml"
     if not path.is_file():
-        yield Finding("kind", f"no definition {path}; --crds names a folder with KubeRay's ray.io_rayclusters.yaml and its siblings")
+        yield Finding(
+            "kind",
+            f"no definition {path}; --crds names a folder with KubeRay's ray.io_rayclusters.yaml and its siblings",
+        )
         return
-    crd = yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
+    crd = yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     version = document.get("apiVersion", "").rpartition("/")[2]
     schema = next((v["schema"]["openAPIV3Schema"] for v in crd["spec"]["versions"] if v["name"] == version), None)
     if schema is None:
-        yield Finding("apiVersion", f"must be one of {[v['name'] for v in crd['spec']['versions']]} of {crd['spec']['group']}, got {version!r}")
+        yield Finding(
+            "apiVersion",
+            f"must be one of {[v['name'] for v in crd['spec']['versions']]} of {crd['spec']['group']}, got {version!r}",
+        )
         return
     schema = _strict(schema)
     schema["properties"]["metadata"] = {"type": "object"}
@@ -144,20 +156,27 @@ def _strict(schema: dict) -> dict:
 
 def _cluster(cluster: dict, prefix: str) -> Iterator[Finding]:
     if cluster.get("rayVersion") != ray_version():
-        yield Finding(f"{prefix}.rayVersion", f"must be {ray_version()}, the version of this installation, got {cluster.get('rayVersion')}")
+        yield Finding(
+            f"{prefix}.rayVersion",
+            f"must be {ray_version()}, the version of this installation, got {cluster.get('rayVersion')}",
+        )
     if (cluster.get("authOptions") or {}).get("mode") != "token":
         yield Finding(f"{prefix}.authOptions.mode", "must be token: whoever reaches the dashboard otherwise runs code")
     if not cluster.get("networkPolicy"):
         yield Finding(f"{prefix}.networkPolicy", "is missing: every pod of the Kubernetes cluster reaches Ray's ports")
     if not cluster.get("gcsFaultToleranceOptions"):
-        yield Finding(f"{prefix}.gcsFaultToleranceOptions", "is missing: a head that restarts forgets the cluster", fatal=False)
+        yield Finding(
+            f"{prefix}.gcsFaultToleranceOptions", "is missing: a head that restarts forgets the cluster", fatal=False
+        )
     if not cluster.get("enableInTreeAutoscaling"):
         yield Finding(f"{prefix}.enableInTreeAutoscaling", "must be true: worker groups start from zero")
     elif (cluster.get("autoscalerOptions") or {}).get("version") != "v2":
         yield Finding(f"{prefix}.autoscalerOptions.version", "must be v2; v1 is no longer developed", fatal=False)
     for path, value in leaves(cluster):
         if isinstance(value, str) and value.strip() in OPEN_CIDRS:
-            yield Finding(f"{prefix}.{path}", f"{value} opens the port to everyone; name a namespace or a network of your own")
+            yield Finding(
+                f"{prefix}.{path}", f"{value} opens the port to everyone; name a namespace or a network of your own"
+            )
     head, groups = cluster.get("headGroupSpec"), cluster.get("workerGroupSpecs") or []
     if not head:
         yield Finding(f"{prefix}.headGroupSpec", "is missing")
@@ -170,14 +189,21 @@ def _cluster(cluster: dict, prefix: str) -> Iterator[Finding]:
 def _head(head: dict, prefix: str) -> Iterator[Finding]:
     yield from _pods(head, prefix)
     if head.get("serviceType", "ClusterIP") != "ClusterIP":
-        yield Finding(f"{prefix}.serviceType", f"must be ClusterIP, got {head['serviceType']}: the dashboard would be public")
+        yield Finding(
+            f"{prefix}.serviceType", f"must be ClusterIP, got {head['serviceType']}: the dashboard would be public"
+        )
     if head.get("enableIngress"):
         yield Finding(f"{prefix}.enableIngress", "publishes the dashboard; use kubectl port-forward")
     offered = group_resources(head)
     if offered["GPU"] or GPU_RESOURCE in str(head["template"]):
-        yield Finding(f"{prefix}.rayStartParams.num-gpus", f"the head must offer 0 GPUs, got {offered['GPU']:g}: a worker placed there dies with it")
+        yield Finding(
+            f"{prefix}.rayStartParams.num-gpus",
+            f"the head must offer 0 GPUs, got {offered['GPU']:g}: a worker placed there dies with it",
+        )
     if (head.get("rayStartParams") or {}).get("num-cpus") != "0":
-        yield Finding(f"{prefix}.rayStartParams.num-cpus", 'must be "0": workers placed on the head compete with the drivers')
+        yield Finding(
+            f"{prefix}.rayStartParams.num-cpus", 'must be "0": workers placed on the head compete with the drivers'
+        )
 
 
 def _group(group: dict, prefix: str) -> Iterator[Finding]:
@@ -186,18 +212,30 @@ def _group(group: dict, prefix: str) -> Iterator[Finding]:
         if name not in group:
             yield Finding(f"{prefix}.{name}", "is missing")
     if group.get("minReplicas", 0) > 0:
-        yield Finding(f"{prefix}.minReplicas", f"keeps {group['minReplicas']} pod(s) paid for around the clock", fatal=False)
+        yield Finding(
+            f"{prefix}.minReplicas", f"keeps {group['minReplicas']} pod(s) paid for around the clock", fatal=False
+        )
     try:
         offered = group_resources(group)
     except ValueError as error:
-        yield Finding(f"{prefix}.rayStartParams.resources", f"must be JSON inside quotes, like '\"{{\\\"zr_rollout\\\": 1}}\"': {error}")
+        yield Finding(
+            f"{prefix}.rayStartParams.resources",
+            f'must be JSON inside quotes, like \'"{{\\"zr_rollout\\": 1}}"\': {error}',
+        )
         return
     container = group["template"]["spec"]["containers"][0]
     limit = float(((container.get("resources") or {}).get("limits") or {}).get(GPU_RESOURCE, 0))
     if offered["GPU"] != limit:
-        yield Finding(f"{prefix}.rayStartParams.num-gpus", f"must equal the container's limit of {GPU_RESOURCE} ({limit:g}), got {offered['GPU']:g}")
+        yield Finding(
+            f"{prefix}.rayStartParams.num-gpus",
+            f"must equal the container's limit of {GPU_RESOURCE} ({limit:g}), got {offered['GPU']:g}",
+        )
     if not any(name.startswith(ROLE_PREFIX) for name in offered):
-        yield Finding(f"{prefix}.rayStartParams.resources", "offers no role, for example zr_rollout; workers that ask for a role never land here", fatal=False)
+        yield Finding(
+            f"{prefix}.rayStartParams.resources",
+            "offers no role, for example zr_rollout; workers that ask for a role never land here",
+            fatal=False,
+        )
 
 
 def _pods(group: dict, prefix: str) -> Iterator[Finding]:
@@ -213,7 +251,10 @@ def _pods(group: dict, prefix: str) -> Iterator[Finding]:
         if names.get("RAY_AUTH_TOKEN"):
             yield Finding(f"{key}.env", "RAY_AUTH_TOKEN holds the token itself; authOptions brings it from a secret")
     if spec.get("hostNetwork"):
-        yield Finding(f"{prefix}.template.spec.hostNetwork", "opens every port of Ray on the node's address, past the network policy")
+        yield Finding(
+            f"{prefix}.template.spec.hostNetwork",
+            "opens every port of Ray on the node's address, past the network policy",
+        )
 
 
 def _job(spec: dict) -> Iterator[Finding]:
@@ -221,6 +262,9 @@ def _job(spec: dict) -> Iterator[Finding]:
         yield Finding("spec.entrypoint", "is missing")
     environment = yaml.safe_load(spec.get("runtimeEnvYAML") or "{}") or {}
     if "RAY_JOB_STOP_WAIT_TIME_S" not in (environment.get("env_vars") or {}):
-        yield Finding("spec.runtimeEnvYAML", "needs env_vars.RAY_JOB_STOP_WAIT_TIME_S: Ray kills a stopped job after 3 s, before its checkpoint")
+        yield Finding(
+            "spec.runtimeEnvYAML",
+            "needs env_vars.RAY_JOB_STOP_WAIT_TIME_S: Ray kills a stopped job after 3 s, before its checkpoint",
+        )
     if not spec.get("shutdownAfterJobFinishes"):
         yield Finding("spec.shutdownAfterJobFinishes", "must be true, or the cluster stays and is paid for")

@@ -1,4 +1,5 @@
-"""A file for `serve deploy`: Ray's ServeDeploySchema, which ignores unknown keys, and the application's own arguments."""
+"""A file for `serve deploy`: Ray's ServeDeploySchema, which ignores unknown keys, and the application's own
+arguments."""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ def check_serve(tree: dict) -> Iterator[Finding]:
         ServeDeploySchema.model_validate(tree)
     except ValidationError as error:
         for problem in error.errors():
-            yield Finding(".".join(map(str, problem["loc"])), f"Serve's schema: {problem['msg']}, got {problem['input']!r}"[:300])
+            yield Finding(
+                ".".join(map(str, problem["loc"])), f"Serve's schema: {problem['msg']}, got {problem['input']!r}"[:300]
+            )
         return
     for i, app in enumerate(tree["applications"]):
         if app.get("import_path") == "zr_ray.serve:app":
@@ -32,7 +35,7 @@ def _reward(arguments: dict, prefix: str, http_options: dict) -> Iterator[Findin
     """The arguments of zr_ray's application, and whether its port asks for a token."""
     from pydantic import ValidationError
 
-    from zr_ray.config_serve import ServeConfig
+    from zr_ray.config.serve import ServeConfig
     from zr_ray.serving.admission import LOOPBACK
 
     http = dict(arguments.get("http") or {})
@@ -42,10 +45,15 @@ def _reward(arguments: dict, prefix: str, http_options: dict) -> Iterator[Findin
         ServeConfig.model_validate(arguments | {"http": http})
     except ValidationError as error:
         for problem in error.errors():
-            yield Finding(f"{prefix}.{'.'.join(map(str, problem['loc']))}", f"{problem['msg']}, got {problem['input']!r}"[:300])
+            yield Finding(
+                f"{prefix}.{'.'.join(map(str, problem['loc']))}", f"{problem['msg']}, got {problem['input']!r}"[:300]
+            )
         return
     host = http_options.get("host", http.get("host", "127.0.0.1"))
     if host not in LOOPBACK and http.get("enabled", True) and not (http.get("token_sha256") or http.get("token_file")):
-        yield Finding(f"{prefix}.http.token_sha256", f"http_options.host {host} is beyond loopback and there is no token; printf %s \"$token\" | sha256sum")
+        yield Finding(
+            f"{prefix}.http.token_sha256",
+            f'http_options.host {host} is beyond loopback and there is no token; printf %s "$token" | sha256sum',
+        )
     if http.get("token_sha256") and not re.fullmatch(r"[0-9a-f]{64}", str(http["token_sha256"])):
         yield Finding(f"{prefix}.http.token_sha256", "must be 64 hexadecimal digits")

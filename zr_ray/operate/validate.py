@@ -2,8 +2,8 @@
 
     python -m zr_ray validate cluster/*.yaml cluster/kuberay/*.yaml [--crds FOLDER]
 
-A file is told by its content: a Kubernetes manifest has apiVersion and kind, a `ray up` file provider, a Serve file applications.
-Exit code 1 if a file may not be used; notes alone leave it at 0.
+A file is told by its content: a Kubernetes manifest has apiVersion and kind, a `ray up` file provider, a Serve file
+applications. Exit code 1 if a file may not be used; notes alone leave it at 0.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from zr_ray.operate.serve_file import check_serve
 
 def read_documents(path: Path) -> list[dict]:
     """The YAML documents of a file. Raises ConfigError for an unreadable one, or a key written twice."""
-    from zr_ray.config_loader import StrictLoader
+    from zr_ray.config.loader import StrictLoader
 
     try:
-        documents = [d for d in yaml.load_all(Path(path).read_text(), Loader=StrictLoader) if d is not None]  # noqa: S506 (a SafeLoader)
+        documents = [d for d in yaml.load_all(Path(path).read_text(), Loader=StrictLoader) if d is not None]
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -49,7 +49,8 @@ def check_file(path: Path, crds: Path | None = None) -> list[Finding]:
             findings += [*check_serve(document), *placeholders(document)]
         else:
             raise ConfigError(
-                f"{path} is no cluster file: it has neither `provider` (ray up), nor `kind: {'|'.join(KINDS)}`, nor `applications` (serve deploy); "
+                f"{path} is no cluster file: it has neither `provider` (ray up), nor `kind: {'|'.join(KINDS)}`, nor "
+                f"`applications` (serve deploy); "
                 f"its keys are {', '.join(map(str, document))}"
             )
     return findings
@@ -70,8 +71,12 @@ def validate(paths: list[Path], crds: Path | None = None) -> bool:
 
 def main(argv: list[str]) -> int:
     """Exit code."""
-    parser = argparse.ArgumentParser(prog="python -m zr_ray validate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m zr_ray validate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("files", nargs="+", type=Path)
-    parser.add_argument("--crds", type=Path, help="folder with KubeRay's ray.io_*.yaml definitions, to check against all of them")
+    parser.add_argument(
+        "--crds", type=Path, help="folder with KubeRay's ray.io_*.yaml definitions, to check against all of them"
+    )
     args = parser.parse_args(argv)
     return 0 if validate(args.files, args.crds) else 1

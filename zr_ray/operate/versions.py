@@ -1,4 +1,5 @@
-"""Versions that must be equal everywhere: zr_ray and Ray of this installation, image tags, rayVersion, pip pins in commands."""
+"""Versions that must be equal everywhere: zr_ray and Ray of this installation, image tags, rayVersion, pip pins in
+commands."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ def image_findings(key: str, image: object) -> Iterator[Finding]:
     wanted = f"{zr_ray_version()}-ray{ray_version()}"
     tag = str(image).rsplit("/", 1)[-1].partition(":")[2]
     if not tag.startswith(wanted):
-        yield Finding(key, f"the tag must start with {wanted}, the versions of this installation, got {tag or 'no tag'}: "
+        yield Finding(key, f"the tag must start with {wanted}, the versions of this installation, got "
+                           f"{tag or 'no tag'}: "
                       "a job and its cluster speak only the same Ray version")  # fmt: skip
 
 
@@ -38,4 +40,8 @@ def pinned_findings(tree) -> Iterator[Finding]:
         for name, version in re.findall(r"\b(ray|zr_ray)(?:\[[^\]]*\])?(?:==([\w.]+))?(?=[\s'\"@]|$)", value):
             wanted = ray_version() if name == "ray" else zr_ray_version()
             if version != wanted:
-                yield Finding(path, f"installs {name} {version or 'of any version'}, this installation has {wanted}; leave it to the image")
+                yield Finding(
+                    path,
+                    f"installs {name} {version or 'of any version'}, this installation has {wanted}; leave it to "
+                    f"the image",
+                )
