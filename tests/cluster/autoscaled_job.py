@@ -12,11 +12,11 @@ from zr_ray.config.sections import GdsoConfig
 from zr_ray.run.placement import _reserve, wanted_bundles
 
 config = GdsoConfig.model_validate(json.loads(sys.argv[2]))
-deadline_s = 60.0
+deadline_s = 150.0  # seconds each way; a quiet machine needs 7
 
 
 def connect(address: str) -> None:
-    for _ in range(60):
+    for _ in range(240):
         try:
             ray.init(address, log_to_driver=False, configure_logging=False, namespace="zr_ray")
             return

@@ -46,7 +46,7 @@ class FakeCluster:
             str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={self.port}",
                 "--num-cpus=1", "--num-gpus=0",
             f"--temp-dir={self.folder / 'ray'}", "--include-dashboard=false", "--object-store-memory=80000000",
-            "--ray-client-server-port=0", f"--autoscaling-config={config}", "--disable-usage-stats",
+            f"--ray-client-server-port={_free_port()}", f"--autoscaling-config={config}", "--disable-usage-stats",
         ]  # fmt: skip
         self._log = open(self.folder / "head.log", "w")
         self._head = subprocess.Popen(
@@ -58,6 +58,13 @@ class FakeCluster:
 
     def __exit__(self, *_) -> None:
         self.stop()
+
+    def check(self) -> None:
+        """Raise with the head's log if it has ended."""
+        if self._head.poll() is not None:
+            raise RuntimeError(
+                f"the head ended with {self._head.returncode}: {(self.folder / 'head.log').read_text()[-2000:]}"
+            )
 
     def processes(self) -> list[psutil.Process]:
         """The head and everything below it; fake nodes are its children."""

@@ -23,7 +23,8 @@ _RULES = {"ingressRules": [{"from": list, "ports": list}], "egressRules": [{"to"
 
 _MOUNT = _any("name mountPath readOnly subPath subPathExpr mountPropagation recursiveReadOnly")
 _VOLUME = _any(
-    "name configMap csi downwardAPI emptyDir ephemeral fc hostPath image iscsi nfs persistentVolumeClaim projected secret"
+    "name configMap csi downwardAPI emptyDir ephemeral fc hostPath image iscsi nfs persistentVolumeClaim projected"
+    " secret"
 )
 _SECURITY = _any(
     "allowPrivilegeEscalation appArmorProfile capabilities privileged procMount readOnlyRootFilesystem runAsGroup"
