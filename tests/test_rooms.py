@@ -7,8 +7,23 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "zr_ray"
 ORDER = (
-    "startup", "errors", "rubric", "records", "functional", "config", "data", "world", "models", "run", "workers",
-    "builtin", "judging", "serving", "report", "loops", "operate",
+    "startup",
+    "errors",
+    "rubric",
+    "records",
+    "functional",
+    "config",
+    "data",
+    "world",
+    "models",
+    "run",
+    "workers",
+    "builtin",
+    "judging",
+    "serving",
+    "report",
+    "loops",
+    "operate",
 )  # fmt: skip  one line a floor would hide the order
 """A room imports only what stands to its left."""
 DOORS = {"__init__", "__main__", "serve"}

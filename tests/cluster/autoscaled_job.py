@@ -6,13 +6,14 @@ import sys
 import time
 
 import ray
-from ray.util.placement_group import placement_group_table, remove_placement_group
 
-from zr_ray.config.sections import GdsoConfig
-from zr_ray.run.placement import _reserve, wanted_bundles
+from zr_ray.config.gdso import GdsoConfig
+from zr_ray.run.placement import worker_bundles
+from zr_ray.run.room import groups_of, reserve
 
 config = GdsoConfig.model_validate(json.loads(sys.argv[2]))
-deadline_s = 150.0  # seconds each way; a quiet machine needs 7
+DEADLINE_S = 150.0
+"""Each way; a quiet machine needs 7."""
 
 
 def connect(address: str) -> None:
@@ -36,26 +37,17 @@ def gpus() -> float:
 connect(sys.argv[1])
 before = len(nodes())
 start = time.monotonic()
-bundles = [b for role in wanted_bundles(config.rollout, config.learner).values() for b in role]
-group = _reserve(bundles, "autoscaled/job", deadline_s)
-up_s = time.monotonic() - start
-held = {node["NodeID"]: node["Resources"] for node in ray.nodes()}
-where = [held[node] for _, node in sorted(placement_group_table(group)["bundles_to_node_id"].items())]
-peak = {"nodes": len(nodes()), "gpus": gpus()}
-remove_placement_group(group)
+wanted = {"rollout": worker_bundles(config.rollout), "learner": worker_bundles(config.learner)}
+with reserve("autoscaled", wanted, DEADLINE_S):
+    up_s = time.monotonic() - start
+    held = {node["NodeID"]: node["Resources"] for node in ray.nodes()}
+    where = {
+        group["name"].rpartition("/")[2]: [held[node] for node in group["bundles_to_node_id"].values()]
+        for group in groups_of("autoscaled")
+    }
+    peak = {"nodes": len(nodes()), "gpus": gpus()}
 start = time.monotonic()
-while len(nodes()) > before and time.monotonic() - start < deadline_s:
+while len(nodes()) > before and time.monotonic() - start < DEADLINE_S:
     time.sleep(0.2)
-print(
-    json.dumps(
-        {
-            "before": before,
-            "peak": peak,
-            "where": where,
-            "after": len(nodes()),
-            "gpus_after": gpus(),
-            "up_s": up_s,
-            "down_s": time.monotonic() - start,
-        }
-    )
-)
+seen = {"before": before, "peak": peak, "where": where, "after": len(nodes()), "gpus_after": gpus()}
+print(json.dumps(seen | {"up_s": up_s, "down_s": time.monotonic() - start}))

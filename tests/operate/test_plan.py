@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from zr_ray.config.sections import GdsoConfig
+from zr_ray.config.gdso import GdsoConfig
 from zr_ray.errors import PlacementError
 from zr_ray.operate.cluster_file import NodeType, node_types
 from zr_ray.operate.memory import Estimate

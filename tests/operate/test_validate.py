@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from zr_ray.config.sections import GdsoConfig
+from zr_ray.config.gdso import GdsoConfig
 from zr_ray.errors import ConfigError
 from zr_ray.operate.validate import check_file, main, read_documents
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from zr_ray.config.sections import GdsoConfig, load_config
+from zr_ray.config.gdso import GdsoConfig
+from zr_ray.config.loader import load_config
 from zr_ray.errors import CheckpointError, ConfigError
 from zr_ray.run import environment
 from zr_ray.run import folder as run_folder

@@ -11,7 +11,7 @@ import numpy as np
 from zr_ray.data.aggregate import aggregate_scores
 from zr_ray.errors import ConfigError, DataError
 from zr_ray.records import AnnotatedImage, PreferencePair
-from zr_ray.rubric import DIMENSIONS
+from zr_ray.rubric import PAPER
 
 
 def group_items(items: Iterable[AnnotatedImage]) -> dict[str, list[AnnotatedImage]]:
@@ -22,15 +22,16 @@ def group_items(items: Iterable[AnnotatedImage]) -> dict[str, list[AnnotatedImag
     return groups
 
 
-def preference_pairs(items: Iterable[AnnotatedImage], dimensions: Sequence[str] = DIMENSIONS) -> list[PreferencePair]:
+def preference_pairs(items: Iterable[AnnotatedImage], dimensions: Sequence[str] | None = None) -> list[PreferencePair]:
     """Every (winner, loser, dimension) inside a group whose aggregated scores differ; ties give no pair (method section
     2).
 
     Items without a score in a dimension take no part in it. Order: group, dimension, then as the items come.
+    Args: dimensions: those wanted; None: all that have scores, the paper's first.
     """
     pairs = []
     for members in group_items(items).values():
-        for dimension in dimensions:
+        for dimension in _scored_dimensions(members) if dimensions is None else dimensions:
             scored = [(item, aggregate_scores(item.scores[dimension])) for item in members if dimension in item.scores]
             for (a, score_a), (b, score_b) in combinations(scored, 2):
                 if score_a > score_b:
@@ -38,6 +39,12 @@ def preference_pairs(items: Iterable[AnnotatedImage], dimensions: Sequence[str] 
                 elif score_b > score_a:
                     pairs.append(PreferencePair(b, a, dimension, score_b, score_a))
     return pairs
+
+
+def _scored_dimensions(items: Iterable[AnnotatedImage]) -> list[str]:
+    """Dimensions with a score, in an order that the items' order does not change."""
+    found = {dimension for item in items for dimension in item.scores}
+    return [d for d in PAPER.dimensions if d in found] + sorted(found - set(PAPER.dimensions))
 
 
 @lru_cache(maxsize=32)

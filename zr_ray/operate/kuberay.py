@@ -50,7 +50,8 @@ def check_kuberay(document: dict, crds: Path | None = None) -> Iterator[Finding]
 
 def cluster_of(document: dict) -> tuple[dict | None, str]:
     """(the RayCluster's spec inside a manifest or None, its dotted key)."""
-    value, key = document, CLUSTER_KEY[document["kind"]]
+    value: object = document
+    key = CLUSTER_KEY[document["kind"]]
     for name in key.split("."):
         value = value.get(name) if isinstance(value, dict) else None
     return (value if isinstance(value, dict) else None), key

@@ -13,6 +13,7 @@ import argparse
 import importlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from zr_ray.config.loader import load_config
 from zr_ray.config.sections import WorkerSection
@@ -21,7 +22,7 @@ from zr_ray.operate.cluster_file import NodeType, node_types
 from zr_ray.operate.memory import Estimate, judge_shape, learner_memory, replica_memory, rollout_memory
 
 JOBS = {
-    "gdso": "zr_ray.config.sections:GdsoConfig", "sft": "zr_ray.config.sft:SftConfig", "risd":
+    "gdso": "zr_ray.config.gdso:GdsoConfig", "sft": "zr_ray.config.sft:SftConfig", "risd":
     "zr_ray.config.risd:RisdConfig",
     "opd": "zr_ray.config.opd:OpdConfig", "evaluate": "zr_ray.config.evaluate:EvaluateConfig", "audit":
     "zr_ray.config.audit:AuditConfig",
@@ -40,7 +41,7 @@ class Role:
     bundle: dict[str, float]
     """Resources of one worker."""
     workers: int
-    section: object
+    section: Any
     """Its section of the configuration."""
 
 
@@ -62,8 +63,7 @@ def config_class(job: str) -> type:
 
 def roles_of(config) -> list[Role]:
     """The roles of a job's configuration, in the order of its sections."""
-    from zr_ray.config.serve import ReplicaSection
-    from zr_ray.config.serve import TeacherSection as ServedTeacher
+    from zr_ray.config.serve import ReplicaSection, ServedTeacherSection
     from zr_ray.run.placement import bundle
 
     roles = []
@@ -73,7 +73,7 @@ def roles_of(config) -> list[Role]:
             workers = section.workers
         elif isinstance(section, ReplicaSection):
             workers = section.max_replicas or section.replicas
-        elif isinstance(section, ServedTeacher) and section.path is not None:
+        elif isinstance(section, ServedTeacherSection) and section.path is not None:
             workers = section.replicas
         else:
             continue

@@ -161,7 +161,7 @@ def _node_type(provider: str, name: str, node: dict, is_head: bool) -> Iterator[
 
 def machine_type(provider: str, node_config: dict) -> str | None:
     """The machine type that a node_config names."""
-    value = node_config
+    value: object = node_config
     for name in _TYPE_KEY.get(provider, ()):
         value = value.get(name) if isinstance(value, dict) else None
     return value if isinstance(value, str) else None

@@ -24,6 +24,7 @@ import time
 from pathlib import Path
 
 from zr_ray.config.loader import differing_keys, dump_yaml, load_config
+from zr_ray.data.files import write_whole
 from zr_ray.errors import CheckpointError, ConfigError
 from zr_ray.run.environment import checkout, describe_environment
 from zr_ray.run.result import check_result
@@ -31,6 +32,8 @@ from zr_ray.run.result import check_result
 CONFIG_FILE = "config.resolved.yaml"
 METRICS_FILE = "metrics.jsonl"
 RESULT_FILE = "result.json"
+PROGRESS_FILE = "progress.log"
+ROWS_FILE = "rows.json"
 LATEST = "latest"
 
 
@@ -173,12 +176,7 @@ class RunFolder:
         """Atomic text file below the run folder: after a crash either the old or the new content is there."""
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        with open(temporary, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        write_whole(path, text.encode())
         return path
 
     def _folder(self, name: str) -> Path:

@@ -1,22 +1,26 @@
-"""The only place that asks Ray for resources: feasibility first, then rollout actors, then Ray Train for the learners.
+"""Asks Ray for the resources of a run: feasibility first, then fleets of actors, then Ray Train for the learners.
 
-Nothing expensive starts before `check_feasible` passes. Waits have deadlines and say what is missing.
+Ray Data (`judging/label.py`) and Ray Serve (`serving/application.py`) ask for what their pipelines and deployments
+declare. Nothing expensive starts before `check_feasible` passes. Waits have deadlines and say what is missing.
 Left out on purpose: scheduling. Placement groups and Ray Train place, restart and release.
 """
 
 from __future__ import annotations
 
 import os
-import time
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from zr_ray.config.sections import LearnerSection, RolloutSection
+from zr_ray.config.sections import LearnerSection, WorkerSection
 from zr_ray.errors import PlacementError
 from zr_ray.run.observe import duration, say, wait_for
+from zr_ray.run.room import HANDOVER_S, Room, release_lock, wait_for_group
+from zr_ray.run.shortage import bundle_text, bundles_text, held_text, missing_text
 from zr_ray.startup.torchvision_shim import child_environment
 
 ROLE_SHARE = 0.001
@@ -45,7 +49,7 @@ def check_feasible(
         for i, one in enumerate(bundles):
             if not any(all(node.get(r, 0.0) >= amount for r, amount in one.items()) for node in nodes):
                 best = ", ".join(f"{{{', '.join(f'{r}: {n.get(r, 0.0):g}' for r in one)}}}" for n in nodes) or "no node"
-                _refuse(f"no node can hold {role} bundle {i} {_text(one)}; nodes have {best}", wait_for_nodes_s)
+                _refuse(f"no node can hold {role} bundle {i} {bundle_text(one)}; nodes have {best}", wait_for_nodes_s)
                 return
     total: dict[str, float] = {}
     for one in (b for bundles in wanted.values() for b in bundles):
@@ -54,7 +58,7 @@ def check_feasible(
     for resource, amount in total.items():
         have = sum(node.get(resource, 0.0) for node in nodes)
         if amount > have:
-            parts = ", ".join(f"{len(b)} x {role} {_text(b[0])}" for role, b in wanted.items() if b)
+            parts = ", ".join(f"{len(b)} x {role} {bundle_text(b[0])}" for role, b in wanted.items() if b)
             _refuse(f"the job wants {amount:g} {resource} in all ({parts}), the cluster has {have:g}", wait_for_nodes_s)
             return
 
@@ -69,16 +73,9 @@ def _refuse(problem: str, wait_for_nodes_s: float) -> None:
     )
 
 
-def _text(one: dict[str, float]) -> str:
-    return "{" + ", ".join(f"{r}: {a:g}" for r, a in one.items()) + "}"
-
-
-def wanted_bundles(rollout: RolloutSection, learner: LearnerSection) -> dict[str, list[dict[str, float]]]:
-    """Role -> bundles that a training job asks for; what `--dry-run` prints."""
-    return {
-        "rollout": [bundle(rollout.cpus, rollout.gpus, rollout.resource)] * rollout.workers,
-        "learner": [bundle(learner.cpus, learner.gpus, learner.resource)] * learner.workers,
-    }
+def worker_bundles(section: WorkerSection) -> list[dict[str, float]]:
+    """The bundles of one kind of worker."""
+    return [bundle(section.cpus, section.gpus, section.resource)] * section.workers
 
 
 def living_nodes() -> list[dict[str, float]]:
@@ -86,35 +83,53 @@ def living_nodes() -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-class RolloutFleet:
-    """The run's rollout actors in their placement group. Use as a context manager: leaving it frees the resources."""
+class Fleet:
+    """Actors of one class, each in its own bundle of one placement group. A context manager: leaving it frees the
+    resources."""
 
-    def __init__(self, run_id: str, judge: Path, config: RolloutSection, wait_for_nodes_s: float = 0.0) -> None:
-        from zr_ray.workers.rollout import RolloutWorker, engine_environment
+    def __init__(
+        self,
+        actor_class: type,
+        section: WorkerSection,
+        name: str,
+        arguments: tuple,
+        *,
+        environment: Mapping[str, str],
+        start_deadline_s: float,
+        wait_for_nodes_s: float = 0.0,
+        group: PlacementGroup | None = None,
+    ) -> None:
+        """Reserve, start, and wait until every actor has answered `describe()`.
 
-        bundles = [bundle(config.cpus, config.gpus, config.resource)] * config.workers
-        self._group = _reserve(bundles, f"{run_id}/rollout", max(wait_for_nodes_s, 60.0))
-        actor = ray.remote(RolloutWorker)
+        Args: actor_class: a plain class with `describe()`. section: how many, and what each asks for. name:
+            "<run>/<role>", of the group and, numbered, of the actors. arguments: of the class, the same for every
+            actor. environment: variables of the actors' processes. start_deadline_s: until all have answered.
+            group: granted already, one bundle an actor, for example `Room.take(role)`; None asks for one here.
+        Raises: PlacementError, DeadlineError, or what an actor raised at its start."""
+        self._group = group or wait_for_group(worker_bundles(section), name, max(wait_for_nodes_s, 60.0))
+        actor = ray.remote(actor_class)
         self.workers = [
             actor.options(
-                name=f"{run_id}/rollout-{i}",
-                num_cpus=config.cpus,
-                num_gpus=config.gpus,
-                resources=custom(config.resource),
+                name=f"{name}-{i}",
+                num_cpus=section.cpus,
+                num_gpus=section.gpus,
+                resources=custom(section.resource),
                 scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=i),
-                runtime_env={"env_vars": engine_environment(config)},
-            ).remote(str(judge), config)
-            for i in range(config.workers)
+                runtime_env={"env_vars": dict(environment)},
+            ).remote(*arguments)
+            for i in range(section.workers)
         ]
         try:
             self.places = wait_for(
-                [w.describe.remote() for w in self.workers], config.start_deadline_s, "the rollout engines to start"
+                [w.describe.remote() for w in self.workers],
+                start_deadline_s,
+                f"{section.workers} actors of {name} to start",
             )
         except BaseException:
             self.close()
             raise
 
-    def __enter__(self) -> RolloutFleet:
+    def __enter__(self) -> Fleet:
         return self
 
     def __exit__(self, *_) -> None:
@@ -127,25 +142,6 @@ class RolloutFleet:
         remove_placement_group(self._group)
 
 
-def _reserve(bundles: list[dict[str, float]], name: str, deadline_s: float) -> PlacementGroup:
-    group = placement_group(bundles, strategy="PACK", name=name)
-    start = time.monotonic()
-    while not group.wait(10):
-        waited = time.monotonic() - start
-        free = {r: a for r, a in ray.available_resources().items() if r in ("CPU", "GPU")}
-        if waited > deadline_s:
-            remove_placement_group(group)
-            raise PlacementError(
-                f"{name} did not get {[_text(b) for b in bundles]} within {duration(deadline_s)}; free now:"
-                f" {_text(free)}; stop other jobs, add nodes, or raise run.wait_for_nodes_s"
-            )
-        say(
-            f"waiting for {name}: wants {[_text(b) for b in bundles]}, free now {_text(free)}, {duration(waited)} of"
-            f" {duration(deadline_s)}"
-        )
-    return group
-
-
 def learner_environment(config: LearnerSection, nodes: int) -> dict[str, str]:
     """Environment of a learner process; must be set before torch and DeepSpeed are imported."""
     environment = child_environment() | {
@@ -154,7 +150,7 @@ def learner_environment(config: LearnerSection, nodes: int) -> dict[str, str]:
             "TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "zr_ray" / "torch_extensions")
         ),
         # DeepSpeed looks for ninja on PATH
-        "PATH": f"{Path(os.sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
     }
     if config.gpus == 0:
         environment["DS_ACCELERATOR"] = "cpu"
@@ -166,13 +162,37 @@ def learner_environment(config: LearnerSection, nodes: int) -> dict[str, str]:
     return environment
 
 
-def run_learners(loop, task, config: LearnerSection, run_path: Path, run_id: str) -> None:
-    """Run `loop(task)` on every learner rank under Ray Train and wait for the end. Raises what the loop raised."""
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+"""What Ray Train's controller reads its deadline for a placement group from."""
+
+
+def run_learners(
+    loop: Callable[[dict], None],
+    task,
+    config: LearnerSection,
+    run_path: Path,
+    run_id: str,
+    room: Room | None = None,
+    role: str = "learner",
+) -> None:
+    """Run `loop(task)` on every learner rank under Ray Train and wait for the end.
+
+    Args: room: what the job reserved; Ray Train, which places itself, is handed `role`, and the next job may look for
+        room once the first rank runs.
+    Raises: PlacementError if Ray Train did not get its resources in time; what the loop raised."""
+    from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, get_context
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    def begin(loop_config: dict) -> None:
+        if get_context().get_world_rank() == 0:
+            release_lock(run_id)
+        loop(loop_config)
+
+    os.environ[START_TIMEOUT] = str(HANDOVER_S)  # its resources were reserved until a moment ago
+    if room is not None:
+        room.hand_over(role)
     trainer = TorchTrainer(
-        loop,
+        begin,
         train_loop_config={"task": task},
         torch_config=TorchConfig(backend="nccl" if config.gpus > 0 else "gloo", timeout_s=int(config.deadline_s)),
         scaling_config=ScalingConfig(
@@ -183,8 +203,16 @@ def run_learners(loop, task, config: LearnerSection, run_path: Path, run_id: str
         run_config=RunConfig(
             name=run_id,
             storage_path=str(run_path / "ray_train"),
-            failure_config=FailureConfig(max_failures=0),
+            # Ray Train's default, -1, asks for the resources again for ever and says nothing
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
             worker_runtime_env={"env_vars": learner_environment(config, len(living_nodes()))},
         ),
     )
-    trainer.fit()
+    try:
+        trainer.fit()
+    except ControllerError as error:
+        wanted = worker_bundles(config)
+        raise PlacementError(
+            f"Ray Train could not start {config.workers} learner(s), it wanted {bundles_text(wanted)}:"
+            f" {missing_text(wanted)}; {held_text(f'{run_id}/{role}')}; {str(error.controller_failure).splitlines()[0]}"
+        ) from error

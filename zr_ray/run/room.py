@@ -53,6 +53,11 @@ class Room:
     def __init__(self, owner: str, lock, groups: dict[str, PlacementGroup]) -> None:
         self.owner, self._lock, self._groups = owner, lock, groups
 
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Roles whose resources nobody has taken yet."""
+        return tuple(self._groups)
+
     def take(self, role: str) -> PlacementGroup:
         """The role's group; whoever takes it removes it."""
         return self._groups.pop(role)

@@ -31,7 +31,7 @@ def convert(
     """Convert EvalMuse-40K.
 
     Args: source: train_list.json, or the folder that holds it. images: folder that img_path is relative to. train_frac,
-    dev_frac: shares of the prompts; the rest is test. options: copy_images, skip_broken (`Conversion`).   Raises:
+    dev_frac: shares of the prompts; the rest is test. options: those of `Conversion`.   Raises:
     DataError, ConfigError."""
     to = Conversion("evalmuse", images, root, **options)
 

@@ -33,7 +33,7 @@ def convert(
     """Convert GenAI-Bench (images).
 
     Args: source: genai_image.json, or the folder that holds it. images: folder with one folder per model. train_frac,
-    dev_frac: shares of the prompts; the rest is test. options: copy_images, skip_broken (`Conversion`).   Raises:
+    dev_frac: shares of the prompts; the rest is test. options: those of `Conversion`.   Raises:
     DataError, ConfigError."""
     to = Conversion("genai_bench", images, root, **options)
 

@@ -35,7 +35,7 @@ def convert(source: Path, images: Path, root: Path, **options) -> Summary:
     """Convert HPD v2 into preferences.
 
     Args: source: train.json or test.json, or the folder with both. images: folder with train/ and test/.
-    options: copy_images, skip_broken (`Conversion`).   Raises: DataError."""
+    options: those of `Conversion`.   Raises: DataError."""
     to = Conversion("hpdv2", images, root, **options)
     to.preferences(
         one

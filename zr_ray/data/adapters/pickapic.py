@@ -37,7 +37,7 @@ def convert(source: Path, images: Path | None, root: Path, **options) -> Summary
     """Convert Pick-a-Pic into preferences.
 
     Args: source: a Parquet file, or the folder of them. images: None when the files hold the images (jpg_0, jpg_1); for
-    the version without images, a folder of <uid>.jpg or <uid>.png. options: copy_images, skip_broken (`Conversion`).
+    the version without images, a folder of <uid>.jpg or <uid>.png. options: those of `Conversion`.
     Raises: DataError."""
     to = Conversion("pickapic", images, root, **options)
 
@@ -79,7 +79,7 @@ def image(to: Conversion, name: str, data: bytes | None, where: str) -> Path | N
     """The image of a row inside the output folder: from its bytes, else from the image folder; None, and counted, if
     neither has it."""
     if data:
-        return to.write_image(f"{name}.jpg", data)
+        return to.readable(to.write_image(f"{name}.jpg", data), where)
     if to.images is None:
         raise DataError(
             f"{where}: wanted image bytes, or an image folder, for {name!r}, got neither; name the folder of <uid>.jpg"

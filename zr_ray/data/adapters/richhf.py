@@ -65,8 +65,8 @@ def convert(
 
     Args: source: a .tfrecord or .parquet file, or a folder of them. images: folder of <uid>.png or <uid>.jpg, or None
     if Pick-a-Pic's files or the mirror hold the images. pickapic: Pick-a-Pic v1 Parquet file or folder, for prompts and
-    images; needed for TFRecords. artifact_to: "plausibility", "realism" or "both". options: copy_images, skip_broken
-    (`Conversion`).
+    images; needed for TFRecords. artifact_to: "plausibility", "realism" or "both". options: those of
+    `Conversion`.
     Raises: DataError; ConfigError if pickapic is missing or artifact_to unknown."""
     if artifact_to not in ARTIFACT_TO:
         raise ConfigError(f"wanted artifact_to {', '.join(ARTIFACT_TO)}, got {artifact_to!r}; correct it")
@@ -124,7 +124,8 @@ def _item(to: Conversion, one: _Rated, known: dict[str, tuple[str, bool]]) -> An
     group = prompt_group(one.split, caption)
     if not to.member(group, caption, one.split, one.where):
         return None
-    image = to.root / "images" / f"{one.uid}.jpg" if placed else pick.image(to, one.uid, one.image, one.where)
+    held = to.root / "images" / f"{one.uid}.jpg"
+    image = to.readable(held, one.where) if placed else pick.image(to, one.uid, one.image, one.where)
     if image is None:
         return None
     scores = {dimension: annotated([score], one.split) for dimension, score in one.scores.items()}
