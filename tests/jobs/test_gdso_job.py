@@ -14,6 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster import dashboard
+from zr_ray.run.observe import gauge_name
+
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
     "gdso.steps=4",
@@ -58,6 +61,16 @@ def uninterrupted(ray_cluster, run_job, tmp_path_factory):
     with redirect_stdout(log):
         assert run_job("gdso", *SMALL, f"run.root={root}", "run.name=whole") == 0, log.getvalue()
     return root / "whole", log.getvalue()
+
+
+def test_the_dashboard_asks_for_what_a_run_records(uninterrupted):
+    lines = (uninterrupted[0] / "metrics.jsonl").read_text().splitlines()
+    exported = {f"ray_{gauge_name(key)}" for line in lines for key in json.loads(line)}
+    exported |= {"ray_zr_progress_step", "ray_zr_progress_since_step_s"}
+    queries = [*dashboard.dashboard_queries(), *dashboard.alert_queries()]
+    of_runs = [query for query in queries if dashboard.labels_of(query) == {"run_id"}]
+    assert len(of_runs) > 15
+    assert {metric for query in of_runs for metric in dashboard.metrics_of(query)} <= exported
 
 
 def test_run_folder_holds_everything(uninterrupted):

@@ -57,8 +57,8 @@ def test_activations_of_one_micro_batch():
 
 
 def test_rollout_cache_is_what_vllm_leaves():
-    memory = rollout_memory(JUDGE, RolloutSection(dtype="bfloat16", max_model_len=32), gpu_gib=10)
+    memory = rollout_memory(JUDGE, RolloutSection(dtype="bfloat16", max_model_len=48), gpu_gib=10)
     assert memory.parts == {"weights": 2.0, "cache": pytest.approx(7.0)}
-    sequence = 2 * 2 * 2 * 16 * 2 * 32  # keys and values, layers, heads, width of a head, bytes, tokens
+    sequence = 2 * 2 * 2 * 16 * 2 * 48  # keys and values, layers, heads, width of a head, bytes, tokens
     assert memory.least == pytest.approx(2.0 + sequence / GIB)
-    assert f"{int(7.0 * GIB / sequence)} sequences of 32 tokens" in memory.remark
+    assert f"{int(7.0 * GIB / sequence)} sequences of 48 tokens" in memory.remark
