@@ -18,7 +18,7 @@ from pathlib import Path
 
 from zr_ray.config.arguments import fraction, number
 from zr_ray.data.adapters import ADAPTERS, IMAGES_IN_SOURCE
-from zr_ray.data.adapters.conversion import Summary
+from zr_ray.data.adapters.summary import Summary
 from zr_ray.data.annotations import FILES, read_annotations
 from zr_ray.data.preferences import FILE, read_preferences, usable_losses
 from zr_ray.errors import ConfigError, ZrRayError

@@ -8,8 +8,10 @@ import torch
 
 from zr_ray.config.audit import AuditSection
 from zr_ray.data.images import load_image
-from zr_ray.loops.audit import beyond, draw, markdown, sample, score_items, worst_items
+from zr_ray.judging.pool import StudentScorer
+from zr_ray.loops.audit import beyond, draw, sample, worst_items
 from zr_ray.models.student import Student
+from zr_ray.report.audit_page import markdown
 from zr_ray.rubric import DIMENSIONS, PAPER, SCORE_BINS
 
 D, K = len(DIMENSIONS), len(SCORE_BINS)
@@ -98,7 +100,7 @@ def test_limits():
 
 def test_scores_are_the_students(judge_path, world_items):
     items = world_items[:3]
-    got = score_items(str(judge_path), items, "float32", "cpu", 1)
+    got = StudentScorer(str(judge_path), "float32", "cpu", 1).log_q(items)
     pixels = (
         torch.stack([torch.from_numpy(np.array(load_image(i.image))).permute(2, 0, 1) for i in items]).float() / 255
     )

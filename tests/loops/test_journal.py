@@ -18,6 +18,9 @@ class Counter:
     def barrier(self):
         pass
 
+    def reduce_max(self, value):
+        return value
+
     def save(self, folder, state):
         pass
 

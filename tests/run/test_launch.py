@@ -18,7 +18,12 @@ def never(*_):
 
 
 def plan(resumed):
-    return Plan(7, {"judge": "folder of it"}, ({"reader": [{"CPU": 0.25}]}, {"learner": [{"CPU": 1.0}] * 2}))
+    return Plan(
+        7,
+        {"judge": "folder of it"},
+        {"judge.path": "abc"},
+        ({"reader": [{"CPU": 0.25}]}, {"learner": [{"CPU": 1.0}] * 2}),
+    )
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path, capsys):
@@ -65,3 +70,13 @@ def test_what_the_check_refuses_leaves_no_folder(tmp_path):
 def test_a_service_has_nothing_to_resume(tmp_path):
     with pytest.raises(ConfigError, match="a service has nothing to resume"):
         launch("serve", config(tmp_path, resume="latest"), True, never, never, keeps_folder=False)
+
+
+def test_other_contents_of_an_input_are_refused(tmp_path):
+    run = RunFolder.create(tmp_path, "first", config(tmp_path))
+    run.write_json("inputs.json", {"judge.path": "abc", "data.path": "1"})
+    again = config(tmp_path, resume="latest")
+    launch("gdso", again, True, plan, never)  # what is not asked about is no reason
+    other = lambda resumed: Plan(7, {}, {"judge.path": "abc", "data.path": "2"})
+    with pytest.raises(CheckpointError, match="the contents of data.path are not what the run began with"):
+        launch("gdso", again, True, other, never)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from zr_ray.builtin.tiny_language import BranchWriter
 from zr_ray.builtin.tiny_perception import as_encoder_output, patch_pixels, tower_features
-from zr_ray.data.aggregate import aggregate_scores
+from zr_ray.data.pairs import aggregate_scores
 from zr_ray.functional.pairs import human_pair_accuracy
 from zr_ray.rubric import DIMENSIONS, SCORE_BINS, label_token_ids
 from zr_ray.world.annotators import AnnotatorPool

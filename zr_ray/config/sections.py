@@ -23,7 +23,7 @@ BF16_SYNC_TOLERANCE = 5e-2
 """The same when either side computes in bf16; measured 3e-3 to 1.5e-2."""
 
 
-def field(default: Any, description: str, why: str = "", **limits) -> Any:
+def field(default: Any, description: str, why: str = "", **limits: Any) -> Any:
     """A pydantic Field; `why` is the reason behind its limit and ends up in the error message."""
     return Field(default, description=description, json_schema_extra={"why": why} if why else None, **limits)
 

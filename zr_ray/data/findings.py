@@ -10,8 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 
-from zr_ray.data.aggregate import aggregate_scores
-from zr_ray.data.pairs import group_items, preference_pairs
+from zr_ray.data.pairs import aggregate_scores, group_items, preference_pairs
 from zr_ray.records import AnnotatedImage
 from zr_ray.rubric import Rubric
 
@@ -57,7 +56,7 @@ def leak_findings(
             )
     if shared:
         findings.add(
-            "held-out prompt that is also a training prompt: held-out results will be optimistic",
+            "held-out prompt that is also a training prompt: held-out results may be optimistic",
             repr(min(shared)[:60]),
             len(shared),
         )

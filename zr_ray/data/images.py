@@ -16,7 +16,7 @@ import io
 import os
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -61,6 +61,9 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """EXIF orientation -> what undoes it; 1 is upright, 0 is written by some cameras for "unknown"."""
+
+_EXIF_DAMAGE = re.compile(r"Truncated File Read|orrupt EXIF data(?!.*Skipping tag)|Skipping tag 274\b")
+"""Warnings of Pillow after which the orientation (tag 274) may have been there."""
 
 _STRANGERS = (
     (rb"version https://git-lfs", "a Git LFS pointer: fetch the file itself (git lfs pull)"),
@@ -126,13 +129,13 @@ def decode(
     is none."""
     background = configured_background() if background is None else background
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # our own size limit is the stricter one; damage is an error or harmless
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")  # kept from the log: our size limit is the stricter one, and see `_turn`
             with Image.open(source, formats=formats) as image:
                 _check_header(image, name, max_pixels)
                 image.load()
                 _check_header(image, name, max_pixels)  # a TIFF may turn, a damaged file may change its mind
-                return _as_seen(image, background)
+                return _as_seen(image, background, [str(warning.message) for warning in said])
     except DataError:
         raise
     except FileNotFoundError:
@@ -178,10 +181,10 @@ def _check_header(image: Image.Image, name: str, max_pixels: int) -> None:
         )
 
 
-def _as_seen(image: Image.Image, background: tuple[int, int, int]) -> DecodedImage:
-    """A loaded image as RGB, turned upright, on the background."""
+def _as_seen(image: Image.Image, background: tuple[int, int, int], said: Sequence[str]) -> DecodedImage:
+    """A loaded image as RGB, turned upright, on the background. said: Pillow's warnings."""
     notes = []
-    turn, readable = _turn(image)
+    turn, readable = _turn(image, said)
     if not readable:
         notes.append(UNREADABLE_EXIF)
     seen = image
@@ -200,16 +203,14 @@ def _as_seen(image: Image.Image, background: tuple[int, int, int]) -> DecodedIma
     return DecodedImage(pixels, tuple(notes))
 
 
-def _turn(image: Image.Image) -> tuple[Image.Transpose | None, bool]:
+def _turn(image: Image.Image, said: Sequence[str]) -> tuple[Image.Transpose | None, bool]:
     """(what makes the image upright, whether the orientation could be read). Cameras and editors write broken EXIF."""
     if image.format == "TIFF":  # its orientation is applied by Pillow while it loads
         return None, True
     try:
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always")
-            orientation = image.getexif().get(0x0112)
-        if orientation is None:  # none there, or one that Pillow could not read: it says so in a warning
-            return None, not any("orrupt EXIF" in str(warning.message) for warning in said)
+        orientation = image.getexif().get(0x0112)
+        if orientation is None:  # none there, or one that Pillow skipped: only a warning tells
+            return None, not ("exif" in image.info and any(map(_EXIF_DAMAGE.search, said)))
         return _TURNS.get(orientation), orientation in range(9)
     except Exception:  # broken EXIF raises anything, and says nothing of the pixels
         return None, False

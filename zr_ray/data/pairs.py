@@ -1,17 +1,31 @@
-"""Same-prompt preference pairs, and the order in which training visits them."""
+"""From annotators' scores to same-prompt preference pairs, and the order in which training visits them."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import combinations
 
 import numpy as np
 
-from zr_ray.data.aggregate import aggregate_scores
 from zr_ray.errors import ConfigError, DataError
 from zr_ray.records import AnnotatedImage, PreferencePair
 from zr_ray.rubric import PAPER
+
+
+def aggregate_scores(scores: float | Sequence[float]) -> float:
+    """Mean after dropping the highest and the lowest score, s-hat of a test item.
+
+    A single number is returned as it is; one or two scores give their plain mean.
+    Raises: ValueError if there is no score, or one is not finite.
+    """
+    values = [float(scores)] if isinstance(scores, (int, float)) else sorted(float(score) for score in scores)
+    if not values or not all(map(math.isfinite, values)):
+        raise ValueError(f"aggregate_scores needs at least one finite score, got {scores!r}")
+    if len(values) >= 3:
+        values = values[1:-1]
+    return sum(values) / len(values)
 
 
 def group_items(items: Iterable[AnnotatedImage]) -> dict[str, list[AnnotatedImage]]:
@@ -78,13 +92,6 @@ class PairSchedule:
         """D' lists, the pairs of each dimension in name order."""
         self.pairs_per_step = pairs_per_step
         self.seed = seed
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Steps after which every pair has been visited at least once (dimensions with fewer pairs come round
-        earlier)."""
-        slots = max((len(pairs) - 1) * len(self.streams) + stream + 1 for stream, pairs in enumerate(self.streams))
-        return -(-slots // self.pairs_per_step)
 
     def batch(self, step: int) -> list[PreferencePair]:
         """The pairs of one step, step >= 0. Returns: pairs_per_step pairs, dimensions in turn."""

@@ -36,6 +36,8 @@ class RunData:
     """Same-prompt pairs of the training split with different scores."""
     warnings: tuple[str, ...]
     """What a run can live with, one line each."""
+    digest: str = ""
+    """Hash of everything above: records in order, pixels included."""
 
     def line(self, split: str) -> str:
         """How much there is, for a log. split: name of the evaluation split."""
@@ -79,7 +81,16 @@ def load_run_data(
     scale_findings(train, held_out, read_rubric(folder), findings)
     held_out_findings(held_out, split, findings)
     pairs = tuple(preference_pairs(train, dimensions))
-    return RunData(Path(folder), tuple(train), tuple(held_out), pairs, findings.lines())
+    digest = _digest([*train, *held_out], prints)
+    return RunData(Path(folder), tuple(train), tuple(held_out), pairs, findings.lines(), digest)
+
+
+def _digest(items: Sequence[AnnotatedImage], prints: dict[str, str]) -> str:
+    whole = hashlib.blake2b(digest_size=16)
+    for i in items:
+        record = (i.id, i.group, i.split, i.prompt, sorted(i.scores.items()), sorted(i.reasoning.items()), prints[i.id])
+        whole.update(repr(record).encode())
+    return whole.hexdigest()
 
 
 def load_checked_split(folder: Path, split: str, check: ItemCheck | None = None) -> tuple[list[AnnotatedImage], tuple]:

@@ -15,7 +15,9 @@ _MOVED = 1e-6
 """Rubric points: gaps below are rounding, such a pair says nothing about order."""
 
 
-def trace_following(own: Tensor, swapped: Tensor, prompt: Tensor, resamples: int = 1000, seed: int = 0) -> dict:
+def trace_following(
+    own: Tensor, swapped: Tensor, prompt: Tensor, resamples: int = 1000, seed: int = 0
+) -> dict[str, float | list[float] | int | None]:
     """Share of the score that comes with the trace, and how often the order of a pair follows it.
 
         follow = sum_m,j (swapped[m,j] - own[m,j]) (own[m,other] - own[m,j]) / sum_m,j (own[m,other] - own[m,j])^2

@@ -54,9 +54,9 @@ def pairwise_gap_error(
     _check_sides(expected_scores, human_scores, score_range)
     valid = _all_valid(expected_scores, valid)
     mu = torch.where(valid, expected_scores, torch.zeros_like(expected_scores))
-    human = human_scores.to(mu)
+    human_scores = human_scores.to(mu)
     gaps = mu.unsqueeze(-1) - mu.flip(1).unsqueeze(-2)  # [B, 2, G own i, G other k]
-    human_gaps = (human - human.flip(1))[..., None, None]
+    human_gaps = (human_scores - human_scores.flip(1))[..., None, None]
     counted = valid.flip(1).unsqueeze(-2)
     distance = (gaps - human_gaps).abs() * counted
     error = distance.sum(-1) / counted.sum(-1).clamp_min(1) / score_range

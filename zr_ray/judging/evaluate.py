@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zr_ray.data.aggregate import aggregate_scores
+from zr_ray.data.pairs import aggregate_scores
 from zr_ray.functional import correlation, intervals, pairs, scores
 from zr_ray.functional.intervals import defined, defined_interval
 from zr_ray.functional.risd import average_distributions

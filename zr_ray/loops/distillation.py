@@ -174,9 +174,11 @@ def _check(config: DistillationConfig, engines: Engines, resumed: RunFolder | No
     if config.data.path is not None:
         data = read_data(config, config.data.path, text)
         facts |= data.plan(config.evaluation.split)
+    inputs = {"judge.path": judge_hash(judge)} | ({"data.path": data.digest} if data else {})
     learning = {} if engines == "none" else {"rollout": worker_bundles(config.rollout)}
     learning["learner"] = worker_bundles(config.learner)
-    return Plan(_Found(root, teacher, text, judge, data), facts, (labelling_bundles(config.rollout), learning))
+    phases = labelling_bundles(config.rollout), learning
+    return Plan(_Found(root, teacher, text, judge, data), facts, inputs, phases)
 
 
 def _distil(

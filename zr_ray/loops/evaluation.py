@@ -63,7 +63,7 @@ def _check(config: EvaluateConfig) -> Plan[_Found]:
     if config.data.path is not None:
         items = _read(config, config.data.path, text)
         facts["data"] = f"{len(items)} {config.evaluate.split} items"
-    return Plan(_Found(judge, text, items), facts, ({"rollout": worker_bundles(config.rollout)},))
+    return Plan(_Found(judge, text, items), facts, phases=({"rollout": worker_bundles(config.rollout)},))
 
 
 def _read(config: EvaluateConfig, folder: Path, text: JudgeText) -> list[AnnotatedImage]:

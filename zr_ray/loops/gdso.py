@@ -14,8 +14,9 @@ from zr_ray.errors import RolloutError
 from zr_ray.judging.ask import generate, pair_requests, workers_of_rank
 from zr_ray.loops.held_out import HeldOut, by_engines
 from zr_ray.loops.journal import Journal
-from zr_ray.loops.objective import GdsoObjective, collect, mean_metrics, reduced, rollout_metrics
+from zr_ray.loops.objective import GdsoObjective, collect, mean_metrics, rollout_metrics
 from zr_ray.loops.push import WeightPush
+from zr_ray.loops.sums import reduced
 from zr_ray.workers.engine import REMEDY
 
 if TYPE_CHECKING:
@@ -33,14 +34,7 @@ def train(loop_config: dict) -> None:
     learner = Learner(task.judge, config.learner, keep_reference=c.beta_kl > 0)
     journal = Journal(task.run_path, learner, config.checkpoint, c.steps, task.started_at)
     held_out = HeldOut(journal, learner, task, method="gdso", reasoning=True, ask=by_engines(learner, task))
-    push = WeightPush(
-        task.workers,
-        learner.text,
-        task.pairs[0].winner,
-        config.weights,
-        config.sync_tolerance,
-        config.rollout.deadline_s,
-    )
+    push = WeightPush.of_run(task, learner.text, task.pairs[0].winner)
     schedule = PairSchedule(list(task.pairs), c.pairs_per_step, config.run.seed)
     workers = workers_of_rank(task.workers, learner.rank, learner.world)
 
@@ -65,11 +59,7 @@ def train(loop_config: dict) -> None:
             rollouts = collect(pairs, requests, groups, c, text.rubric, text.label_ids, len(text.marker_ids))
             totals = reduced(rollout_metrics(rollouts, step), learner.reduce_sum)
         if not totals["valid"]:
-            raise RolloutError(
-                f"step {step + 1}: none of {totals['samples']:.0f} outputs reached a score within"
-                f" {config.rollout.max_new_tokens} tokens, there is nothing to learn from; {REMEDY}, or raise"
-                f" rollout.max_new_tokens; {journal.kept()}"
-            )
+            raise RolloutError(f"step {step + 1}: {nothing_scored(totals['samples'], config)}; {journal.kept()}")
         objective = GdsoObjective(rollouts, c, totals, config.rollout.max_new_tokens)
         with journal.timer("train"):
             for k in range(c.updates_per_rollout):
@@ -88,3 +78,11 @@ def train(loop_config: dict) -> None:
         journal.step(step + 1, metrics, totals["tokens"])
         journal.checkpoint(step + 1)
     journal.finish("gdso", held_out.finish())
+
+
+def nothing_scored(outputs: float, config: GdsoConfig) -> str:
+    """Why a step cannot be trained on, and what to do."""
+    return (
+        f"none of {outputs:.0f} outputs reached a score within {config.rollout.max_new_tokens} tokens, there is nothing"
+        f" to learn from; {REMEDY}, or raise rollout.max_new_tokens"
+    )

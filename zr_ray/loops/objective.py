@@ -7,7 +7,7 @@ alpha_pointwise = alpha_pairwise = lambda_pairwise = 0.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,9 +80,9 @@ def collect(
     expected = (
         parsed_scores(flat, label_ids, bins) if config.score_from == "parsed" else scores.expected_score(log_q, bins)
     ).view(shape)
-    human = torch.tensor([[p.winner_score, p.loser_score] for p in pairs])
+    human_scores = torch.tensor([[p.winner_score, p.loser_score] for p in pairs])
     rewards = gdso.gdso_reward(
-        expected, human, rubric.score_range, config.lambda_pointwise, config.lambda_pairwise, valid
+        expected, human_scores, rubric.score_range, config.lambda_pointwise, config.lambda_pairwise, valid
     )
     rows = [
         Row(request.token_ids, request.image, tuple(j.token_ids for j in group), tuple(j.score_index for j in group))
@@ -90,7 +90,7 @@ def collect(
     ]
     return PairRollouts(
         units=[[rows[2 * i], rows[2 * i + 1]] for i in range(len(pairs))],
-        human_scores=human,
+        human_scores=human_scores,
         expected_scores=expected,
         valid=valid,
         advantages=grpo.group_advantages(rewards, config.advantage_eps, config.advantage_normalisation, valid),
@@ -204,13 +204,15 @@ class GdsoObjective:
     ) -> tuple[Tensor, dict[str, float]]:
         c, device = self.config, outputs.logprobs.device
         shape = (len(units), 2, c.group_size)
-        human = self.rollouts.human_scores[units].to(device)
+        human_scores = self.rollouts.human_scores[units].to(device)
         valid = self.rollouts.valid[units].to(device)
         log_q = scores.score_log_distribution(outputs.score_logprobs).view(*shape, -1)
         mu = scores.expected_score(log_q, self.bins.to(device))
-        targets = scores.label_targets(human, c.pointwise_target, c.gaussian_std, self.bins.to(device))
-        pointwise = gdso.pointwise_terms(log_q, human, self.bins.to(device), valid, targets).sum() / self.valid_total
-        pairwise = gdso.pairwise_gap_error(mu, human, self.rollouts.score_range, valid).sum() / self.gap_total
+        targets = scores.label_targets(human_scores, c.pointwise_target, c.gaussian_std, self.bins.to(device))
+        pointwise = (
+            gdso.pointwise_terms(log_q, human_scores, self.bins.to(device), valid, targets).sum() / self.valid_total
+        )
+        pairwise = gdso.pairwise_gap_error(mu, human_scores, self.rollouts.score_range, valid).sum() / self.gap_total
         policy, metrics = self._policy(outputs, units, reference)
         loss = policy + c.alpha_pointwise * pointwise + c.alpha_pairwise * pairwise
         with torch.no_grad():
@@ -273,12 +275,3 @@ def mean_metrics(totals: dict[str, float]) -> dict[str, float]:
     """Means from sums over all ranks, by MEANS; a metric whose denominator is 0 is nan."""
     totals = totals | {"one": 1.0}
     return {n: totals[n] / totals[d] if totals.get(d) else float("nan") for n, d in MEANS.items() if n in totals}
-
-
-ReduceSum = Callable[[Sequence[float]], list[float]]
-
-
-def reduced(sums: dict[str, float], reduce_sum: ReduceSum) -> dict[str, float]:
-    """The same keys with values summed over ranks; every rank must bring the same keys."""
-    names = sorted(sums)
-    return dict(zip(names, reduce_sum([sums[n] for n in names]), strict=True))

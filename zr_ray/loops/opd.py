@@ -26,9 +26,9 @@ from zr_ray.judging.ask import generate, question, request_seed, workers_of_rank
 from zr_ray.loops.held_out import by_engines
 from zr_ray.loops.held_out_taught import TaughtHeldOut, source_of
 from zr_ray.loops.journal import Journal
-from zr_ray.loops.objective import reduced
 from zr_ray.loops.push import WeightPush
 from zr_ray.loops.risd import step_items
+from zr_ray.loops.sums import reduced
 from zr_ray.models.judge import JudgeOutputs, load_packed_judge
 from zr_ray.models.judge_text import JudgeText
 from zr_ray.models.packing import Row
@@ -50,9 +50,7 @@ def train(loop_config: dict) -> None:
     journal = Journal(task.run_path, learner, config.checkpoint, c.steps, task.started_at)
     ask, known = by_engines(learner, task), task.labels.read()
     held_out = TaughtHeldOut(journal, learner, task, method="opd", reasoning=True, ask=ask, known=known)
-    push = WeightPush(
-        task.workers, learner.text, task.items[0], config.weights, config.sync_tolerance, config.rollout.deadline_s
-    )
+    push = WeightPush.of_run(task, learner.text, task.items[0])
     workers = workers_of_rank(task.workers, learner.rank, learner.world)
 
     dimensions = learner.text.rubric.dimensions
@@ -85,21 +83,14 @@ def train(loop_config: dict) -> None:
             for request, group in zip(requests, groups, strict=True)
         ]
         with journal.timer("teacher"):
-            liked = teacher.logprobs(rows)
-        totals = reduced(rollout_sums(groups, liked), learner.reduce_sum)
+            teacher_logprobs = teacher.logprobs(rows)
+        totals = reduced(rollout_sums(groups, teacher_logprobs), learner.reduce_sum)
         with journal.timer("train"):
-            objective = OpdObjective(liked, [j for group in groups for j in group], c.group_size, totals)
+            objective = OpdObjective(teacher_logprobs, [j for group in groups for j in group], c.group_size, totals)
             stats = learner.accumulate([[row] for row in rows], objective)
             applied = learner.apply(config.learner.rate(step, c.steps))
-        metrics = reduced(stats.sums, learner.reduce_sum) | applied
-        metrics |= {
-            "opd/reverse_kl": (
-                totals["reverse_kl"] / totals["tokens"]
-            ),  # Eq. 18's mean advantage, negated: what OPD brings down
-            "rollout/malformed_frac": totals["malformed"] / totals["samples"],
-            "rollout/tokens_per_sample": totals["tokens"] / totals["samples"],
-            "policy/ratio_max_abs_diff": learner.reduce_max(objective.ratio_max_abs_diff),
-        }
+        metrics = reduced(stats.sums, learner.reduce_sum) | applied | rollout_means(totals)
+        metrics["policy/ratio_max_abs_diff"] = learner.reduce_max(objective.ratio_max_abs_diff)
         with journal.timer("push"):
             metrics |= push(learner, step + 1)
         metrics |= held_out.during(step + 1)
@@ -156,8 +147,17 @@ def rollout_sums(groups: Sequence[Sequence[Judgement]], teacher_logprobs: Sequen
         "samples": float(len(flat)),
         "malformed": float(sum(j.score_index is None for j in flat)),
         "reverse_kl": float(
-            sum((j.logprobs.astype(np.float64) - liked).sum() for j, liked in zip(flat, teacher_logprobs, strict=True))
+            sum((j.logprobs.astype(np.float64) - own).sum() for j, own in zip(flat, teacher_logprobs, strict=True))
         ),
+    }
+
+
+def rollout_means(totals: dict[str, float]) -> dict[str, float]:
+    """What a step's outputs show. totals: `rollout_sums` of all ranks."""
+    return {
+        "opd/reverse_kl": totals["reverse_kl"] / totals["tokens"],  # Eq. 18's mean advantage, negated
+        "rollout/malformed_frac": totals["malformed"] / totals["samples"],
+        "rollout/tokens_per_sample": totals["tokens"] / totals["samples"],
     }
 
 

@@ -42,6 +42,13 @@ class WeightPush:
         )
         self.transport = transport or ObjectStoreTransport()
 
+    @classmethod
+    def of_run(cls, task, text: JudgeText, item: AnnotatedImage) -> WeightPush:
+        """The pushes of a run to all of its rollout workers. task: has workers, and config with weights,
+        sync_tolerance, rollout. item: what the probe asks about."""
+        c = task.config
+        return cls(task.workers, text, item, c.weights, c.sync_tolerance, c.rollout.deadline_s)
+
     def __call__(self, learner: Learner, version: int) -> dict[str, float]:
         """Push as `version`; returns `sync/max_abs_diff` (nats). Raises NonFiniteError, before anything is sent, if a
         weight is not finite, and if the learner's own log-probs are not; WeightSyncError on a breach."""

@@ -27,7 +27,7 @@ from zr_ray.judging.label import teacher_distributions, teacher_requests
 from zr_ray.loops.held_out import by_learner
 from zr_ray.loops.held_out_taught import TaughtHeldOut, source_of
 from zr_ray.loops.journal import Journal
-from zr_ray.loops.objective import reduced
+from zr_ray.loops.sums import reduced
 from zr_ray.models.judge import JudgeOutputs
 from zr_ray.models.questions import QuestionRow
 from zr_ray.records import AnnotatedImage

@@ -19,8 +19,8 @@ from zr_ray.errors import DataError
 from zr_ray.functional import scores
 from zr_ray.loops.held_out import HeldOut, by_engines
 from zr_ray.loops.journal import Journal
-from zr_ray.loops.objective import reduced
 from zr_ray.loops.push import WeightPush
+from zr_ray.loops.sums import reduced
 from zr_ray.models.judge import JudgeOutputs
 from zr_ray.models.judge_text import JudgeText
 from zr_ray.models.packing import Row
@@ -41,14 +41,7 @@ def train(loop_config: dict) -> None:
     journal = Journal(task.run_path, learner, config.checkpoint, c.steps, task.started_at)
     method = "rewarddance" if c.reasoning else "sft"
     held_out = HeldOut(journal, learner, task, method, c.reasoning, by_engines(learner, task))
-    push = WeightPush(
-        task.workers,
-        learner.text,
-        task.pairs[0].winner,
-        config.weights,
-        config.sync_tolerance,
-        config.rollout.deadline_s,
-    )
+    push = WeightPush.of_run(task, learner.text, task.pairs[0].winner)
     schedule = PairSchedule(list(task.pairs), c.pairs_per_step, config.run.seed)
     bins = torch.tensor(learner.text.rubric.bins)
 

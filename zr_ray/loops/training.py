@@ -14,6 +14,7 @@ from pathlib import Path
 from zr_ray.data.load import require_judge
 from zr_ray.data.run_data import DATA_FILE, RunData, load_run_data, require_pairs
 from zr_ray.errors import JudgeError
+from zr_ray.models.identity import judge_hash
 from zr_ray.models.item_check import JudgeItemCheck
 from zr_ray.models.judge_text import JudgeText, judge_folder
 from zr_ray.records import AnnotatedImage, PreferencePair
@@ -74,8 +75,9 @@ def _check(config) -> Plan[_Found]:
         data = read_data(config, config.data.path, text)
         require_pairs(data)
         facts |= data.plan(config.evaluation.split)
+    inputs = {"judge.path": judge_hash(judge)} | ({"data.path": data.digest} if data else {})
     bundles = {"rollout": worker_bundles(config.rollout), "learner": worker_bundles(config.learner)}
-    return Plan(_Found(judge, text, data), facts, (bundles,))
+    return Plan(_Found(judge, text, data), facts, inputs, (bundles,))
 
 
 def read_data(config, folder: Path, text: JudgeText) -> RunData:

@@ -74,7 +74,8 @@ def run_job(main: Callable[[], None]) -> int:
 def _causes(error: BaseException) -> list[BaseException]:
     """The error and what stands behind it, innermost last: Ray and Ray Train wrap what a worker raised, several times
     over."""
-    found, queue = [], [error]
+    found: list[BaseException] = []
+    queue = [error]
     while queue:
         e = queue.pop(0)
         if any(e is known for known in found):

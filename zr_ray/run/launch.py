@@ -16,7 +16,7 @@ from typing import Generic, TypeVar
 
 from zr_ray.errors import ConfigError
 from zr_ray.run import driver
-from zr_ray.run.folder import RunFolder, find_run
+from zr_ray.run.folder import INPUTS_FILE, RunFolder, find_run
 
 Found = TypeVar("Found")
 Bundles = Mapping[str, Sequence[dict[str, float]]]
@@ -31,6 +31,9 @@ class Plan(Generic[Found]):
     """What the body goes on with: folders, tokenizers, data that was read."""
     facts: dict[str, str] = field(default_factory=dict)
     """Name -> one line for --dry-run."""
+    inputs: dict[str, str] = field(default_factory=dict)
+    """Name of what the result depends on beside the configuration -> hash of its contents. A resumed run must find the
+    same."""
     phases: tuple[Bundles, ...] = ()
     """What is held at the same time, one phase after the other; each must fit into the cluster by itself."""
 
@@ -66,6 +69,8 @@ def launch(
     started_at = time.time()
     resumed = _resumed(config, keeps_folder)
     plan = check(resumed)
+    if resumed is not None:
+        resumed.check_inputs(plan.inputs)
     if dry_run:
         driver.print_plan(config, plan.phases, plan.facts)
         return
@@ -77,6 +82,8 @@ def launch(
         check_feasible(bundles, living_nodes(), config.run.wait_for_nodes_s)
     run = RunFolder.start(config, job) if keeps_folder else None
     if run is not None:
+        if resumed is None:
+            run.write_json(INPUTS_FILE, plan.inputs)
         driver.first_lines(run, dashboard, started_at)
     body(plan.found, Started(run, started_at, dashboard, plan.phases))
 

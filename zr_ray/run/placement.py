@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import ray
@@ -21,6 +21,7 @@ from zr_ray.errors import PlacementError
 from zr_ray.run.observe import duration, say, wait_for
 from zr_ray.run.room import HANDOVER_S, Room, release_lock, wait_for_group
 from zr_ray.run.shortage import bundle_text, bundles_text, held_text, missing_text
+from zr_ray.run.stop import checkpoint_first
 from zr_ray.startup.torchvision_shim import child_environment
 
 ROLE_SHARE = 0.001
@@ -38,7 +39,7 @@ def custom(resource: str | None) -> dict[str, float]:
 
 
 def check_feasible(
-    wanted: dict[str, list[dict[str, float]]], nodes: list[dict[str, float]], wait_for_nodes_s: float
+    wanted: Mapping[str, Sequence[dict[str, float]]], nodes: Sequence[dict[str, float]], wait_for_nodes_s: float
 ) -> None:
     """Raise PlacementError if a bundle fits no node, or all bundles together exceed the cluster.
 
@@ -142,7 +143,7 @@ class Fleet:
         remove_placement_group(self._group)
 
 
-def learner_environment(config: LearnerSection, nodes: int) -> dict[str, str]:
+def learner_environment(config: WorkerSection, nodes: int) -> dict[str, str]:
     """Environment of a learner process; must be set before torch and DeepSpeed are imported."""
     environment = child_environment() | {
         "OMP_NUM_THREADS": str(config.threads),
@@ -209,7 +210,8 @@ def run_learners(
         ),
     )
     try:
-        trainer.fit()
+        with checkpoint_first(run_path):
+            trainer.fit()
     except ControllerError as error:
         wanted = worker_bundles(config)
         raise PlacementError(

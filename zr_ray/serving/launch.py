@@ -75,7 +75,7 @@ def _check(config: ServeConfig) -> Plan[_Found]:
         "http": _http_text(config, config.http.port),
         "token": "yes" if token else "none",
     }
-    return Plan(_Found(judge, what), facts, (bundles,))
+    return Plan(_Found(judge, what), facts, phases=(bundles,))
 
 
 def _serve(config: ServeConfig, until: threading.Event | None, found: _Found, started: Started) -> None:

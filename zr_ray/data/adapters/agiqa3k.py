@@ -20,9 +20,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from zr_ray.data.adapters.conversion import Conversion, Summary, prompt_group, split_by_prompt
+from zr_ray.data.adapters.conversion import Conversion, prompt_group, split_by_prompt
 from zr_ray.data.adapters.fields import annotated, number, text, to_rubric
 from zr_ray.data.adapters.sources import csv_columns, csv_rows, source_files
+from zr_ray.data.adapters.summary import Summary
 from zr_ray.errors import ConfigError
 from zr_ray.records import AnnotatedImage
 from zr_ray.rubric import DIMENSIONS

@@ -20,9 +20,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from zr_ray.data.adapters.conversion import Conversion, Summary, prompt_group, split_by_prompt
+from zr_ray.data.adapters.conversion import Conversion, prompt_group, split_by_prompt
 from zr_ray.data.adapters.fields import ADVICE, annotated, numbers, text
 from zr_ray.data.adapters.sources import json_members, source_files
+from zr_ray.data.adapters.summary import Summary
 from zr_ray.errors import DataError
 from zr_ray.records import AnnotatedImage
 

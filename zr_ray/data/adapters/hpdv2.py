@@ -20,9 +20,10 @@ from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
 
-from zr_ray.data.adapters.conversion import Conversion, Summary, prompt_group
+from zr_ray.data.adapters.conversion import Conversion, prompt_group
 from zr_ray.data.adapters.fields import ADVICE, names, numbers, text
 from zr_ray.data.adapters.sources import split_records
+from zr_ray.data.adapters.summary import Summary
 from zr_ray.data.preferences import OVERALL, Preference
 from zr_ray.errors import DataError
 

@@ -17,9 +17,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from zr_ray.data.adapters.conversion import Conversion, Summary, prompt_group
+from zr_ray.data.adapters.conversion import Conversion, prompt_group
 from zr_ray.data.adapters.fields import number, numbers, text
 from zr_ray.data.adapters.sources import split_records
+from zr_ray.data.adapters.summary import Summary
 from zr_ray.data.preferences import OVERALL, Preference
 
 

@@ -29,9 +29,10 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from zr_ray.data.adapters.conversion import Conversion, Summary
+from zr_ray.data.adapters.conversion import Conversion
 from zr_ray.data.adapters.fields import annotated, names, number, numbers, text, to_rubric
 from zr_ray.data.adapters.sources import json_records, parquet_rows, source_files
+from zr_ray.data.adapters.summary import Summary
 from zr_ray.data.preferences import OVERALL, Preference
 from zr_ray.errors import DataError
 from zr_ray.records import AnnotatedImage

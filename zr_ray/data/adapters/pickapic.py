@@ -21,9 +21,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from zr_ray.data.adapters.conversion import Conversion, Summary, prompt_group
+from zr_ray.data.adapters.conversion import Conversion, prompt_group
 from zr_ray.data.adapters.fields import ADVICE, number, text
 from zr_ray.data.adapters.sources import parquet_rows, source_files
+from zr_ray.data.adapters.summary import Summary
 from zr_ray.data.preferences import OVERALL, Preference
 from zr_ray.errors import DataError
 

@@ -27,9 +27,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zr_ray.data.adapters import pickapic as pick
-from zr_ray.data.adapters.conversion import Conversion, Summary, prompt_group
+from zr_ray.data.adapters.conversion import Conversion, prompt_group
 from zr_ray.data.adapters.fields import ADVICE, annotated, number, text, to_rubric
 from zr_ray.data.adapters.sources import parquet_rows, source_files
+from zr_ray.data.adapters.summary import Summary
 from zr_ray.data.adapters.tfrecord import examples
 from zr_ray.errors import ConfigError, DataError
 from zr_ray.records import AnnotatedImage
