@@ -7,7 +7,7 @@ import io
 import json
 import os
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -22,7 +22,10 @@ def json_lines(file: Path) -> Iterator[tuple[str, dict]]:
     Raises: DataError naming file and line if a line is not one JSON object, or has a key twice."""
     encoding = text_encoding(file)
     with open(file, "rb") as raw:
-        lines = raw if encoding == "utf-8-sig" else io.TextIOWrapper(raw, encoding, newline="\n", errors="replace")
+        decoded = encoding != "utf-8-sig"
+        lines: Iterable[bytes | str] = raw
+        if decoded:
+            lines = io.TextIOWrapper(raw, encoding, newline="\n", errors="replace")
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue

@@ -51,7 +51,11 @@ RESTARTS = 3
 
 def label_provenance(teacher: Path, text: JudgeText, rollout: RolloutSection, section: LabelSection) -> dict:
     """What decides a label, as JSON values: teacher, template and sampling."""
-    sampling = {"traces": section.traces, "seed": section.seed, "temperature": 1.0 if section.traces else 0.0}
+    sampling: dict[str, object] = {
+        "traces": section.traces,
+        "seed": section.seed,
+        "temperature": 1.0 if section.traces else 0.0,
+    }
     sampling |= {"max_new_tokens": rollout.max_new_tokens, "dtype": rollout.dtype}
     made = {"format": 1, "teacher": judge_hash(teacher), "template": template_hash(text), "sampling": sampling}
     background = configured_background()

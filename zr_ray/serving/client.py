@@ -21,6 +21,7 @@ import weakref
 from collections import Counter
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ from zr_ray.records import RewardReply, RewardRequest
 from zr_ray.serving.retry import Retry
 from zr_ray.serving.transport import HandleTransport, HttpTransport
 
-Images = Tensor | Sequence[Tensor]
+Images: TypeAlias = Tensor | Sequence[Tensor]
 """[B, 3, H, W], or B tensors [3, H, W] of any sizes; uint8, or float in [0, 1]."""
 
 

@@ -21,6 +21,7 @@ from zr_ray.errors import ConfigError, NonFiniteError
 from zr_ray.models.judge import JudgeOutputs, PackedJudge, load_packed_judge
 from zr_ray.models.judge_text import JudgeText
 from zr_ray.models.packing import Row
+from zr_ray.models.questions import QuestionRow
 from zr_ray.workers.engine import REMEDY, Engine, Ranks
 
 Objective = Callable[[JudgeOutputs, list[int], Tensor | None], tuple[Tensor, dict[str, float]]]
@@ -65,7 +66,7 @@ class Learner:
 
     # ---- forward and backward ----
 
-    def microbatches(self, units: Sequence[Sequence[Row]]) -> list[list[int]]:
+    def microbatches(self, units: Sequence[Sequence[Row | QuestionRow]]) -> list[list[int]]:
         """Indices of units, longest first, in batches whose padded rectangles hold at most max_tokens_per_microbatch
         tokens (one unit at least)."""
         lengths = [max(self.packer.length(row, self.packer.image_tokens(row.image)) for row in unit) for unit in units]
@@ -77,7 +78,7 @@ class Learner:
         return [order[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
     @torch.no_grad()
-    def forward(self, rows: Sequence[Row]) -> JudgeOutputs:
+    def forward(self, rows: Sequence[Row | QuestionRow]) -> JudgeOutputs:
         """Outputs for rows without gradient. Under ZeRO-3 every rank must call it."""
         return self.engine.forward(self.packer.pack(rows).to(self.device))
 

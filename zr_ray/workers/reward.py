@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -160,7 +161,7 @@ class RewardWorker:
                 part = members[start : start + size]
                 for i, answer in zip(part, self._answer_group([items[i] for i in part]), strict=True):
                     answers[i] = answer
-        return answers
+        return cast(list[RewardAnswer | ItemFault], answers)  # every place is filled by now
 
     def _answer_group(self, items: list[RewardItem]) -> list[RewardAnswer | ItemFault]:
         try:
@@ -209,13 +210,13 @@ class RewardWorker:
         arrays = [column.cpu().numpy() for column in columns]
         finite = np.isfinite(arrays[0]).all((1, 2)) & np.isfinite(arrays[4]).all(1)
         if slopes is None:
-            extras = [(None, None, None)] * len(log_q)
+            extras: list[tuple[Any, Any, Any]] = [(None, None, None)] * len(log_q)
         else:
             slopes, reward = slopes.cpu(), reward.cpu()
             finite &= slopes.isfinite().flatten(1).all(1).numpy()
             extras = [(float(r), *scaled(g)) for r, g in zip(reward, slopes, strict=True)]
         fault = ItemFault("failed", "the judge's answer is not finite; report the image")
-        return [RewardAnswer(*(a[i] for a in arrays), *extras[i]) if finite[i] else fault for i in range(len(log_q))]
+        return [RewardAnswer(*[a[i] for a in arrays], *extras[i]) if finite[i] else fault for i in range(len(log_q))]  # type: ignore[call-arg]
 
     def _synchronise(self) -> None:
         if self.device != "cpu":
