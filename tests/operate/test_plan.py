@@ -9,8 +9,9 @@ import pytest
 from zr_ray.config.gdso import GdsoConfig
 from zr_ray.errors import PlacementError
 from zr_ray.operate.cluster_file import NodeType, node_types
+from zr_ray.operate.jobs import JOBS
 from zr_ray.operate.memory import Estimate
-from zr_ray.operate.plan import Role, check_memory, config_class, describe, main, make_plan, roles_of
+from zr_ray.operate.plan import Role, check_memory, describe, main, make_plan, roles_of
 
 ROOT = Path(__file__).resolve().parents[2]
 GPU_RUN = [
@@ -94,7 +95,7 @@ def test_every_shipped_cluster_holds_the_gpu_run(name):
 
 
 def test_the_service_counts_its_most_replicas():
-    config = config_class("serve").model_validate({"replica": {"max_replicas": 3, "resource": "zr_reward"}})
+    config = JOBS["serve"].config_class.model_validate({"replica": {"max_replicas": 3, "resource": "zr_reward"}})
     assert [(r.name, r.workers, r.bundle) for r in roles_of(config)] == [
         ("replica", 3, {"CPU": 1.0, "zr_reward": 0.001})
     ]

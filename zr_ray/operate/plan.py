@@ -10,7 +10,6 @@ unknown.
 from __future__ import annotations
 
 import argparse
-import importlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,16 +18,9 @@ from zr_ray.config.loader import load_config
 from zr_ray.config.sections import WorkerSection
 from zr_ray.errors import PlacementError
 from zr_ray.operate.cluster_file import NodeType, node_types
+from zr_ray.operate.jobs import JOBS, named_run
 from zr_ray.operate.memory import Estimate, judge_shape, learner_memory, replica_memory, rollout_memory
 
-JOBS = {
-    "gdso": "zr_ray.config.gdso:GdsoConfig", "sft": "zr_ray.config.sft:SftConfig", "risd":
-    "zr_ray.config.risd:RisdConfig",
-    "opd": "zr_ray.config.opd:OpdConfig", "evaluate": "zr_ray.config.evaluate:EvaluateConfig", "audit":
-    "zr_ray.config.audit:AuditConfig",
-    "serve": "zr_ray.config.serve:ServeConfig",
-}  # fmt: skip
-"""Job -> its configuration class."""
 MEMORY_MARGIN = 0.92
 """Above this part of a GPU an estimate is said to be tight; drivers and the CUDA context keep about 5 %."""
 
@@ -53,12 +45,6 @@ class Plan:
     """Role -> name of the node type that holds its workers."""
     nodes: dict[str, int]
     """Node type -> nodes at the job's peak, all roles together."""
-
-
-def config_class(job: str) -> type:
-    """Configuration class of a job."""
-    module, name = JOBS[job].split(":")
-    return getattr(importlib.import_module(module), name)
 
 
 def roles_of(config) -> list[Role]:
@@ -211,6 +197,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--cluster", type=Path, required=True, help="`ray up` file or KubeRay manifest")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     args = parser.parse_intermixed_args(argv)
-    for line in describe(load_config(config_class(args.job), args.config, args.overrides), args.cluster):
+    for line in describe(
+        load_config(JOBS[args.job].config_class, args.config and named_run(args.config), args.overrides), args.cluster
+    ):
         print(line)
     return 0
