@@ -1,4 +1,4 @@
-"""What a table job (`jobs/reproduce.py`, `jobs/distill_table.py`) can be told: which judges, rows and seeds, with which
+"""Configuration of a table job (`jobs/reproduce.py`, `jobs/distill_table.py`): which judges, rows and seeds, with which
 claims."""
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class TableSection(Section):
 
 
 class TableConfig(Section):
-    """Everything a table job can be told."""
+    """Configuration of a table job."""
 
     run: RunSection = Field(default_factory=RunSection)
     teacher: TeacherSection = Field(

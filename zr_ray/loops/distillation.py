@@ -129,7 +129,7 @@ class _Found:
     """What the check leaves for the body."""
 
     root: Path
-    """Of all runs."""
+    """Folder of all runs."""
     teacher: Path
     text: JudgeText
     """The teacher's."""

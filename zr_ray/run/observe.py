@@ -80,7 +80,7 @@ class Metrics:
     def gauge(self, values: dict[str, float]) -> None:
         """Show values in the dashboard and to Prometheus only. Does nothing outside Ray; a non-finite value keeps the
         old one."""
-        ray = sys.modules.get("ray")
+        ray = sys.modules.get("ray")  # not imported here: in a test without Ray it must stay away
         if ray is None or not ray.is_initialized():
             return
         self._shown = self._shown | {name: float(value) for name, value in values.items() if math.isfinite(value)}

@@ -56,7 +56,7 @@ class HttpTransport:
         return wire.read_reply(content)
 
     async def describe(self, left_s: float) -> dict:
-        """As HandleTransport."""
+        """What the judge says about itself: dimensions, bins, hashes, limits."""
         _, content = await self._call("GET", "judge", {})
         return json.loads(content)
 
