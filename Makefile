@@ -33,7 +33,8 @@ help:
 
 gdso: $(STAMP)
 	@if [ -z "$$RAY_ADDRESS" ]; then exports=$$($(VENV)/bin/python cluster/local_head.py start) || exit 1; eval "$$exports"; fi; \
-	exec $(VENV)/bin/ray job submit --working-dir . -- python jobs/gdso.py --config $(CONFIG) $(ARGS)
+	exec $(VENV)/bin/ray job submit --runtime-env-json '{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "120"}}' --working-dir . \
+		-- python jobs/gdso.py --config $(CONFIG) $(ARGS)
 
 # Ctrl-C ends the log; the trap ends the job, which deletes its application
 serve: $(STAMP)
