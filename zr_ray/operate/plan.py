@@ -76,9 +76,8 @@ def make_plan(roles: list[Role], types: list[NodeType]) -> Plan:
     """Put every worker of every role on a node, opening nodes as needed. Raises PlacementError naming what cannot be
     placed.
 
-    Nodes are shared between roles, as Ray does it; each worker goes to the first open node with room, else a new node
-    of
-    the type that fits it most tightly. The order is largest bundle first."""
+    Nodes are shared between roles, as Ray does it; each worker goes to the first open node with room, else to a new
+    node of the type that fits it most tightly. The order is largest bundle first."""
     open_nodes: list[tuple[str, dict[str, float]]] = []
     placed: dict[str, str] = {}
     for role in sorted(roles, key=lambda r: (-r.bundle.get("GPU", 0.0), -r.bundle.get("CPU", 0.0))):

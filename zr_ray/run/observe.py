@@ -49,8 +49,7 @@ take minutes."""
 
 class Metrics:
     """Sends one step's values to metrics.jsonl, TensorBoard and, inside Ray, to gauges `zr_<name>`, which stay there
-    until
-    `close`. `progress/since_step_s`, seconds since the last step, is a gauge only: it shows a run that hangs."""
+    until `close`. `progress/since_step_s`, seconds since the last step, is a gauge only: it shows a run that hangs."""
 
     def __init__(self, run: RunFolder, resumed_after_step: int | None = None) -> None:
         """`resumed_after_step`: drop what an interrupted attempt wrote for later steps, in both files."""

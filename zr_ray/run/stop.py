@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,8 +42,10 @@ def forget(run_path: Path) -> None:
 @contextmanager
 def checkpoint_first(run_path: Path) -> Iterator[None]:
     """While the block runs, SIGTERM asks the learners for a checkpoint; the block is interrupted when they have not
-    ended in
-    `grace_s`, or at a second SIGTERM. After `ray.init`, which installs its own. Main thread only."""
+    ended in `grace_s`, or at a second SIGTERM. After `ray.init`, which installs its own. Main thread only."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python takes signals in the main thread only
+        return
     grace = grace_s()
 
     def interrupt(signum, frame) -> None:
