@@ -2,8 +2,8 @@
 
 The driver gets the signal, the learners hear of it through a file in the run folder, which both see. Ray kills a
 stopped job after RAY_JOB_STOP_WAIT_TIME_S (3 s unless the job's runtime_env says more), so the driver waits only as
-long as that. Left out on purpose: SIGINT. Ray Train answers it itself, and a user at a keyboard wants the end, not a
-step more.
+long as that.
+Left out on purpose: SIGINT. Ray Train answers it itself, and a user at a keyboard wants the end, not a step more.
 """
 
 from __future__ import annotations
