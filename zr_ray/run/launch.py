@@ -49,6 +49,8 @@ class Started:
     """time.time() of the job's first line."""
     dashboard: str
     """URL, empty without one."""
+    phases: tuple[Bundles, ...] = ()
+    """The plan's, for `run.room.reserve`."""
 
 
 def launch(
@@ -86,7 +88,7 @@ def launch(
         driver.first_lines(run, dashboard, started_at)
     elif console.library_file():
         say(f"messages of libraries {console.library_file()}")
-    body(plan.found, Started(run, started_at, dashboard))
+    body(plan.found, Started(run, started_at, dashboard, plan.phases))
 
 
 def _resumed(config, keeps_folder: bool) -> RunFolder | None:

@@ -13,6 +13,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from zr_ray.config.serve import ServeConfig
 from zr_ray.errors import ConfigError, DeadlineError, JudgeError
@@ -22,8 +23,13 @@ from zr_ray.run.launch import Plan, Started, launch
 from zr_ray.run.observe import duration, say
 from zr_ray.serving.instance import end_serve, refuse_taken_port
 
+if TYPE_CHECKING:
+    from zr_ray.run.room import Room
+
 LEASE_POLL_S = 5.0
 """The keeper looks this often whether the run still lives."""
+SAY_EVERY_S = 30.0
+"""A wait says this often what it waits for."""
 LEASE_MISSES = 3
 """So many times in a row the lease must be gone."""
 
@@ -57,10 +63,14 @@ def _check(config: ServeConfig) -> Plan[_Found]:
     JudgeText(judge)  # refuses labels that are not one token
     token = token_sha256(config)
     refuse_open_port(config, token)
-    bundles = {"student": [bundle(config.replica.cpus, config.replica.gpus)] * config.replica.replicas}
+    bundles = {
+        "student": [bundle(config.replica.cpus, config.replica.gpus, config.replica.resource)] * config.replica.replicas
+    }
     if config.teacher.path is not None:
         JudgeText(judge_folder(config.teacher.path))
-        bundles["teacher"] = [bundle(config.teacher.cpus, config.teacher.gpus)] * config.teacher.replicas
+        bundles["teacher"] = [
+            bundle(config.teacher.cpus, config.teacher.gpus, config.teacher.resource)
+        ] * config.teacher.replicas
     facts = {
         "judge": f"{what}: {judge}, sha256 {judge_hash(judge)}",
         "http": _http_text(config, config.http.port),
@@ -71,32 +81,44 @@ def _check(config: ServeConfig) -> Plan[_Found]:
 
 def _serve(config: ServeConfig, until: threading.Event | None, found: _Found, started: Started) -> None:
     import ray
-    from ray import serve
 
-    from zr_ray.serving.application import application
+    from zr_ray.run.room import reserve
 
     name = config.run.name or f"reward-{time.strftime('%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     say(f"app {name}, judge: {found.what}")
     say(f"dashboard {started.dashboard or 'none (started without ray[default])'}")
-    port, ours = start_serve(config)
-    lease, keeper = _take_lease(name, ours)
-    try:
-        route = config.http.route if config.http.enabled else None
-        serve.run_many([serve.RunTarget(application(config), name, route)], wait_for_applications_running=False)
-        wait_until_running(name, config.replica.start_deadline_s)
-        say(
-            f"ready after {duration(time.time() - started.started_at)}: judge {found.judge}, sha256"
-            f" {judge_hash(found.judge)[:16]}, {config.replica.replicas} replica(s)"
-        )
-        say(_http_text(config, port) if config.http.enabled else f'handles only: RewardClient("{name}")')
-        if config.http.enabled:
-            say(f"try: curl {_url(config, port)}/v1/health")
-        _serve_until(until, name)
-    finally:
-        say(f"deleting app {name}")
-        _delete(name, shut_down=ours)
-        for actor in (keeper, lease):
-            ray.kill(actor)
+    with reserve(name, started.phases[0], config.run.room_deadline_s) as room:
+        port, ours = start_serve(config)
+        lease, keeper = _take_lease(name, ours)
+        try:
+            _deploy(config, name, room)
+            say(
+                f"ready after {duration(time.time() - started.started_at)}: judge {found.judge}, sha256"
+                f" {judge_hash(found.judge)[:16]}, {config.replica.replicas} replica(s)"
+            )
+            say(_http_text(config, port) if config.http.enabled else f'handles only: RewardClient("{name}")')
+            if config.http.enabled:
+                say(f"try: curl {_url(config, port)}/v1/health")
+            _serve_until(until, name)
+        finally:
+            say(f"deleting app {name}")
+            _delete(name, shut_down=ours)
+            for actor in (keeper, lease):
+                ray.kill(actor)
+
+
+def _deploy(config: ServeConfig, name: str, room: Room) -> None:
+    """Hand the reserved resources to Serve, which places replicas itself, and wait until all of them answer."""
+    from ray import serve
+
+    from zr_ray.serving.application import application
+
+    for role in list(room.roles):
+        room.hand_over(role)
+    route = config.http.route if config.http.enabled else None
+    serve.run_many([serve.RunTarget(application(config), name, route)], wait_for_applications_running=False)
+    wait_until_running(name, config.replica.start_deadline_s)
+    room.settled()
 
 
 def refuse_open_port(config: ServeConfig, token: str | None) -> None:
@@ -142,7 +164,9 @@ def wait_until_running(name: str, deadline_s: float) -> None:
     said."""
     from ray import serve
 
-    end = time.monotonic() + deadline_s
+    from zr_ray.run.shortage import held_text
+
+    end, said = time.monotonic() + deadline_s, time.monotonic()
     while True:
         app = serve.status().applications.get(name)
         if app is not None and app.status == "RUNNING":
@@ -155,6 +179,9 @@ def wait_until_running(name: str, deadline_s: float) -> None:
                 f"{name} was not ready in {duration(deadline_s)}, it is {app.status if app else 'not there'}; "
                 "look at its replicas in the dashboard, or raise replica.start_deadline_s"
             )
+        if time.monotonic() - said >= SAY_EVERY_S:
+            said = time.monotonic()
+            say(f"waiting for {name}, which is {app.status if app else 'not there'}; {held_text(name)}")
         time.sleep(0.3)
 
 
