@@ -33,7 +33,7 @@ def test_blocks_of_eight_pixels_raise_blockiness():
     image = smooth()
     blocks = image.clone()
     blocks[:, :, :, 8:] += 0.05 * (torch.arange(64)[8:] // 8 % 2)
-    assert figures(image)["blockiness"] == pytest.approx(1, abs=1e-3) or figures(image)["blockiness"] < 1.1
+    assert figures(image)["blockiness"] == pytest.approx(1, abs=0.01)
     assert figures(blocks)["blockiness"] > 3
 
 
@@ -41,7 +41,7 @@ def test_noise_is_high_frequency_and_blur_is_not():
     random = torch.Generator().manual_seed(0)
     noisy = flat() + 0.1 * torch.randn(1, 3, 64, 64, generator=random)
     assert figures(noisy)["high_frequency"] == pytest.approx(0.75, abs=0.03)  # all but the inner quarter of a flat spectrum
-    assert figures(smooth())["high_frequency"] < 0.02
+    assert figures(smooth())["high_frequency"] < 0.05  # the step where the picture wraps around is all there is
 
 
 def test_edges_darkness_brightness_and_entropy_by_hand():
