@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from zr_ray.builtin.flow_training import ObjectMapHead, PackedTransformer, noised, sample_sigmas, tokenize, update_ema
+from zr_ray.builtin.flow_training import ObjectMapHead, noised, sample_sigmas, tokenize, update_ema
+from zr_ray.models.generators.packed import PackedTransformer
 from zr_ray.builtin.generator_gate import read_images
 from zr_ray.builtin.generator_pretraining import MAX_TOKENS, GeneratorPretraining, rate_factor
 from zr_ray.builtin.generator_scenes import (

@@ -29,7 +29,9 @@ def shifted_sigmas(levels: Tensor, shift: float) -> Tensor:
     return shift * levels / (1 + (shift - 1) * levels)
 
 
-def stratified_sigmas(count: int, shift: float, generator: torch.Generator, low: float = 0.0, high: float = 1.0) -> Tensor:
+def stratified_sigmas(
+    count: int, shift: float, generator: torch.Generator, low: float = 0.0, high: float = 1.0
+) -> Tensor:
     """Noise levels for training: u uniform, one draw in each of `count` equal parts of (u(low), u(high)), shuffled and shifted.
 
     Args: low, high: range of sigma, 0 <= low < high <= 1.   Returns: [count] in (low, high).   Raises: ValueError on an empty range."""
@@ -57,7 +59,13 @@ def ode_step(latents: Tensor, velocity: Tensor, sigmas: Tensor, next_sigmas: Ten
 
 
 def sde_step(
-    latents: Tensor, velocity: Tensor, sigmas: Tensor, next_sigmas: Tensor, kind: SdeKind, strength: float, largest: float
+    latents: Tensor,
+    velocity: Tensor,
+    sigmas: Tensor,
+    next_sigmas: Tensor,
+    kind: SdeKind,
+    strength: float,
+    largest: float,
 ) -> tuple[Tensor, Tensor]:
     """Mean [N, ...] and standard deviation [N] of x' under one stochastic step.
 
@@ -70,7 +78,9 @@ def sde_step(
         1 - sigma: the schedule's second level, as sigma = 1 would divide by 0.
     Raises: ValueError on an unknown kind or a negative strength."""
     if kind not in ("flow", "dance", "cps") or strength < 0:
-        raise ValueError(f"the SDE must be flow, dance or cps with a strength of at least 0, got {kind!r} with {strength}")
+        raise ValueError(
+            f"the SDE must be flow, dance or cps with a strength of at least 0, got {kind!r} with {strength}"
+        )
     x, v, now, then = latents.float(), velocity.float(), sigmas.float(), next_sigmas.float()
     noise = x + (1 - per_sample(now, x)) * v
     if kind == "cps":

@@ -24,7 +24,9 @@ def clipped_terms(log_ratio: Tensor, advantages: Tensor, clip: float) -> tuple[T
     return torch.maximum(free, held), metrics
 
 
-def guarded_log_ratio(log_density: Tensor, old_log_density: Tensor, mean: Tensor, old_mean: Tensor, std: Tensor) -> Tensor:
+def guarded_log_ratio(
+    log_density: Tensor, old_log_density: Tensor, mean: Tensor, old_mean: Tensor, std: Tensor
+) -> Tensor:
     """GRPO-Guard: log rho = (log p - log p_old + b) std with b = mean (mu - mu_old)^2 / (2 std^2).
 
     Plain ratios average below 1, by b, and spread by 1 / std, so low-noise steps clip first; b and std take both away.

@@ -16,7 +16,9 @@ SMALLEST_STD = 1e-6
 """Floor of a group's standard deviation, in the rewards' unit: equal rewards give advantages of 0."""
 
 
-def image_rewards(mu: Tensor, sigma: Tensor, weights: Tensor, rule: Literal["sum", "worst"] = "sum", risk: float = 0.0) -> Tensor:
+def image_rewards(
+    mu: Tensor, sigma: Tensor, weights: Tensor, rule: Literal["sum", "worst"] = "sum", risk: float = 0.0
+) -> Tensor:
     """One reward per image: the weighted sum over dimensions, or the lowest weighted one, of mu - k sigma.
 
     Args: mu, sigma: [..., D] rubric points. weights: [D]. risk: k, at least 0.   Returns: [...]; nan where a dimension is nan."""

@@ -51,7 +51,9 @@ def blockiness(luminance: Tensor) -> Tensor:
 
 def stripe_variance(profile: Tensor) -> Tensor:
     """Variance of a profile's deviation from its moving average: stripes and bands, not slopes.   profile: [N, L].   Returns: [N]."""
-    smooth = F.avg_pool1d(F.pad(profile[:, None], (SMOOTHED // 2, SMOOTHED // 2), mode="replicate"), SMOOTHED, stride=1)[:, 0]
+    smooth = F.avg_pool1d(
+        F.pad(profile[:, None], (SMOOTHED // 2, SMOOTHED // 2), mode="replicate"), SMOOTHED, stride=1
+    )[:, 0]
     return (profile - smooth).var(1, correction=0)
 
 

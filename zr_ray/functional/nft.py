@@ -1,11 +1,10 @@
 """DiffusionNFT (arXiv 2509.16117): policy gradient on the forward process. Needs clean latents and rewards, no step densities.
 
-    v+ = b v + (1 - b) v_old,   v- = (1 + b) v_old - b v          one is drawn to the sample, the other pushed away
+v+ = b v + (1 - b) v_old,   v- = (1 + b) v_old - b v          one is drawn to the sample, the other pushed away
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from zr_ray.functional.flow import clean_estimate
@@ -22,7 +21,13 @@ def nft_targets(advantages: Tensor) -> Tensor:
 
 
 def nft_loss(
-    velocity: Tensor, old_velocity: Tensor, latents: Tensor, clean: Tensor, sigmas: Tensor, targets: Tensor, mix: float = 1.0
+    velocity: Tensor,
+    old_velocity: Tensor,
+    latents: Tensor,
+    clean: Tensor,
+    sigmas: Tensor,
+    targets: Tensor,
+    mix: float = 1.0,
 ) -> Tensor:
     """5 [r |x0+ - x0|^2 / w+ + (1 - r) |x0- - x0|^2 / w-] / b per sample, with x0+- = x - sigma v+- and w+- = mean |x0+- - x0|.
 

@@ -22,7 +22,9 @@ def candidate_steps(sigmas: Tensor, smallest: float) -> list[int]:
     Raises: ValueError if there is none."""
     steps = [k for k in range(len(sigmas) - 1) if sigmas[k] >= smallest and sigmas[k + 1] < sigmas[k]]
     if not steps:
-        raise ValueError(f"no step starts at a sigma of at least {smallest}, the schedule is {[round(s, 3) for s in sigmas.tolist()]}")
+        raise ValueError(
+            f"no step starts at a sigma of at least {smallest}, the schedule is {[round(s, 3) for s in sigmas.tolist()]}"
+        )
     return steps
 
 
@@ -31,14 +33,19 @@ def spread_steps(candidates: list[int], count: int, generator: torch.Generator) 
 
     Raises: ValueError if there are fewer candidates than parts."""
     if not 1 <= count <= len(candidates):
-        raise ValueError(f"the number of steps with a gradient must be in 1..{len(candidates)} (those at high noise), got {count}")
+        raise ValueError(
+            f"the number of steps with a gradient must be in 1..{len(candidates)} (those at high noise), got {count}"
+        )
     edges = [len(candidates) * part // count for part in range(count + 1)]
     return [
-        candidates[int(torch.randint(low, high, (), generator=generator))] for low, high in zip(edges[:-1], edges[1:], strict=True)
+        candidates[int(torch.randint(low, high, (), generator=generator))]
+        for low, high in zip(edges[:-1], edges[1:], strict=True)
     ]
 
 
-def surrogate_weights(sigmas: Tensor, candidates: list[int], chosen: list[int], rule: Literal["euler", "lagrange"]) -> Tensor:
+def surrogate_weights(
+    sigmas: Tensor, candidates: list[int], chosen: list[int], rule: Literal["euler", "lagrange"]
+) -> Tensor:
     """dx_0/dv of the chosen steps in FlowBP's surrogate x_0 = sg(x_0) + sum_k w_k (v_k - sg(v_k)), whose value is the true final image.
 
         "euler":     w_k = (sigma_{k+1} - sigma_k) M / K: on average the gradient through all candidates

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from zr_ray.config_t2i import ActorSection, AnchorSection, GeneratorSection
+from zr_ray.config.t2i import ActorSection, AnchorSection, GeneratorSection
 from zr_ray.functional.velocity_anchor import anchor_loss, anchor_weights, gradient_size
 from zr_ray.models.generators.adapter import Conditions, Noise, Picture, Trajectory, rollout
 from zr_ray.models.generators.load import load_adapter
@@ -42,14 +42,16 @@ class Probes:
         return len(self.latents)
 
 
-VelocityLoss = Callable[[Tensor, Tensor], tuple[Tensor, dict[str, float]]]
-"""(velocities [m, ...] of some probes, their indices [m]) -> (loss of each [m], sums of metrics)."""
+VelocityLoss = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, dict[str, float]]]
+"""(velocities [m, ...] of some probes, the reference's, their indices [m]) -> (loss of each [m], sums of metrics)."""
 
 
 class GeneratorWorker:
     """Owns one generator. Verbs: encode, sample, decode, accumulate, apply, save, load, save_generator."""
 
-    def __init__(self, folder: Path, generator: GeneratorSection, actor: ActorSection, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self, folder: Path, generator: GeneratorSection, actor: ActorSection, rank: int = 0, world: int = 1
+    ) -> None:
         torch.set_num_threads(actor.threads)
         self.folder, self.options, self.actor, self.rank, self.world = Path(folder), generator, actor, rank, world
         self.device = torch.device("cuda", torch.cuda.current_device()) if actor.gpus > 0 else torch.device("cpu")
@@ -64,7 +66,9 @@ class GeneratorWorker:
         # float32 masters: updates of 1e-4 of a weight vanish in bfloat16
         self.masters = [value.detach().float().clone() for value in self.trained]
         self.sets = {name: [value.clone() for value in self.masters] for name in ("average", "reference")}
-        self.optimizer = torch.optim.AdamW(self.masters, lr=actor.lr, betas=tuple(actor.betas), weight_decay=actor.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            self.masters, lr=actor.lr, betas=tuple(actor.betas), weight_decay=actor.weight_decay
+        )
         self.sigmas = self.adapter.sigmas(generator.steps)
         self.update_count, self.gradient_size = 0, 0.0
         self._prompts: dict[str, Conditions] = {}
@@ -77,7 +81,12 @@ class GeneratorWorker:
 
             transformer.requires_grad_(False)
             transformer.add_adapter(
-                LoraConfig(r=lora.rank, lora_alpha=lora.alpha, init_lora_weights="gaussian", target_modules=list(self.adapter.lora_targets))
+                LoraConfig(
+                    r=lora.rank,
+                    lora_alpha=lora.alpha,
+                    init_lora_weights="gaussian",
+                    target_modules=list(self.adapter.lora_targets),
+                )
             )
         else:
             transformer.requires_grad_(True)
@@ -118,7 +127,9 @@ class GeneratorWorker:
         def padded_draw(step: int) -> Tensor:
             return self._pad_rows(draw(step))
 
-        made = rollout(velocity, start, self.sigmas if sigmas is None else sigmas, stochastic, padded_draw if draw else None)
+        made = rollout(
+            velocity, start, self.sigmas if sigmas is None else sigmas, stochastic, padded_draw if draw else None
+        )
         return Trajectory(tuple(x[:count] for x in made.states), tuple(v[:count] for v in made.velocities))
 
     @torch.no_grad()
@@ -142,24 +153,30 @@ class GeneratorWorker:
                 parts.append(self._velocity(probes, index)[: len(index)])
         return torch.cat(parts)
 
-    def accumulate(self, probes: Probes, losses: VelocityLoss, anchor: AnchorSection, smallest: float, images: int) -> dict[str, float]:
+    def accumulate(
+        self, probes: Probes, losses: VelocityLoss, anchor: AnchorSection, smallest: float, images: int
+    ) -> dict[str, float]:
         """Forward and backward over all probes; gradients add up until `apply`.
 
         A probe whose loss has no gradient feels the anchor alone. Args: smallest: sigma from which the reward acts. images: of all ranks,
         what the sum is divided by.   Returns: sums of metrics over this rank's probes."""
         with self.weights("reference"):
             reference = self.velocities(probes)
-        weights = anchor_weights(probes.sigmas, smallest, anchor.below, anchor.above).to(self.device) * self.gradient_size
+        weights = (
+            anchor_weights(probes.sigmas, smallest, anchor.below, anchor.above).to(self.device) * self.gradient_size
+        )
         sums = {"loss/total": 0.0, "anchor/distance": 0.0, "anchor/size": 0.0, "anchor/sized": 0.0}
         for index in self._micro_batches(len(probes)):
             velocity = self._velocity(probes, index)
             leaf = velocity[: len(index)].detach().requires_grad_()
-            loss, metrics = losses(leaf, index)
+            loss, metrics = losses(leaf, reference[index], index)
             (gradient,) = torch.autograd.grad(loss.sum(), leaf)
             sizes, held = gradient_size(gradient), anchor_loss(leaf, reference[index])
             if anchor.enabled:
                 gradient = gradient + torch.autograd.grad((weights[index] * held).sum(), leaf)[0]
-            velocity.backward(torch.cat([gradient, gradient.new_zeros(len(velocity) - len(index), *gradient.shape[1:])]) / images)
+            velocity.backward(
+                torch.cat([gradient, gradient.new_zeros(len(velocity) - len(index), *gradient.shape[1:])]) / images
+            )
             sums["loss/total"] += float(loss.detach().sum())
             sums["anchor/distance"] += float(held.detach().sum())
             sums["anchor/size"] += float(sizes.sum())
@@ -189,7 +206,12 @@ class GeneratorWorker:
         decay = min(self.actor.ema_decay, self.update_count / (self.update_count + 10))
         torch._foreach_lerp_(self.sets["average"], self.masters, 1 - decay)
         self._put(self.masters)
-        return {"actor/grad_norm": float(norm), "actor/lr": lr, "actor/skipped": float(not finite), "anchor/gradient_size": self.gradient_size}
+        return {
+            "actor/grad_norm": float(norm),
+            "actor/lr": lr,
+            "actor/skipped": float(not finite),
+            "anchor/gradient_size": self.gradient_size,
+        }
 
     def _sum_gradients(self) -> None:
         if self.world > 1:
@@ -240,8 +262,18 @@ class GeneratorWorker:
         if self.rank:
             return
         every = {"trained": self.masters} | self.sets
-        save_file({f"{name}/{i}": v.contiguous() for name, values in every.items() for i, v in enumerate(values)}, folder / WEIGHTS_FILE)
-        torch.save({"optimizer": self.optimizer.state_dict(), "updates": self.update_count, "gradient_size": self.gradient_size}, folder / OPTIMIZER_FILE)
+        save_file(
+            {f"{name}/{i}": v.contiguous() for name, values in every.items() for i, v in enumerate(values)},
+            folder / WEIGHTS_FILE,
+        )
+        torch.save(
+            {
+                "optimizer": self.optimizer.state_dict(),
+                "updates": self.update_count,
+                "gradient_size": self.gradient_size,
+            },
+            folder / OPTIMIZER_FILE,
+        )
 
     def load(self, folder: Path) -> None:
         """What `save` wrote; every rank reads it."""
@@ -275,8 +307,14 @@ class GeneratorWorker:
 
     def _velocity(self, probes: Probes, index: Tensor) -> Tensor:
         """[micro_batch, ...]: rows behind the last index repeat the first one."""
-        full = torch.cat([index, index[:1].expand(self.options.micro_batch - len(index))]) if self.options.packed else index
-        return self.adapter.velocity(probes.latents[full].to(self.device), probes.sigmas[full].to(self.device), probes.conditions.rows(full))
+        full = (
+            torch.cat([index, index[:1].expand(self.options.micro_batch - len(index))])
+            if self.options.packed
+            else index
+        )
+        return self.adapter.velocity(
+            probes.latents[full].to(self.device), probes.sigmas[full].to(self.device), probes.conditions.rows(full)
+        )
 
     def _padded(self, conditions: Conditions, noise: Tensor) -> tuple[Conditions, Tensor]:
         missing = self.options.micro_batch - len(noise)
@@ -286,7 +324,11 @@ class GeneratorWorker:
 
     def _pad_rows(self, rows: Tensor) -> Tensor:
         missing = self.options.micro_batch - len(rows)
-        return rows if missing <= 0 or not self.options.packed else torch.cat([rows, rows[:1].expand(missing, *rows.shape[1:])])
+        return (
+            rows
+            if missing <= 0 or not self.options.packed
+            else torch.cat([rows, rows[:1].expand(missing, *rows.shape[1:])])
+        )
 
 
 def generator_of(*numbers: int) -> torch.Generator:

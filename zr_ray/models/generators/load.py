@@ -9,8 +9,9 @@ import torch
 
 from zr_ray.errors import CheckpointError
 from zr_ray.models.generators.adapter import GeneratorAdapter, Picture
-from zr_ray.models.tiny_generator import ASSET
 
+BUILTIN = Path(__file__).resolve().parents[2] / "assets" / "generator"
+"""The generator that is shipped with the package."""
 FAMILIES = {
     "ZImagePipeline": ("zr_ray.models.generators.z_image", "ZImageAdapter"),
     "StableDiffusion3Pipeline": ("zr_ray.models.generators.sd3", "StableDiffusion3Adapter"),
@@ -22,7 +23,7 @@ FAMILIES = {
 
 def generator_folder(path: str) -> Path:
     """The folder that a configuration means: `builtin`, or a diffusers folder. Raises CheckpointError if it holds no known pipeline."""
-    folder = ASSET if path == "builtin" else Path(path)
+    folder = BUILTIN if path == "builtin" else Path(path)
     pipeline_class(folder)
     return folder
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from zr_ray.config import CheckpointSection, RunSection, Section, _field
+from zr_ray.config.sections import CheckpointSection, RunSection, Section, _field
 from zr_ray.rubric import DIMENSIONS
 
 POLICY_ALGORITHMS = ("nft", "flow_grpo")
