@@ -11,6 +11,8 @@ import secrets
 import socket
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from zr_ray.config.serve import ServeConfig
 from zr_ray.errors import ConfigError, DeadlineError, JudgeError
@@ -27,11 +29,8 @@ LEASE_MISSES = 3
 
 def launch_service(config: ServeConfig, args: argparse.Namespace, until: threading.Event | None = None) -> None:
     """Serve until the job is stopped, or until `until` is set. Raises ZrRayError for everything a user can fix."""
-    import ray
-    from ray import serve
-
     from zr_ray.run.placement import bundle, check_feasible, living_nodes
-    from zr_ray.serving.application import application, served_judge, token_sha256
+    from zr_ray.serving.application import served_judge, token_sha256
 
     started_at = time.time()
     judge, what = served_judge(config.judge.path)
@@ -55,12 +54,7 @@ def launch_service(config: ServeConfig, args: argparse.Namespace, until: threadi
     name = config.run.name or f"reward-{time.strftime('%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     say(f"app {name}, judge: {what}")
     say(f"dashboard {dashboard or 'none (started without ray[default])'}")
-    port, ours = start_serve(config)
-    lease, keeper = _take_lease(name, ours)
-    try:
-        route = config.http.route if config.http.enabled else None
-        serve.run_many([serve.RunTarget(application(config), name, route)], wait_for_applications_running=False)
-        wait_until_running(name, config.replica.start_deadline_s)
+    with running_service(config, name) as port:
         say(
             f"ready after {duration(time.time() - started_at)}: judge {judge}, sha256 {judge_hash(judge)[:16]},"
             f" {config.replica.replicas} replica(s)"
@@ -69,6 +63,25 @@ def launch_service(config: ServeConfig, args: argparse.Namespace, until: threadi
         if config.http.enabled:
             say(f"try: curl {_url(config, port)}/v1/health")
         _serve_until(until, name)
+
+
+@contextmanager
+def running_service(config: ServeConfig, name: str) -> Iterator[int]:
+    """The application while the block runs; yields its HTTP port, or 0. It is deleted afterwards, also when this process dies.
+
+    Raises: DeadlineError, JudgeError if it does not come up."""
+    import ray
+    from ray import serve
+
+    from zr_ray.serving.application import application
+
+    port, ours = start_serve(config)
+    lease, keeper = _take_lease(name, ours)
+    try:
+        route = config.http.route if config.http.enabled else None
+        serve.run_many([serve.RunTarget(application(config), name, route)], wait_for_applications_running=False)
+        wait_until_running(name, config.replica.start_deadline_s)
+        yield port
     finally:
         say(f"deleting app {name}")
         _delete(name, shut_down=ours)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from zr_ray.errors import DataError
+from zr_ray.models.generators.adapter import Conditions, GeneratorAdapter, shift_of_tokens
 from zr_ray.models.generators.packed import PackedTransformer
 
 

@@ -1,0 +1,142 @@
+"""From a checked configuration to a trained generator: the reward service, the diffusion actors, the report.
+
+Order: everything that can be refused is refused, then Ray is joined, then the run folder, then the reward service (the run's own, or
+the one that is named), then the actors under Ray Train. The run's own service is deleted when the job ends, however it ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from zr_ray.config.serve import ServeConfig
+from zr_ray.config.t2i import T2iConfig
+from zr_ray.data.prompts import read_prompts, split_prompts
+from zr_ray.models.generators.load import generator_folder, pipeline_class
+from zr_ray.run import driver
+from zr_ray.run.folder import RunFolder
+from zr_ray.run.observe import duration, say
+from zr_ray.workers.reward_source import named_function
+
+WORLD_PROMPTS = 4096
+"""Training prompts of the simulated world that are drawn; they repeat, as the world is small."""
+
+
+@dataclass(frozen=True)
+class T2iTask:
+    """What the driver hands to every diffusion actor."""
+
+    config: T2iConfig
+    run_path: Path
+    generator: Path
+    """Where it starts: a diffusers folder."""
+    training: tuple[str, ...]
+    held_out: tuple[str, ...]
+    """Prompts; none of the held-out ones is trained on."""
+    reward_target: str | None
+    """Application name or URL; None where the reward is a function."""
+    started_at: float
+    """time.time() of the job's first line."""
+
+
+def launch(config: T2iConfig, args: argparse.Namespace, loop) -> None:
+    """Train and report; with --dry-run print the plan only. Raises ZrRayError for everything a user can fix."""
+    started_at = time.time()
+    folder = generator_folder(config.generator.path)
+    training, held_out = task_prompts(config)
+    service = own_service(config)
+    if config.reward.function is not None:
+        named_function(config.reward.function)
+    else:
+        check_reward(config)
+
+    from zr_ray.run.placement import bundle, check_feasible, living_nodes, run_learners
+
+    actor, reward = config.actor, config.reward
+    bundles = {"actor": [bundle(actor.cpus, actor.gpus)] * actor.workers}
+    if service is not None:
+        bundles["reward"] = [bundle(reward.cpus, reward.gpus)] * reward.replicas
+    if args.dry_run:
+        facts = {
+            "generator": f"{folder}, {pipeline_class(folder)}",
+            "prompts": f"{len(training)} to train on, {len(held_out)} held out",
+            "reward": reward.function or reward.target or f"a service of its own with {reward.judge}",
+        }
+        RunFolder.check(config)
+        driver.print_plan(config, bundles, facts)
+        return
+    RunFolder.check(config)
+    dashboard = driver.connect(namespace="zr_ray")
+    check_feasible(bundles, living_nodes(), config.run.wait_for_nodes_s)
+    run = RunFolder.start(config, "t2i")
+    driver.first_lines(run, dashboard, started_at)
+    say(f"generator {folder} ({pipeline_class(folder)}), {len(training)} training and {len(held_out)} held-out prompts")
+    with driver.follow(run), reward_target(config, service, run.run_id) as target:
+        say(f"reward {target or reward.function} ready after {duration(time.time() - started_at)}; starting {actor.workers} diffusion actor(s)")
+        task = T2iTask(config, run.path, folder, training, held_out, target, started_at)
+        run_learners(loop, task, actor, run.path, run.run_id)
+
+    from zr_ray.report.t2i_page import format_rows, write_report
+
+    report = write_report(run)
+    result = run.read_result()
+    say(format_rows(result))
+    say(f"status {result['status']} in {duration(time.time() - started_at)}; report {report}")
+    say(f"next: the trained generator is {run.path / 'generator'}; use it anywhere with generator.path={run.path / 'generator'}")
+
+
+def task_prompts(config: T2iConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(training, held-out) prompts: of the list, or of the simulated world. Raises DataError."""
+    c = config.prompts
+    if c.path is not None:
+        training, held_out = split_prompts(read_prompts(c.path, c.column), c.held_out)
+        return tuple(training), tuple(held_out)
+    from zr_ray.builtin.generator_scenes import evaluation_prompts, training_prompts
+
+    return tuple(training_prompts(WORLD_PROMPTS, c.seed)), tuple(evaluation_prompts(c.held_out, c.seed))
+
+
+def check_reward(config: T2iConfig) -> None:
+    """Weights must name dimensions of the rubric. Raises ConfigError."""
+    from zr_ray.errors import ConfigError
+    from zr_ray.rubric import DIMENSIONS
+
+    foreign = [name for name in config.reward.weights if name not in DIMENSIONS]
+    if foreign:
+        raise ConfigError(f"reward.weights of a judge must name dimensions ({', '.join(DIMENSIONS)}), got {foreign}")
+
+
+def own_service(config: T2iConfig) -> ServeConfig | None:
+    """The service that the job starts: handles only, so nothing listens. None if another one, or a function, is named."""
+    c = config.reward
+    if c.target is not None or c.function is not None:
+        return None
+    return ServeConfig.model_validate(
+        {
+            "judge": {"path": c.judge},
+            "http": {"enabled": False},
+            "replica": {
+                "replicas": c.replicas,
+                "cpus": c.cpus,
+                "gpus": c.gpus,
+                "threads": c.threads,
+                "start_deadline_s": c.start_deadline_s,
+            },
+        }
+    )
+
+
+@contextmanager
+def reward_target(config: T2iConfig, service: ServeConfig | None, run_id: str) -> Iterator[str | None]:
+    """What actors ask, while the block runs."""
+    if service is None:
+        yield config.reward.target
+        return
+    from zr_ray.serving.launch import running_service
+
+    with running_service(service, name := f"reward-{run_id}"):
+        yield name
