@@ -115,6 +115,19 @@ def compare(before: Look, after: Look, resamples: int = 2000, seed: int = 0) -> 
     return rows
 
 
+def best_of(look: Look, count: int) -> Look:
+    """The look that keeps, of each prompt's first `count` images, the one the reward likes best, in all places."""
+    liked = np.nan_to_num(look.figures["reward/sum"][:, :count], nan=-np.inf).argmax(1)[:, None]
+    seeds = look.images.shape[1]
+    figures = {
+        name: np.repeat(np.take_along_axis(value, liked, 1), seeds, 1)
+        for name, value in look.figures.items()
+        if name != "image/seed_distance"
+    }
+    images = np.repeat(look.images[np.arange(len(liked)), liked[:, 0]][:, None], seeds, 1)
+    return Look(look.prompts, images, figures)
+
+
 def with_distances(look: Look, baseline: Look | None) -> Look:
     """The look with image/seed_distance and, against a baseline of the same prompts, image/moved; in grey levels of 255."""
     pixels = torch.from_numpy(look.images).movedim(-1, 2).float()

@@ -49,7 +49,7 @@ class FlowGrpo:
         )
         rewards = group_rewards(made.scored, self.rewards.weights, self.config.reward, c.group_size)
         values, valid = group_advantages(rewards, self.config.reward.aggregation, c.advantage)
-        scored = reward_metrics(made.scored, rewards, valid)
+        scored = reward_metrics(made.scored, self.rewards.weights, rewards, valid)
         with self.timer("train"):
             count = len(made.clean)
             rows = torch.arange(count).repeat(len(window))

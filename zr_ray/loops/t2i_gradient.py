@@ -68,7 +68,7 @@ class RewardGradient:
             sums = worker.accumulate(probes, _linear_losses(surrogate), c.anchor, c.reward_sigma_min, images)
             for name, value in surrogate.metrics.items():
                 sums[name] = sums.get(name, 0.0) + value
-            return step_metrics(worker, sums | reward_metrics(made.scored, None, None), images, lr)
+            return step_metrics(worker, sums | reward_metrics(made.scored, self.rewards.weights, None, None), images, lr)
 
     # ---- the algorithms ----
 

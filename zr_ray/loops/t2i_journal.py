@@ -15,7 +15,7 @@ import torch
 
 from zr_ray.functional.group_advantages import image_rewards
 from zr_ray.functional.hacking_watch import Verdict, watch
-from zr_ray.judging.held_out_images import Look, compare, independent_figures, with_distances
+from zr_ray.judging.held_out_images import Look, best_of, compare, independent_figures, with_distances
 from zr_ray.run.checkpoints import begin_checkpoint, finish_checkpoint, latest_checkpoint, temporary_folder
 from zr_ray.run.folder import RunFolder
 from zr_ray.run.observe import Metrics, Progress, Timer, console_line, duration
@@ -176,17 +176,25 @@ class T2iJournal:
             self.barrier()
         self.before = Look.load(self._file("before"))
 
-    def look_beside(self) -> None:
-        """The untrained generator at other settings, which is what training competes with."""
+    def look_beside(self, after: Look) -> dict[str, Look]:
+        """What training competes with: the untrained generator at other settings; and both with the better of two by the reward."""
         c, sampler = self.config.held_out, self.config.generator
-        rows = {"guidance": dict(guidance=c.guidance_beside), "twice_the_steps": dict(steps=2 * sampler.steps)}
-        for name, options in rows.items():
-            if not self._file(name).is_file():
+        looks = {}
+        for name, options in {
+            "untrained, guidance": dict(guidance=c.guidance_beside),
+            "untrained, twice the steps": dict(steps=2 * sampler.steps),
+        }.items():
+            path = self._file(name.replace(", ", "_").replace(" ", "_"))
+            if not path.is_file():
                 look = with_distances(self.look(len(self.task.held_out), "reference", **options), self.before)
                 if self.is_writer:
-                    look.save(self._file(name))
-                    self.say(f"untrained, {name.replace('_', ' ')}: {_means(look)}")
+                    look.save(path)
                 self.barrier()
+            looks[name] = Look.load(path)
+        return looks | {
+            "untrained, best of 2": best_of(self.before, 2),
+            "trained, best of 2": best_of(after, 2),
+        }
 
     def look_during(self, step: int) -> Verdict:
         """A look at the watched prompts; keeps the best weights and returns what the watch says."""
@@ -228,36 +236,40 @@ class T2iJournal:
         """Look at all held-out prompts, save the generator and write result.json."""
         weights = "best" if self.watched_state["stopped"] and "best" in self.worker.sets else "average"
         after = with_distances(self.look(len(self.task.held_out), weights), self.before)
-        if self.config.held_out.beside:
-            self.look_beside()
+        beside = self.look_beside(after) if self.config.held_out.beside else {}
         self.worker.save_generator(self.run.path / "generator", weights)
         if not self.is_writer:
             return
         after.save(self._file("after"))
-        state = self.watched_state
-        self.run.write_json(
-            "result.json",
-            {
-                "job": "t2i",
-                "run_id": self.run.run_id,
-                "algorithm": self.config.t2i.algorithm,
-                "status": "STOPPED" if state["stopped"] else "SUCCEEDED",
-                "stopped": state["stopped"],
-                "wall_s": self.elapsed_s,
-                "training_s": state["training_s"],
-                "steps": step,
-                "weights": f"{weights}" + (f" of step {state['best_step']}" if weights == "best" else ""),
-                "reward_calls": dict(self.rewards.counters),
-                "sampler": {
-                    "steps": self.config.generator.steps,
-                    "guidance_scale": self.config.generator.guidance_scale,
-                    "kind": "ODE, the pipeline's own schedule",
-                },
-                "rows": compare(self.before, after, self.config.held_out.bootstrap_resamples, self.config.run.seed),
-            },
-        )
+        self.run.write_json("result.json", self._result(step, weights, after, beside))
         self._metrics.close()
         self.say(f"trained generator: {self.run.path / 'generator'} ({duration(self.elapsed_s)} in all)")
+
+    def _result(self, step: int, weights: str, after: Look, beside: dict[str, Look]) -> dict:
+        state, c = self.watched_state, self.config
+        resamples, seed = c.held_out.bootstrap_resamples, c.run.seed
+        return {
+            "job": "t2i",
+            "run_id": self.run.run_id,
+            "algorithm": c.t2i.algorithm,
+            "status": "STOPPED" if state["stopped"] else "SUCCEEDED",
+            "stopped": state["stopped"],
+            "wall_s": self.elapsed_s,
+            "training_s": state["training_s"],
+            "steps": step,
+            "weights": weights + (f" of step {state['best_step']}" if weights == "best" else ""),
+            "reward_calls": dict(self.rewards.counters),
+            "sampler": {
+                "kind": "ODE, the pipeline's own schedule",
+                "steps": c.generator.steps,
+                "guidance_scale": c.generator.guidance_scale,
+            },
+            "prompts": len(self.task.held_out),
+            "seeds": c.held_out.seeds,
+            "rows": compare(self.before, after, resamples, seed),
+            "beside": {name: compare(self.before, look, resamples, seed) for name, look in beside.items()},
+            "held_out_prompts": list(self.task.held_out[: c.held_out.grid]),
+        }
 
 
 def _report_to_ray(metrics: dict[str, float]) -> None:

@@ -44,7 +44,7 @@ class Nft:
             losses = self._losses(probes, made.clean[rows], nft_targets(values)[rows], valid[rows])
             images = len(rows) * worker.world
             sums = worker.accumulate(probes, losses, c.anchor, c.reward_sigma_min, images)
-            metrics = step_metrics(worker, sums | reward_metrics(made.scored, rewards, valid), images, lr)
+            metrics = step_metrics(worker, sums | reward_metrics(made.scored, self.rewards.weights, rewards, valid), images, lr)
         if not self.on_policy:
             worker.follow("old", old_policy_decay(c.nft.old_policy, worker.update_count))
         return metrics

@@ -110,12 +110,15 @@ def group_advantages(rewards: Tensor, aggregation: str, normalization: str) -> t
     return values.flatten(), valid.flatten()
 
 
-def reward_metrics(scored: Scored, rewards: Tensor | None, valid: Tensor | None) -> dict[str, float]:
+def reward_metrics(
+    scored: Scored, weights: Tensor, rewards: Tensor | None, valid: Tensor | None
+) -> dict[str, float]:
     """Sums over this rank's images; divided by `reward/scored` of all ranks they are means. rewards: [P, G] for the spread in groups."""
     ok = torch.tensor([not reason for reason in scored.reasons])
     sums = {"reward/scored": float(ok.sum()), "reward/failed": float((~ok).sum())}
     for d, name in enumerate(scored.names):
         sums[f"reward/{name}"] = float(scored.mu[ok, d].sum())
+    sums["reward/total"] = float((scored.mu[ok] @ weights).sum())
     sums["reward/entropy"] = float(scored.entropy[ok].mean(-1).sum()) if ok.any() else 0.0
     if rewards is not None and rewards.ndim == 2:
         spread = torch.stack(

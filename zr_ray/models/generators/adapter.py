@@ -78,7 +78,9 @@ class GeneratorAdapter(ABC):
         """[steps + 1] float32 noise levels as the pipeline makes them, falling, the last one 0."""
         scheduler = copy.deepcopy(self.pipeline.scheduler)
         levels, options = self._schedule(steps)
-        scheduler.set_timesteps(sigmas=levels, **options) if levels is not None else scheduler.set_timesteps(steps, **options)
+        scheduler.set_timesteps(sigmas=levels, **options) if levels is not None else scheduler.set_timesteps(
+            steps, **options
+        )
         return scheduler.sigmas.float().cpu().clone()
 
     @property

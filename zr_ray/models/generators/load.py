@@ -32,7 +32,9 @@ def pipeline_class(folder: Path) -> str:
     """Name in its model_index.json. Raises CheckpointError if there is none, or no adapter for it."""
     index = Path(folder) / "model_index.json"
     if not index.is_file():
-        raise CheckpointError(f"wanted a diffusers folder, got {folder} without model_index.json; name one that save_pretrained wrote, or builtin")
+        raise CheckpointError(
+            f"wanted a diffusers folder, got {folder} without model_index.json; name one that save_pretrained wrote, or builtin"
+        )
     name = json.loads(index.read_text())["_class_name"]
     if name not in FAMILIES:
         raise CheckpointError(f"{folder} is a {name}; generators with an adapter are {', '.join(FAMILIES)}")
@@ -40,7 +42,11 @@ def pipeline_class(folder: Path) -> str:
 
 
 def load_adapter(
-    folder: Path, picture: Picture, dtype: torch.dtype = torch.float32, device: str = "cpu", embedded_guidance: float | None = None
+    folder: Path,
+    picture: Picture,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    embedded_guidance: float | None = None,
 ) -> GeneratorAdapter:
     """The pipeline of a folder behind its family's adapter. Raises CheckpointError."""
     import importlib

@@ -27,5 +27,7 @@ def save_lora(adapter: GeneratorAdapter, source: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     layers = get_peft_model_state_dict(adapter.transformer)
     config = next(iter(adapter.transformer.peft_config.values()))
-    adapter.pipeline.save_lora_weights(folder, transformer_lora_layers=layers, transformer_lora_adapter_metadata=config.to_dict())
+    adapter.pipeline.save_lora_weights(
+        folder, transformer_lora_layers=layers, transformer_lora_adapter_metadata=config.to_dict()
+    )
     (folder / "base.json").write_text(json.dumps({"base": str(source), "family": adapter.family}) + "\n")

@@ -31,19 +31,29 @@ class ZImageAdapter(GeneratorAdapter):
     @property
     def latent_shape(self) -> tuple[int, ...]:
         scale = self.pipeline.vae_scale_factor
-        return self.transformer.in_channels, 2 * (self.picture.height // (2 * scale)), 2 * (self.picture.width // (2 * scale))
+        return (
+            self.transformer.in_channels,
+            2 * (self.picture.height // (2 * scale)),
+            2 * (self.picture.width // (2 * scale)),
+        )
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Conditions:
         most = self.picture.max_prompt_tokens
-        rows, _ = self.pipeline.encode_prompt(list(prompts), do_classifier_free_guidance=False, max_sequence_length=most + 1)
+        rows, _ = self.pipeline.encode_prompt(
+            list(prompts), do_classifier_free_guidance=False, max_sequence_length=most + 1
+        )
         for prompt, row in zip(prompts, rows, strict=True):
             if len(row) > most:
-                raise DataError(f"a prompt may have {most} tokens, this one has more: {prompt!r:.80}; raise generator.max_prompt_tokens")
+                raise DataError(
+                    f"a prompt may have {most} tokens, this one has more: {prompt!r:.80}; raise generator.max_prompt_tokens"
+                )
         captions = torch.zeros(len(rows), most, rows[0].shape[-1], dtype=rows[0].dtype, device=rows[0].device)
         for place, row in zip(captions, rows, strict=True):
             place[: len(row)] = row
-        return Conditions({"captions": captions, "lengths": torch.tensor([len(row) for row in rows], device=captions.device)})
+        return Conditions(
+            {"captions": captions, "lengths": torch.tensor([len(row) for row in rows], device=captions.device)}
+        )
 
     def velocity(self, latents: Tensor, sigmas: Tensor, conditions: Conditions) -> Tensor:
         captions, lengths = conditions.tensors["captions"], conditions.tensors["lengths"]
@@ -70,4 +80,6 @@ class ZImageAdapter(GeneratorAdapter):
         from diffusers.pipelines.z_image.pipeline_z_image import get_default_z_image_sigmas
 
         _, rows, columns = self.latent_shape
-        return get_default_z_image_sigmas(steps), {"mu": shift_of_tokens(self.pipeline.scheduler, rows // 2 * (columns // 2), 1.15)}
+        return get_default_z_image_sigmas(steps), {
+            "mu": shift_of_tokens(self.pipeline.scheduler, rows // 2 * (columns // 2), 1.15)
+        }
