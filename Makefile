@@ -18,10 +18,11 @@ export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.cache/torch_extensions
 WARM_UP := from deepspeed.accelerator import get_accelerator; get_accelerator().create_op_builder('ShareMemCommBuilder').load()
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help gdso serve test install stop clean
+.PHONY: help gdso serve t2i test install stop clean
 help:
 	@echo "make gdso   train the built-in judge on the simulated rubric world, as a Ray job (EXTRA, CONFIG, ARGS, RAY_ADDRESS)"
 	@echo "make serve  the reward service on the built-in student, on http://127.0.0.1:8000/reward, until Ctrl-C (ARGS, RAY_ADDRESS)"
+	@echo "make t2i    post-train the built-in generator with the served built-in student, as a Ray job (ARGS, RAY_ADDRESS)"
 	@echo "make test   run all tests (ARGS='-k name' picks some)"
 	@echo "make stop   end the local Ray head that make gdso started"
 	@echo "make clean  remove environment and caches; runs/ stays"
@@ -36,6 +37,11 @@ serve: $(STAMP)
 	id=serve-$$(date +%m%d-%H%M%S); trap "$(VENV)/bin/ray job stop $$id" INT TERM; \
 	$(VENV)/bin/ray job submit --submission-id $$id --runtime-env-json '{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}}' --working-dir . \
 		-- python jobs/serve_reward.py $(ARGS)
+
+t2i: $(STAMP)
+	@if [ -z "$$RAY_ADDRESS" ]; then exports=$$($(VENV)/bin/python cluster/local_head.py start) || exit 1; eval "$$exports"; fi; \
+	exec $(VENV)/bin/ray job submit --runtime-env-json '{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}}' --working-dir . \
+		-- python jobs/t2i.py --config jobs/configs/t2i_tiny.yaml $(ARGS)
 
 test: $(STAMP)
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/python -m pytest -n 2 --dist loadgroup $(ARGS)

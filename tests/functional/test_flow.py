@@ -5,7 +5,15 @@ import math
 import pytest
 import torch
 
-from zr_ray.functional.flow import clean_estimate, noised, ode_step, sde_step, shifted_sigmas, step_log_density, stratified_sigmas
+from zr_ray.functional.flow import (
+    clean_estimate,
+    noised,
+    ode_step,
+    sde_step,
+    shifted_sigmas,
+    step_log_density,
+    stratified_sigmas,
+)
 
 MEAN, VARIANCE = 1.0, 0.25
 """Of the clean data, which are normal; the exact velocity is then linear in x."""

@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from zr_ray.functional.reward_gradient import candidate_steps, clip_to_median, hinge_weights, spread_steps, surrogate_weights
+from zr_ray.functional.reward_gradient import (
+    candidate_steps,
+    clip_to_median,
+    hinge_weights,
+    spread_steps,
+    surrogate_weights,
+)
 
 SIGMAS = torch.tensor([1.0, 0.947, 0.882, 0.8, 0.692, 0.545, 0.333, 0.0, 0.0])
 

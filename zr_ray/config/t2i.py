@@ -162,6 +162,9 @@ class HeldOutSection(Section):
     every_steps: int = _field(20, "steps between looks at the watched prompts; 0: only before and after", ge=0)
     watched: int = _field(48, "prompts of a look during training, the first of the held-out ones", ge=2)
     seeds: int = _field(2, "images of a prompt, from noise that is the same before and after", ge=2)
+    referee: str | None = _field(
+        None, "judge that only watches, never the reward: a name in zr_ray/assets or a folder; null: `referee`, if the package has one"
+    )
     beside: bool = _field(True, "also measure the untrained generator with guidance, with best of 2 and with twice the steps")
     guidance_beside: float = _field(1.5, "guidance of that row", ge=0)
     bootstrap_resamples: int = _field(2000, "resamples over prompts for each 95 % interval", ge=20)

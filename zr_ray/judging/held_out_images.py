@@ -16,10 +16,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from zr_ray.functional.gsb import gsb
 from zr_ray.functional.image_statistics import image_statistics, seed_distance
 from zr_ray.functional.intervals import paired_ratio_difference_interval
 from zr_ray.rubric import DIMENSIONS
 
+TIE_POINTS = 0.1
+"""Rubric points a dimension below which two images count as the same: a fifth of the rubric's finest step."""
 RISING_IS_WORSE = ("image/row_variance", "image/column_variance", "image/blockiness", "verifier/clutter")
 """Figures whose rise is damage."""
 
@@ -112,6 +115,18 @@ def compare(before: Look, after: Look, resamples: int = 2000, seed: int = 0) -> 
         error = float(each.std() / len(each) ** 0.5) if len(each) > 1 else float("nan")
         rows[name] = {"before": means[0], "after": means[1], "difference": means[1] - means[0]}
         rows[name] |= {"low": low, "high": high, "error": error, "spread": float(np.nanstd(before.figures[name]))}
+    return rows
+
+
+def gsb_rows(before: Look, after: Look, resamples: int = 2000, seed: int = 0) -> dict[str, dict[str, float]]:
+    """GSB by scores that training cannot move: referee and verifier, the sum and each dimension; see `functional.gsb`."""
+    prompt = torch.arange(len(before.prompts)).repeat_interleave(before.images.shape[1])
+    rows = {}
+    for name in before.figures:
+        if name.startswith(("referee/", "verifier/")) and name.split("/")[1] in (*DIMENSIONS, "sum") and name in after.figures:
+            tie = TIE_POINTS * (len(DIMENSIONS) if name.endswith("/sum") else 1)
+            sides = (torch.from_numpy(look.figures[name]).flatten() for look in (before, after))
+            rows[name] = gsb(*sides, prompt, tie, resamples, seed)
     return rows
 
 

@@ -22,6 +22,7 @@ from zr_ray.run.folder import RunFolder
 from zr_ray.run.observe import duration, say
 from zr_ray.workers.reward_source import named_function
 
+ASSETS = Path(__file__).resolve().parents[1] / "assets"
 WORLD_PROMPTS = 4096
 """Training prompts of the simulated world that are drawn; they repeat, as the world is small."""
 
@@ -41,6 +42,8 @@ class T2iTask:
     """Application name or URL; None where the reward is a function."""
     started_at: float
     """time.time() of the job's first line."""
+    referee: Path | None = None
+    """Judge that watches and never rewards."""
 
 
 def launch(config: T2iConfig, args: argparse.Namespace, loop) -> None:
@@ -48,7 +51,7 @@ def launch(config: T2iConfig, args: argparse.Namespace, loop) -> None:
     started_at = time.time()
     folder = generator_folder(config.generator.path)
     training, held_out = task_prompts(config)
-    service = own_service(config)
+    service, referee = own_service(config), referee_folder(config)
     if config.reward.function is not None:
         named_function(config.reward.function)
     else:
@@ -77,7 +80,7 @@ def launch(config: T2iConfig, args: argparse.Namespace, loop) -> None:
     say(f"generator {folder} ({pipeline_class(folder)}), {len(training)} training and {len(held_out)} held-out prompts")
     with driver.follow(run), reward_target(config, service, run.run_id) as target:
         say(f"reward {target or reward.function} ready after {duration(time.time() - started_at)}; starting {actor.workers} diffusion actor(s)")
-        task = T2iTask(config, run.path, folder, training, held_out, target, started_at)
+        task = T2iTask(config, run.path, folder, training, held_out, target, started_at, referee)
         run_learners(loop, task, actor, run.path, run.run_id)
 
     from zr_ray.report.t2i_page import format_rows, write_report
@@ -108,6 +111,17 @@ def check_reward(config: T2iConfig) -> None:
     foreign = [name for name in config.reward.weights if name not in DIMENSIONS]
     if foreign:
         raise ConfigError(f"reward.weights of a judge must name dimensions ({', '.join(DIMENSIONS)}), got {foreign}")
+
+
+def referee_folder(config: T2iConfig) -> Path | None:
+    """The judge that watches. Raises JudgeError if a named one is none."""
+    from zr_ray.models.judge_text import judge_folder
+
+    name = config.held_out.referee
+    shipped = ASSETS / (name or "referee")
+    if (shipped / "config.json").is_file():
+        return shipped
+    return None if name is None else judge_folder(name)
 
 
 def own_service(config: T2iConfig) -> ServeConfig | None:

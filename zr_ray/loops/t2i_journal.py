@@ -13,13 +13,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from zr_ray.config.t2i import RewardSection
 from zr_ray.functional.group_advantages import image_rewards
 from zr_ray.functional.hacking_watch import Verdict, watch
-from zr_ray.judging.held_out_images import Look, best_of, compare, independent_figures, with_distances
+from zr_ray.judging.held_out_images import Look, best_of, compare, gsb_rows, independent_figures, with_distances
 from zr_ray.run.checkpoints import begin_checkpoint, finish_checkpoint, latest_checkpoint, temporary_folder
 from zr_ray.run.folder import RunFolder
 from zr_ray.run.observe import Metrics, Progress, Timer, console_line, duration
 from zr_ray.workers.generator import GeneratorWorker
+from zr_ray.workers.local_judge import LocalJudge
 from zr_ray.workers.reward_source import RewardSource, Scored, join_scored, to_bytes
 
 PROGRESS_FILE = "progress.log"
@@ -37,6 +39,7 @@ class T2iJournal:
     def __init__(self, task, worker: GeneratorWorker, rewards: RewardSource) -> None:
         self.task, self.config, self.worker, self.rewards = task, task.config, worker, rewards
         self.run = RunFolder(task.run_path)
+        self.referee = LocalJudge(RewardSection(), task.referee) if task.referee is not None else None
         self.timer = Timer()
         self.is_writer = worker.rank == 0
         self.total = self.config.t2i.steps
@@ -143,8 +146,22 @@ class T2iJournal:
                 scored.append(self.rewards.submit(pixels, texts))
                 images.append(to_bytes(pixels).movedim(1, -1).cpu().numpy())
         pixels, answers = np.concatenate(images), join_scored([future.result() for future in scored])
-        figures = self._reward_figures(answers) | independent_figures(pixels, [prompts[p] for p, _ in items])
+        texts = [prompts[p] for p, _ in items]
+        figures = self._reward_figures(answers) | independent_figures(pixels, texts) | self._referee_figures(pixels, texts)
         return self._gathered(prompts, seeds, items, pixels, figures)
+
+    def _referee_figures(self, pixels: np.ndarray, prompts: list[str]) -> dict[str, np.ndarray]:
+        """Scores of a judge that never rewards, if there is one."""
+        if self.referee is None:
+            return {}
+        images, size = torch.from_numpy(pixels).movedim(-1, 1).float() / 255, self.worker.options.micro_batch
+        parts = [
+            self.referee.submit(images[start : start + size], prompts[start : start + size]).result()
+            for start in range(0, len(prompts), size)
+        ]
+        scored = join_scored(parts)
+        named = {f"referee/{name}": scored.mu[:, d].numpy() for d, name in enumerate(scored.names)}
+        return named | {"referee/sum": scored.mu.sum(-1).numpy()}
 
     def _reward_figures(self, scored: Scored) -> dict[str, np.ndarray]:
         named = {f"reward/{name}": scored.mu[:, d].numpy() for d, name in enumerate(scored.names)}
@@ -267,6 +284,7 @@ class T2iJournal:
             "prompts": len(self.task.held_out),
             "seeds": c.held_out.seeds,
             "rows": compare(self.before, after, resamples, seed),
+            "gsb": gsb_rows(self.before, after, resamples, seed),
             "beside": {name: compare(self.before, look, resamples, seed) for name, look in beside.items()},
             "held_out_prompts": list(self.task.held_out[: c.held_out.grid]),
         }

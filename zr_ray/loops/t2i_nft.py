@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+
 import torch
 from torch import Tensor
 
@@ -85,4 +87,5 @@ def step_metrics(worker: GeneratorWorker, sums: dict[str, float], images: int, l
     means = {}
     for name, value in totals.items():
         means[name] = value / (max(scored, 1.0) if name.startswith("reward/") else images)
-    return means | applied | {"reward/failed": failed, "reward/images": scored}
+    memory_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
+    return means | applied | {"reward/failed": failed, "reward/images": scored, "actor/memory_gib": memory_gib}

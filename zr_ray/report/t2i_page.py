@@ -98,6 +98,9 @@ def format_rows(result: dict) -> str:
         row = result["rows"][name]
         interval = f"[{_number(row['low'])}, {_number(row['high'])}]"
         lines.append(f"{_words(name):<24}{_number(row['before']):>10}{_number(row['after']):>10}{_number(row['difference'], True):>10}  {interval}")
+    for name, row in result["gsb"].items():
+        if name.endswith("/sum"):
+            lines.append(f"GSB by {_words(name)}: {row['gsb']:+.1%} [{row['low']:+.1%}, {row['high']:+.1%}]")
     for name, rows in result["beside"].items():
         told = ", ".join(f"{_words(n)} {_number(rows[n]['difference'], True)}" for n in ("reward/sum", "verifier/sum", "verifier/match") if n in rows)
         lines.append(f"{name}: {told}")
@@ -126,6 +129,9 @@ def _headline(result: dict, environment: dict) -> str:
         if name in rows:
             row = rows[name]
             tiles.append((title, _number(row["difference"], True), f"{_number(row['before'])} to {_number(row['after'])}, 95 % [{_number(row['low'])}, {_number(row['high'])}]"))
+    for name, row in result["gsb"].items():
+        if name.endswith("/sum"):
+            tiles.append((f"GSB by {_words(name)}", f"{row['gsb']:+.1%}", f"95 % [{row['low']:+.1%}, {row['high']:+.1%}]; same {row['same']:.0%}"))
     tiles.append(("training", duration(result["training_s"]), f"{result['steps']} steps; {result['status']}"))
     sampler, git = result["sampler"], environment["started"]["git"]
     hardware = environment["started"]["hardware"]
