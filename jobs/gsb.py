@@ -3,7 +3,8 @@
     python jobs/gsb.py page --run runs/t2i-... --pairs 100          writes gsb.html and gsb_key.json into the run folder
     python jobs/gsb.py votes --key runs/t2i-.../gsb_key.json votes-*.json
 
-The page is one file without network; raters vote by key and export their votes. Keep the key file to yourself: it says which side is which.
+The page is one file without network; raters vote by key and export their votes. Keep the key file to yourself: it says
+which side is which.
 """
 
 from __future__ import annotations
@@ -41,7 +42,10 @@ def main(argv: list[str] | None = None) -> int:
         else:
             made = summarize_votes(*read_votes(args.key, args.files))
             print(json.dumps(made, indent=1))
-            print(f"GSB {made['gsb']:+.1%} [{made['low']:+.1%}, {made['high']:+.1%}], {made['raters']} rater(s), alpha {made['alpha']:.2f}")
+            print(
+                f"GSB {made['gsb']:+.1%} [{made['low']:+.1%}, {made['high']:+.1%}], {made['raters']} rater(s), alpha"
+                f" {made['alpha']:.2f}"
+            )
     except (ZrRayError, OSError) as error:
         print(f"gsb: {error}", file=sys.stderr)
         return 1

@@ -1,9 +1,11 @@
-"""Post-train a text-to-image generator with the served reward: diffusion actors under Ray Train query the Ray Serve endpoint.
+"""Post-train a text-to-image generator with the served reward: diffusion actors under Ray Train query the Ray Serve
+endpoint.
 
     ray job submit --working-dir . -- python jobs/t2i.py --config jobs/configs/t2i_tiny.yaml
 
-Algorithms: t2i.algorithm=nft|flow_grpo (scores only), flowbp|refl|draft|draft_lv (the reward's gradient). The reward service is
-started and deleted by the job, or named by reward.target. The result is a diffusers folder (or LoRA weights) in the run folder.
+Algorithms: t2i.algorithm=nft|flow_grpo (scores only), flowbp|refl|draft|draft_lv (the reward's gradient). The reward
+service is started and deleted by the job, or named by reward.target. The result is a diffusers folder (or LoRA weights)
+in the run folder.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
-"""What the service costs a diffusion actor: a training step with the served reward against the same step with the reward in process.
+"""What the service costs a diffusion actor: a training step with the served reward against the same step with the
+reward in process.
 
     python jobs/bench/t2i.py [--algorithm flowbp] [--steps 8] [--out FILE]
 
-Both sides have the same number of threads in all: the served side one for the actor and one for the replica, the in-process side two.
-Prints seconds a step (median, after warm-up), images per second and peak memory (resident set of the actor's process, replica's beside it).
+Both sides have the same number of threads in all: the served side one for the actor and one for the replica, the
+in-process side two. Prints seconds a step (median, after warm-up), images per second and peak memory (resident set of
+the actor's process, replica's beside it).
 Left out on purpose: quality, which `jobs/t2i.py` reports.
 """
 
@@ -30,7 +32,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--algorithm", default="flowbp", help="t2i.algorithm (default %(default)s)")
     parser.add_argument("--steps", type=int, default=8, help="timed steps (default %(default)s)")
-    parser.add_argument("--set", nargs="*", default=[], metavar="key=value", help="overrides of t2i_tiny.yaml, for both sides")
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="key=value", help="overrides of t2i_tiny.yaml, for both sides"
+    )
     parser.add_argument("--out", type=Path, help="write the figures as JSON here as well")
     parser.add_argument("--in-process", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -38,13 +42,25 @@ def main() -> int:
         print("RESULT " + json.dumps(in_process(args)), flush=True)
         return 0
     figures = {"served": served(args)}
-    command = [sys.executable, __file__, "--in-process", "--algorithm", args.algorithm, "--steps", str(args.steps), "--set", *args.set]
+    command = [
+        sys.executable,
+        __file__,
+        "--in-process",
+        "--algorithm",
+        args.algorithm,
+        "--steps",
+        str(args.steps),
+        "--set",
+        *args.set,
+    ]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     figures["in_process"] = json.loads(said.split("RESULT ", 1)[1])
     figures["ratio"] = figures["served"]["step_s"] / figures["in_process"]["step_s"]
     for name in ("served", "in_process"):
         row = figures[name]
-        print(f"{name:<11} {row['step_s']:.2f} s a step, {row['images_per_s']:.1f} images/s, {row['memory_gib']:.2f} GiB")
+        print(
+            f"{name:<11} {row['step_s']:.2f} s a step, {row['images_per_s']:.1f} images/s, {row['memory_gib']:.2f} GiB"
+        )
     print(f"served / in process: {figures['ratio']:.2f}")
     if args.out:
         args.out.write_text(json.dumps(figures, indent=1) + "\n")
@@ -95,7 +111,9 @@ def in_process(args) -> dict:
     task = T2iTask(config, Path("."), generator_folder(config.generator.path), training, held_out, None, time.time())
     worker = GeneratorWorker(task.generator, config.generator, config.actor)
     torch.set_num_threads(2)
-    algorithm = ALGORITHMS[args.algorithm](config, worker, LocalJudge(config.reward, judge_folder(config.reward.judge)), Timer())
+    algorithm = ALGORITHMS[args.algorithm](
+        config, worker, LocalJudge(config.reward, judge_folder(config.reward.judge)), Timer()
+    )
     seconds = []
     for step in range(config.t2i.steps):
         started = time.perf_counter()

@@ -58,4 +58,6 @@ def test_held_out_prompts_are_never_trained_on(tmp_path):
     )
     assert len(training) == 16 and not set(training) & set(held_out)
     with pytest.raises(DataError, match="at least 40"):
-        task_prompts(load_config(T2iConfig, None, [f"prompts.path={path}", "prompts.held_out=20", "held_out.watched=2"]))
+        task_prompts(
+            load_config(T2iConfig, None, [f"prompts.path={path}", "prompts.held_out=20", "held_out.watched=2"])
+        )

@@ -26,7 +26,8 @@ def exact_velocity(x, sigma):
 
 
 def final_moments(steps, kind, strength):
-    """Mean and variance after all steps, propagated through the affine step: its value at x = 0 and x = 1 tells it all."""
+    """Mean and variance after all steps, propagated through the affine step: its value at x = 0 and x = 1 tells it
+    all."""
     sigmas = torch.linspace(1, 0, steps + 1)
     mean, variance = 0.0, 1.0
     for now, then in zip(sigmas[:-1], sigmas[1:], strict=True):
@@ -70,7 +71,9 @@ def test_no_noise_is_the_ode_step_for_all():
 
 def test_flow_sde_by_hand():
     """sigma .5 -> .3, a = 1: g^2 = 1, mean = x + (v + (x + .5 v)) (-.2), std = sqrt(.2)."""
-    mean, std = sde_step(torch.tensor([[2.0]]), torch.tensor([[1.0]]), torch.tensor([0.5]), torch.tensor([0.3]), "flow", 1.0, 0.9)
+    mean, std = sde_step(
+        torch.tensor([[2.0]]), torch.tensor([[1.0]]), torch.tensor([0.5]), torch.tensor([0.3]), "flow", 1.0, 0.9
+    )
     assert mean.item() == pytest.approx(2 - 0.2 * (1 + 2.5)) and std.item() == pytest.approx(math.sqrt(0.2))
 
 
@@ -92,7 +95,14 @@ def test_everything_is_float32_even_from_bfloat16():
     x = torch.randn(2, 3, 2, 2).bfloat16()
     sigmas, after = torch.tensor([0.8, 0.6]), torch.tensor([0.6, 0.4])
     mean, std = sde_step(x, x, sigmas, after, "flow", 0.7, 0.9)
-    values = [mean, std, ode_step(x, x, sigmas, after), clean_estimate(x, x, sigmas), noised(x, x, sigmas), step_log_density(x, mean, std)]
+    values = [
+        mean,
+        std,
+        ode_step(x, x, sigmas, after),
+        clean_estimate(x, x, sigmas),
+        noised(x, x, sigmas),
+        step_log_density(x, mean, std),
+    ]
     assert all(value.dtype == torch.float32 for value in values)
 
 

@@ -1,4 +1,5 @@
-"""Flow-GRPO: ratio exactly 1 where nothing has changed, the clip's sides, GRPO-Guard's correction, the KL against its definition."""
+"""Flow-GRPO: ratio exactly 1 where nothing has changed, the clip's sides, GRPO-Guard's correction, the KL against its
+definition."""
 
 import pytest
 import torch
@@ -36,18 +37,23 @@ def test_the_clip_takes_the_gradient_of_the_outer_side_only():
 
 
 def test_guard_centers_the_log_ratio_and_gives_all_steps_one_spread():
-    """Under the old policy log p - log p_old has mean -b and standard deviation |d mean| / std; corrected: 0 and |d mean| whatever std."""
+    """Under the old policy log p - log p_old has mean -b and standard deviation |d mean| / std; corrected: 0 and |d
+    mean| whatever std."""
     random = torch.Generator().manual_seed(1)
     for std in (torch.full((20000,), 0.2), torch.full((20000,), 2.0)):
         old_mean = torch.zeros(20000, 1)
         mean = torch.full((20000, 1), 0.05)
         reached = std[:, None] * torch.randn(20000, 1, generator=random)
-        log_ratio = guarded_log_ratio(step_log_density(reached, mean, std), step_log_density(reached, old_mean, std), mean, old_mean, std)
+        log_ratio = guarded_log_ratio(
+            step_log_density(reached, mean, std), step_log_density(reached, old_mean, std), mean, old_mean, std
+        )
         assert log_ratio.mean().item() == pytest.approx(0, abs=2e-3)
         assert log_ratio.std().item() == pytest.approx(0.05, rel=0.03)
 
 
 def test_kl_is_that_of_two_normals():
     one, other, std = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 0.0]]), torch.tensor([0.5])
-    wanted = torch.distributions.kl_divergence(torch.distributions.Normal(one, 0.5), torch.distributions.Normal(other, 0.5)).mean()
+    wanted = torch.distributions.kl_divergence(
+        torch.distributions.Normal(one, 0.5), torch.distributions.Normal(other, 0.5)
+    ).mean()
     assert step_kl(one, other, std).item() == pytest.approx(wanted.item())

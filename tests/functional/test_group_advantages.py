@@ -32,7 +32,9 @@ def test_gdpo_gives_every_dimension_the_same_say_whatever_its_spread():
     rewards = torch.randn(4, 6, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     wide = rewards * torch.tensor([100.0, 0.01], dtype=torch.float64)
     values, _ = advantages(rewards, "gdpo")
-    assert torch.allclose(values, advantages(wide, "gdpo")[0]) and values.std(correction=0).item() == pytest.approx(1, rel=1e-6)
+    assert torch.allclose(values, advantages(wide, "gdpo")[0]) and values.std(correction=0).item() == pytest.approx(
+        1, rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("name", ["rank", "std", "gdpo"])
@@ -43,7 +45,11 @@ def test_what_was_not_scored_leaves_the_statistics_and_lonely_groups_drop_out(na
     holed = torch.cat([full, torch.full_like(full[:, :1], NAN)], 1)
     wanted, _ = advantages(full, name)
     values, valid = advantages(holed, name)
-    assert torch.allclose(values[:, :5], wanted) and (values[:, 5] == 0).all() and valid.tolist() == [[True] * 5 + [False]] * 2
+    assert (
+        torch.allclose(values[:, :5], wanted)
+        and (values[:, 5] == 0).all()
+        and valid.tolist() == [[True] * 5 + [False]] * 2
+    )
     lonely = full.clone()
     lonely[0, 1:] = NAN
     values, valid = advantages(lonely, name)
@@ -57,7 +63,10 @@ def test_image_rewards_and_parsed_scores():
     assert image_rewards(mu, sigma, weights, "worst").tolist() == pytest.approx([1, 1])
     assert image_rewards(mu, sigma, weights, risk=1.0).tolist() == pytest.approx([0.5 + 1.5, 4])
     q = torch.tensor([[0.2, 0.5, 0.3], [NAN, NAN, NAN]])
-    assert parsed_scores(q, torch.tensor([1.0, 2.0, 3.0]))[0] == 2 and parsed_scores(q, torch.tensor([1.0, 2.0, 3.0]))[1].isnan()
+    assert (
+        parsed_scores(q, torch.tensor([1.0, 2.0, 3.0]))[0] == 2
+        and parsed_scores(q, torch.tensor([1.0, 2.0, 3.0]))[1].isnan()
+    )
 
 
 def test_refuses_axes_that_do_not_fit():

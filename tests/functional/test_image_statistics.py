@@ -40,7 +40,8 @@ def test_blocks_of_eight_pixels_raise_blockiness():
 def test_noise_is_high_frequency_and_blur_is_not():
     random = torch.Generator().manual_seed(0)
     noisy = flat() + 0.1 * torch.randn(1, 3, 64, 64, generator=random)
-    assert figures(noisy)["high_frequency"] == pytest.approx(0.75, abs=0.03)  # all but the inner quarter of a flat spectrum
+    # all but the inner quarter of a flat spectrum
+    assert figures(noisy)["high_frequency"] == pytest.approx(0.75, abs=0.03)
     assert figures(smooth())["high_frequency"] < 0.05  # the step where the picture wraps around is all there is
 
 

@@ -21,6 +21,8 @@ def test_the_worked_example_of_four_observers():
 
 def test_ends():
     assert krippendorff_alpha(torch.tensor([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0]])) == 1
-    assert krippendorff_alpha(torch.tensor([[1.0, NAN], [NAN, 2.0]])) != krippendorff_alpha(torch.tensor([[1.0, NAN], [NAN, 2.0]]))
+    assert krippendorff_alpha(torch.tensor([[1.0, NAN], [NAN, 2.0]])) != krippendorff_alpha(
+        torch.tensor([[1.0, NAN], [NAN, 2.0]])
+    )
     random = torch.randint(0, 3, (2, 4000), generator=torch.Generator().manual_seed(0)).double()
     assert abs(krippendorff_alpha(random, "nominal")) < 0.05

@@ -1,4 +1,5 @@
-"""DiffusionNFT: direction and size of the gradient by hand, what must not get one, the targets and the old policy's schedules."""
+"""DiffusionNFT: direction and size of the gradient by hand, what must not get one, the targets and the old policy's
+schedules."""
 
 import pytest
 import torch
@@ -42,9 +43,12 @@ def test_a_good_sample_draws_the_estimate_to_itself_and_a_bad_one_pushes():
 
 
 def test_loss_by_hand():
-    """One number: x0 = 0, sigma = .5, x = 1, v = v_old = 1: estimate .5, error .5, loss 5 (r + 1 - r) .25 / .5 = 2.5."""
+    """One number: x0 = 0, sigma = .5, x = 1, v = v_old = 1: estimate .5, error .5, loss 5 (r + 1 - r) .25 / .5 =
+    2.5."""
     one = torch.ones(1, 1)
-    assert nft_loss(one, one, one, torch.zeros(1, 1), torch.tensor([0.5]), torch.tensor([0.3])).item() == pytest.approx(2.5)
+    assert nft_loss(one, one, one, torch.zeros(1, 1), torch.tensor([0.5]), torch.tensor([0.3])).item() == pytest.approx(
+        2.5
+    )
 
 
 def test_old_velocity_gets_no_gradient_and_bfloat16_is_lifted():

@@ -1,4 +1,5 @@
-"""Gradient methods: which steps are chosen, surrogate weights against the full sum, clipping to the median, the hinge."""
+"""Gradient methods: which steps are chosen, surrogate weights against the full sum, clipping to the median, the
+hinge."""
 
 import pytest
 import torch

@@ -7,7 +7,9 @@ from zr_ray.functional.velocity_anchor import anchor_loss, anchor_weights, gradi
 
 
 def test_weights_change_at_the_cut():
-    assert anchor_weights(torch.tensor([0.2, 0.49, 0.5, 1.0]), 0.5, 2.0, 0.2).tolist() == pytest.approx([2, 2, 0.2, 0.2])
+    assert anchor_weights(torch.tensor([0.2, 0.49, 0.5, 1.0]), 0.5, 2.0, 0.2).tolist() == pytest.approx(
+        [2, 2, 0.2, 0.2]
+    )
 
 
 def test_loss_by_hand_and_no_gradient_to_the_reference():
@@ -19,7 +21,8 @@ def test_loss_by_hand_and_no_gradient_to_the_reference():
 
 
 def test_relative_weights_balance_at_the_same_distance_for_any_scale_of_the_reward():
-    """With weight lambda times the size, the anchor's gradient equals the reward's where rms(v - v_ref) = 1 / (2 lambda)."""
+    """With weight lambda times the size, the anchor's gradient equals the reward's where rms(v - v_ref) = 1 / (2
+    lambda)."""
     reward = torch.randn(1, 4, 3, 3, generator=torch.Generator().manual_seed(0))
     for scale in (1e-4, 1.0, 1e3):
         size, weight = gradient_size(scale * reward), 2.0

@@ -1,4 +1,5 @@
-"""Text-to-image post-training as a user runs it: two diffusion actors, a reward service of the job's own, both families.
+"""Text-to-image post-training as a user runs it: two diffusion actors, a reward service of the job's own, both
+families.
 
 Two jobs with Ray Train and Serve take over a minute on two quiet cores: run with ZR_SLOW=1 in the environment.
 """
@@ -10,11 +11,24 @@ import pytest
 
 pytestmark = pytest.mark.skipif(not os.environ.get("ZR_SLOW"), reason="over a minute: set ZR_SLOW=1")
 SMALL = [
-    "generator.compiled=false", "generator.steps=3", "generator.micro_batch=4", "prompts.held_out=4", "held_out.watched=2",
-    "held_out.every_steps=1", "held_out.beside=false", "held_out.bootstrap_resamples=20", "held_out.grid=4", "actor.warmup_steps=1",
-    "actor.cpus=0.5", "reward.cpus=0.5", "t2i.prompts_per_step=2", "t2i.group_size=2", "t2i.steps=2", "checkpoint.every_steps=2",
+    "generator.compiled=false",
+    "generator.steps=3",
+    "generator.micro_batch=4",
+    "prompts.held_out=4",
+    "held_out.watched=2",
+    "held_out.every_steps=1",
+    "held_out.beside=false",
+    "held_out.bootstrap_resamples=20",
+    "held_out.grid=4",
+    "actor.warmup_steps=1",
+    "actor.cpus=0.5",
+    "reward.cpus=0.5",
+    "t2i.prompts_per_step=2",
+    "t2i.group_size=2",
+    "t2i.steps=2",
+    "checkpoint.every_steps=2",
     "watch.action=report",
-]  # fmt: skip
+]
 
 
 def metrics(run):

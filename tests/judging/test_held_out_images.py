@@ -9,7 +9,11 @@ from zr_ray.judging.held_out_images import Look, best_of, compare, independent_f
 def look(values, images=None, **more):
     values = np.array(values, float)
     images = np.zeros((*values.shape, 8, 8, 3), np.uint8) if images is None else images
-    return Look(tuple(map(str, range(len(values)))), images, {"reward/sum": values} | {n: np.array(v, float) for n, v in more.items()})
+    return Look(
+        tuple(map(str, range(len(values)))),
+        images,
+        {"reward/sum": values} | {n: np.array(v, float) for n, v in more.items()},
+    )
 
 
 def test_differences_are_paired_over_prompts():
@@ -28,7 +32,10 @@ def test_what_is_not_known_on_both_sides_stays_out():
 def test_best_of_two_keeps_the_image_the_reward_likes():
     images = np.arange(4, dtype=np.uint8).reshape(2, 2, 1, 1, 1) * np.ones((1, 1, 8, 8, 3), np.uint8)
     made = best_of(look([[1, 2], [5, 4]], images, **{"verifier/sum": [[7, 3], [8, 9]]}), 2)
-    assert made.figures["reward/sum"].tolist() == [[2, 2], [5, 5]] and made.figures["verifier/sum"].tolist() == [[3, 3], [8, 8]]
+    assert made.figures["reward/sum"].tolist() == [[2, 2], [5, 5]] and made.figures["verifier/sum"].tolist() == [
+        [3, 3],
+        [8, 8],
+    ]
     assert made.images[:, 0, 0, 0, 0].tolist() == [1, 2]
 
 
@@ -38,7 +45,9 @@ def test_distances_by_hand():
     moved = images + 10
     base = with_distances(look([[0, 0]], images), None)
     made = with_distances(look([[0, 0]], moved), base)
-    assert base.figures["image/seed_distance"].tolist() == [[30, 30]] and base.figures["image/moved"].tolist() == [[0, 0]]
+    assert base.figures["image/seed_distance"].tolist() == [[30, 30]] and base.figures["image/moved"].tolist() == [
+        [0, 0]
+    ]
     assert made.figures["image/moved"].tolist() == [[10, 10]]
 
 

@@ -1,4 +1,5 @@
-"""The text-to-image loop in this process: what a run leaves behind, a resume that repeats it, the watch's stop, the report."""
+"""The text-to-image loop in this process: what a run leaves behind, a resume that repeats it, the watch's stop, the
+report."""
 
 from __future__ import annotations
 
@@ -43,7 +44,10 @@ def task(root, name, steps, **sections):
 
 def metrics(folder):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if not name.startswith(("time/", "actor/memory"))} for line in lines]
+    return [
+        {name: value for name, value in line.items() if not name.startswith(("time/", "actor/memory"))}
+        for line in lines
+    ]
 
 
 class Killed(Exception):
@@ -82,7 +86,9 @@ def test_a_run_leaves_a_generator_and_a_report(whole):
     folder = whole / "whole"
     result = json.loads((folder / "result.json").read_text())
     assert result["status"] == "SUCCEEDED" and result["steps"] == 4 and result["reward_calls"]["failed"] == 0
-    assert {"reward/sum", "reward/brightness", "verifier/sum", "verifier/match", "image/row_variance"} <= set(result["rows"])
+    assert {"reward/sum", "reward/brightness", "verifier/sum", "verifier/match", "image/row_variance"} <= set(
+        result["rows"]
+    )
     assert (folder / "generator" / "model_index.json").is_file()
     write_report(RunFolder(folder))
     page = (folder / "report.html").read_text()

@@ -1,4 +1,5 @@
-"""The blind page: nothing in it tells the sides apart, votes come back to the right generator, foreign files are refused."""
+"""The blind page: nothing in it tells the sides apart, votes come back to the right generator, foreign files are
+refused."""
 
 import json
 import re

@@ -1,4 +1,5 @@
-"""Generator worker and algorithms: gradients against plain backpropagation through the sampler, invariances, resume, what is saved."""
+"""Generator worker and algorithms: gradients against plain backpropagation through the sampler, invariances, resume,
+what is saved."""
 
 from __future__ import annotations
 
@@ -51,7 +52,9 @@ def config(**sections):
 
 
 def setup(algorithm, **sections):
-    sections["t2i"] = {"algorithm": algorithm, "prompts_per_step": 2, "group_size": 2, "steps": 4} | sections.get("t2i", {})
+    sections["t2i"] = {"algorithm": algorithm, "prompts_per_step": 2, "group_size": 2, "steps": 4} | sections.get(
+        "t2i", {}
+    )
     made = config(**sections)
     worker = GeneratorWorker(generator_folder("builtin"), made.generator, made.actor)
     return made, worker, PatternReward(made.reward)
@@ -175,7 +178,15 @@ class TestPolicyFamily:
             def answer(self, images, prompts, gradient):
                 made = super().answer(images, prompts, gradient)
                 made.mu[0] = torch.nan
-                return Scored(made.names, made.mu, made.sigma, made.parsed, made.entropy, made.versions, ("failed: lost",) + made.reasons[1:])
+                return Scored(
+                    made.names,
+                    made.mu,
+                    made.sigma,
+                    made.parsed,
+                    made.entropy,
+                    made.versions,
+                    ("failed: lost",) + made.reasons[1:],
+                )
 
         made, worker, _ = setup("nft")
         metrics = Nft(made, worker, Holed(made.reward), Timer()).step(batch(2), 1e-4)
@@ -188,7 +199,9 @@ class TestWorker:
     def test_the_update_does_not_depend_on_the_micro_batch(self):
         found = []
         for size in (2, 4):
-            made, worker, rewards = setup("nft", generator={"compiled": False, "steps": 3, "micro_batch": size, "max_prompt_tokens": 9})
+            made, worker, rewards = setup(
+                "nft", generator={"compiled": False, "steps": 3, "micro_batch": size, "max_prompt_tokens": 9}
+            )
             gradients, _ = gradients_of_a_step(worker, Nft(made, worker, rewards, Timer()), 2)
             found.append(gradients)
         close(found[0], found[1])
@@ -232,8 +245,8 @@ class TestWorker:
 class TestSaved:
     def images(self, pipeline):
         return pipeline(
-            list(PROMPTS), height=64, width=64, num_inference_steps=3, guidance_scale=0.0, max_sequence_length=16, output_type="pt",
-            generator=[torch.Generator().manual_seed(i) for i in range(2)],
+            list(PROMPTS), height=64, width=64, num_inference_steps=3, guidance_scale=0.0, max_sequence_length=16,
+            output_type="pt", generator=[torch.Generator().manual_seed(i) for i in range(2)],
         ).images  # fmt: skip
 
     def test_all_weights_as_a_diffusers_folder(self, tmp_path):
@@ -253,7 +266,13 @@ class TestSaved:
         from diffusers import DiffusionPipeline
         from safetensors.torch import load_file
 
-        generator = {"compiled": False, "steps": 3, "micro_batch": 4, "max_prompt_tokens": 9, "lora": {"rank": 4, "alpha": 8}}
+        generator = {
+            "compiled": False,
+            "steps": 3,
+            "micro_batch": 4,
+            "max_prompt_tokens": 9,
+            "lora": {"rank": 4, "alpha": 8},
+        }
         made, worker, rewards = setup("nft", generator=generator)
         algorithm = Nft(made, worker, rewards, Timer())
         for _ in range(2):

@@ -18,7 +18,8 @@ COLUMNS = ("prompt", "Prompt", "caption", "text", "Prompts", "description", "TEX
 def read_prompts(path: Path, column: str | None = None) -> list[str]:
     """The different prompts of a list, in its order, stripped, without empty ones.
 
-    .txt has one a line, .jsonl a key `column`, .csv and .tsv a column of that name. Raises: DataError naming file and what is missing."""
+    .txt has one a line, .jsonl a key `column`, .csv and .tsv a column of that name. Raises: DataError naming file and
+    what is missing."""
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -35,7 +36,9 @@ def read_prompts(path: Path, column: str | None = None) -> list[str]:
         name = _column(path, list(rows[0]) if rows else [], column)
         found = [row[name] for row in rows]
     else:
-        raise DataError(f"{path} must end in .txt, .csv, .tsv or .jsonl, got {kind or 'no suffix'}; rename it, or convert it")
+        raise DataError(
+            f"{path} must end in .txt, .csv, .tsv or .jsonl, got {kind or 'no suffix'}; rename it, or convert it"
+        )
     prompts = list(dict.fromkeys(" ".join(str(prompt).split()) for prompt in found if prompt and str(prompt).strip()))
     if not prompts:
         raise DataError(f"{path} holds no prompt; give a list with at least one")
@@ -47,7 +50,10 @@ def split_prompts(prompts: list[str], held_out: int) -> tuple[list[str], list[st
 
     Raises: DataError unless at least as many are left for training."""
     if len(prompts) < 2 * held_out:
-        raise DataError(f"{held_out} held-out prompts need a list of at least {2 * held_out}, got {len(prompts)}; lower prompts.held_out")
+        raise DataError(
+            f"{held_out} held-out prompts need a list of at least {2 * held_out}, got {len(prompts)}; lower"
+            " prompts.held_out"
+        )
     chosen = {len(prompts) * i // held_out for i in range(held_out)}
     return [p for i, p in enumerate(prompts) if i not in chosen], [p for i, p in enumerate(prompts) if i in chosen]
 
@@ -67,4 +73,6 @@ def _column(path: Path, names: list[str], column: str | None) -> str:
     for name in wanted:
         if name in names:
             return name
-    raise DataError(f"{path} must have a column {' or '.join(wanted)}, got {', '.join(names) or 'none'}; set prompts.column")
+    raise DataError(
+        f"{path} must have a column {' or '.join(wanted)}, got {', '.join(names) or 'none'}; set prompts.column"
+    )

@@ -21,13 +21,15 @@ def image_rewards(
 ) -> Tensor:
     """One reward per image: the weighted sum over dimensions, or the lowest weighted one, of mu - k sigma.
 
-    Args: mu, sigma: [..., D] rubric points. weights: [D]. risk: k, at least 0.   Returns: [...]; nan where a dimension is nan."""
+    Args: mu, sigma: [..., D] rubric points. weights: [D]. risk: k, at least 0.   Returns: [...]; nan where a dimension
+    is nan."""
     value = weights.to(mu) * (mu - risk * sigma if risk else mu)
     return value.sum(-1) if rule == "sum" else value.min(-1).values
 
 
 def parsed_scores(q: Tensor, bins: Tensor) -> Tensor:
-    """The scalar baseline: the most probable score, which is what a judge that writes one label would say.   q: [..., K].   Returns: [...]."""
+    """The scalar baseline: the most probable score, which is what a judge that writes one label would say.   q: [...,
+    K].   Returns: [...]."""
     return torch.where(q.isnan().any(-1), torch.nan, bins.to(q)[q.nan_to_num().argmax(-1)])
 
 
@@ -38,7 +40,8 @@ def advantages(rewards: Tensor, normalization: Normalization) -> tuple[Tensor, T
         "std":   (r - mean) / std inside the group
         "gdpo":  "std" per dimension, summed over dimensions, then divided by the standard deviation of the batch
 
-    An image without a finite reward is left out of all statistics; a group with fewer than two others is left out as a whole.
+    An image without a finite reward is left out of all statistics; a group with fewer than two others is left out as a
+    whole.
     Args: rewards: [P, G], or for "gdpo" [P, G, D] weighted rewards of the dimensions; nan: not scored.
     Raises: ValueError if the axes do not fit the name."""
     wanted = 3 if normalization == "gdpo" else 2

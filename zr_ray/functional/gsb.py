@@ -1,4 +1,5 @@
-"""GSB, the paper's headline: how often is one image of a pair better, the same, worse; the same from scores as from votes.
+"""GSB, the paper's headline: how often is one image of a pair better, the same, worse; the same from scores as from
+votes.
 
 Axes: N pairs; P prompts.
 """

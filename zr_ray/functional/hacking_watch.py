@@ -25,11 +25,11 @@ def watch(
     rows: Mapping[str, Mapping[str, float]], reward: str, independent: tuple[str, ...], statistics: tuple[str, ...],
     errors: float = ERRORS, far: float = 1.0,
 ) -> Verdict:  # fmt: skip
-    """Alarm if the reward rose by more than `errors` standard errors while no independent score did rise, or if an image statistic went
-    further from the untrained images than `far` of their standard deviations.
+    """Alarm if the reward rose by more than `errors` standard errors while no independent score did rise, or if an
+    image statistic went further from the untrained images than `far` of their standard deviations.
 
-    Args: rows: figure -> {"before", "difference", "error", "spread"}. reward, independent, statistics: names of rows; absent ones are
-        left out, and without any independent score only the statistics are watched."""
+    Args: rows: figure -> {"before", "difference", "error", "spread"}. reward, independent, statistics: names of rows;
+        absent ones are left out, and without any independent score only the statistics are watched."""
     reasons = []
     gain, known = rows.get(reward), [name for name in independent if name in rows]
     if gain is not None and known and gain["difference"] > errors * gain["error"]:

@@ -1,7 +1,8 @@
-"""Figures of images that no reward sees and that show where training goes wrong: stripes, grids, blur, blackness, sameness.
+"""Figures of images that no reward sees and that show where training goes wrong: stripes, grids, blur, blackness,
+sameness.
 
-Each is read against the same figure of the untrained generator's images. Images are [N, 3, H, W], float in [0, 1]; luminance is the mean
-of the channels.
+Each is read against the same figure of the untrained generator's images. Images are [N, 3, H, W], float in [0, 1];
+luminance is the mean of the channels.
 Left out on purpose: learned distances (FID, CLIP); they would be one more model that can be fooled.
 """
 
@@ -24,7 +25,8 @@ COLOR_LEVELS = 4
 
 
 def image_statistics(images: Tensor) -> dict[str, Tensor]:
-    """Name -> [N]: blockiness, row_variance, column_variance, high_frequency, edge_density, dark_frac, brightness, color_entropy."""
+    """Name -> [N]: blockiness, row_variance, column_variance, high_frequency, edge_density, dark_frac, brightness,
+    color_entropy."""
     luminance = images.float().mean(1)
     return {
         "blockiness": blockiness(luminance),
@@ -39,7 +41,8 @@ def image_statistics(images: Tensor) -> dict[str, Tensor]:
 
 
 def blockiness(luminance: Tensor) -> Tensor:
-    """Mean step across block borders over the mean step elsewhere; 1 without blocks.   luminance: [N, H, W].   Returns: [N]."""
+    """Mean step across block borders over the mean step elsewhere; 1 without blocks.   luminance: [N, H, W].   Returns:
+    [N]."""
     across, down = luminance.diff(dim=2).abs().mean(1), luminance.diff(dim=1).abs().mean(2)  # [N, W - 1], [N, H - 1]
     border, rest = [], []
     for steps in (across, down):
@@ -50,7 +53,8 @@ def blockiness(luminance: Tensor) -> Tensor:
 
 
 def stripe_variance(profile: Tensor) -> Tensor:
-    """Variance of a profile's deviation from its moving average: stripes and bands, not slopes.   profile: [N, L].   Returns: [N]."""
+    """Variance of a profile's deviation from its moving average: stripes and bands, not slopes.   profile: [N, L].
+    Returns: [N]."""
     smooth = F.avg_pool1d(
         F.pad(profile[:, None], (SMOOTHED // 2, SMOOTHED // 2), mode="replicate"), SMOOTHED, stride=1
     )[:, 0]
@@ -58,7 +62,8 @@ def stripe_variance(profile: Tensor) -> Tensor:
 
 
 def high_frequency(luminance: Tensor) -> Tensor:
-    """Share of the spectrum's energy, without the mean, beyond half of the Nyquist frequency.   luminance: [N, H, W].   Returns: [N]."""
+    """Share of the spectrum's energy, without the mean, beyond half of the Nyquist frequency.   luminance: [N, H, W].
+    Returns: [N]."""
     height, width = luminance.shape[1:]
     power = torch.fft.rfft2(luminance).abs().square()
     power[:, 0, 0] = 0
@@ -70,14 +75,16 @@ def high_frequency(luminance: Tensor) -> Tensor:
 
 
 def edge_density(luminance: Tensor) -> Tensor:
-    """Share of pixels whose step to the right or downward neighbor is an edge.   luminance: [N, H, W].   Returns: [N]."""
+    """Share of pixels whose step to the right or downward neighbor is an edge.   luminance: [N, H, W].   Returns:
+    [N]."""
     right = luminance[:, :-1, 1:] - luminance[:, :-1, :-1]
     below = luminance[:, 1:, :-1] - luminance[:, :-1, :-1]
     return (torch.hypot(right, below) > EDGE).float().mean((1, 2))
 
 
 def color_entropy(images: Tensor) -> Tensor:
-    """Entropy of each image's color histogram, nats: falls when backgrounds go uniform.   images: [N, 3, H, W].   Returns: [N]."""
+    """Entropy of each image's color histogram, nats: falls when backgrounds go uniform.   images: [N, 3, H, W].
+    Returns: [N]."""
     levels = (images.float() * COLOR_LEVELS).long().clamp(0, COLOR_LEVELS - 1)
     cells = (levels[:, 0] * COLOR_LEVELS + levels[:, 1]) * COLOR_LEVELS + levels[:, 2]
     share = F.one_hot(cells.flatten(1), COLOR_LEVELS**3).float().mean(1)
@@ -85,7 +92,8 @@ def color_entropy(images: Tensor) -> Tensor:
 
 
 def seed_distance(images: Tensor) -> Tensor:
-    """Mean absolute difference between a prompt's images, of 1: falls to 0 when noise is ignored.   images: [P, S, 3, H, W], S >= 2.
+    """Mean absolute difference between a prompt's images, of 1: falls to 0 when noise is ignored.   images: [P, S, 3,
+    H, W], S >= 2.
 
     Returns: [P].   Raises: ValueError with fewer than two seeds."""
     seeds = images.shape[1]

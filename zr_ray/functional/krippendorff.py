@@ -12,9 +12,11 @@ from torch import Tensor
 
 
 def krippendorff_alpha(votes: Tensor, scale: Literal["nominal", "interval"] = "interval") -> float:
-    """1 - observed disagreement / expected disagreement; 1 is perfect, 0 chance; nan if fewer than two votes meet or none differ.
+    """1 - observed disagreement / expected disagreement; 1 is perfect, 0 chance; nan if fewer than two votes meet or
+    none differ.
 
-    Args: votes: [R, U], nan where a rater has not voted. scale: "interval" squares differences, "nominal" counts them."""
+    Args: votes: [R, U], nan where a rater has not voted. scale: "interval" squares differences, "nominal" counts
+    them."""
     values = votes.double().T
     counts = values.isfinite().sum(1)
     pairable = values[counts >= 2]

@@ -1,4 +1,5 @@
-"""DiffusionNFT (arXiv 2509.16117): policy gradient on the forward process. Needs clean latents and rewards, no step densities.
+"""DiffusionNFT (arXiv 2509.16117): policy gradient on the forward process. Needs clean latents and rewards, no step
+densities.
 
 v+ = b v + (1 - b) v_old,   v- = (1 + b) v_old - b v          one is drawn to the sample, the other pushed away
 """
@@ -10,13 +11,15 @@ from torch import Tensor
 from zr_ray.functional.flow import clean_estimate
 
 ADVANTAGE_CLIP = 5.0
-"""Advantages beyond it count as it; also the factor of the loss, so that an advantage of 1 weighs as much as in a policy gradient."""
+"""Advantages beyond it count as it; also the factor of the loss, so that an advantage of 1 weighs as much as in a
+policy gradient."""
 SMALLEST_ERROR = 1e-5
 """Floor of the error that a sample's loss is divided by."""
 
 
 def nft_targets(advantages: Tensor) -> Tensor:
-    """r = clip(A, +-5) / 10 + 1/2, in [0, 1]: the share of a sample's loss that draws to it.   advantages: any shape."""
+    """r = clip(A, +-5) / 10 + 1/2, in [0, 1]: the share of a sample's loss that draws to it.   advantages: any
+    shape."""
     return advantages.clamp(-ADVANTAGE_CLIP, ADVANTAGE_CLIP) / (2 * ADVANTAGE_CLIP) + 0.5
 
 
@@ -29,11 +32,13 @@ def nft_loss(
     targets: Tensor,
     mix: float = 1.0,
 ) -> Tensor:
-    """5 [r |x0+ - x0|^2 / w+ + (1 - r) |x0- - x0|^2 / w-] / b per sample, with x0+- = x - sigma v+- and w+- = mean |x0+- - x0|.
+    """5 [r |x0+ - x0|^2 / w+ + (1 - r) |x0- - x0|^2 / w-] / b per sample, with x0+- = x - sigma v+- and w+- = mean
+    |x0+- - x0|.
 
     At v = v_old the gradient is proportional to 2 r - 1: a sample of average reward does nothing.
-    Args: velocity: [N, ...] v of the model that is trained. old_velocity: [N, ...] of the one that sampled, held constant. latents: x.
-        clean: x_0. sigmas: [N]. targets: [N] r. mix: b, in (0, 1].   Returns: [N].   Raises: ValueError if b is out of range."""
+    Args: velocity: [N, ...] v of the model that is trained. old_velocity: [N, ...] of the one that sampled, held
+        constant. latents: x. clean: x_0. sigmas: [N]. targets: [N] r. mix: b, in (0, 1].   Returns: [N].   Raises:
+        ValueError if b is out of range."""
     if not 0 < mix <= 1:
         raise ValueError(f"mix must be in (0, 1], got {mix}")
     v, old, x0, r = velocity.float(), old_velocity.detach().float(), clean.float(), targets.float()

@@ -1,7 +1,8 @@
 """Holding the velocity to the reference where the reward must not act: below a noise level firmly, above it weakly.
 
-A learned reward sees fine texture that all images of a group share; nothing in the group tells against it, so training at low noise
-draws stripes and speckle. The anchor there is what turned every algorithm from harm to gain on the built-in generator.
+A learned reward sees fine texture that all images of a group share; nothing in the group tells against it, so training
+at low noise draws stripes and speckle. The anchor there is what turned every algorithm from harm to gain on the
+built-in generator.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ def anchor_weights(sigmas: Tensor, smallest: float, below: float, above: float) 
 
 
 def gradient_size(gradients: Tensor) -> Tensor:
-    """What the anchor's weights are relative to: the root mean square of a sample's loss gradient, times the count of its numbers.
+    """What the anchor's weights are relative to: the root mean square of a sample's loss gradient, times the count of
+    its numbers.
 
-    The anchor's own gradient, in the same measure, is 2 w rms(v - v_ref). So with weights w = lambda times this size the velocity may
-    move by about 1 / (2 lambda) where reward and anchor balance, whatever the reward's scale and the algorithm.
+    The anchor's own gradient, in the same measure, is 2 w rms(v - v_ref). So with weights w = lambda times this size
+    the velocity may move by about 1 / (2 lambda) where reward and anchor balance, whatever the reward's scale and the
+    algorithm.
     Args: gradients: [N, ...] d loss_n / d v_n.   Returns: [N]."""
     flat = gradients.float().flatten(1)
     return flat.norm(dim=1) * flat.shape[1] ** 0.5

@@ -1,10 +1,12 @@
-"""Looking at a generator: images of fixed prompts from fixed noise, what the reward says, and what the reward cannot move.
+"""Looking at a generator: images of fixed prompts from fixed noise, what the reward says, and what the reward cannot
+move.
 
     Look          images and every figure of them, prompt by seed
     compare       two looks at the same prompts: paired differences with intervals over prompts
 
-Figures: reward/<name> (the learned scores), verifier/<dimension>, verifier/sum, verifier/match and verifier/clutter (prompts of the
-simulated world only), image/<statistic> (`functional.image_statistics`), image/seed_distance, image/moved (from the untrained images).
+Figures: reward/<name> (the learned scores), verifier/<dimension>, verifier/sum, verifier/match and verifier/clutter
+(prompts of the simulated world only), image/<statistic> (`functional.image_statistics`), image/seed_distance,
+image/moved (from the untrained images).
 """
 
 from __future__ import annotations
@@ -70,7 +72,8 @@ def is_world(prompts: Sequence[str]) -> bool:
 
 
 def independent_figures(images: np.ndarray, prompts: Sequence[str]) -> dict[str, np.ndarray]:
-    """Statistics and, for the world's prompts and size, the verifier's reading.   images: [N, H, W, 3] uint8.   Returns: name -> [N]."""
+    """Statistics and, for the world's prompts and size, the verifier's reading.   images: [N, H, W, 3] uint8.
+    Returns: name -> [N]."""
     pixels = torch.from_numpy(images).movedim(-1, 1).float() / 255
     figures = {f"image/{name}": value.double().numpy() for name, value in image_statistics(pixels).items()}
     if images.shape[1:3] == (64, 64) and is_world(prompts):
@@ -99,7 +102,8 @@ def _verified(images: np.ndarray, prompts: Sequence[str]) -> dict[str, np.ndarra
 
 
 def compare(before: Look, after: Look, resamples: int = 2000, seed: int = 0) -> dict[str, dict[str, float]]:
-    """Figure -> before, after, difference, low, high (95 %, paired, over prompts) and error (standard error of the difference)."""
+    """Figure -> before, after, difference, low, high (95 %, paired, over prompts) and error (standard error of the
+    difference)."""
     rows = {}
     for name in before.figures:
         if name not in after.figures:
@@ -119,11 +123,16 @@ def compare(before: Look, after: Look, resamples: int = 2000, seed: int = 0) -> 
 
 
 def gsb_rows(before: Look, after: Look, resamples: int = 2000, seed: int = 0) -> dict[str, dict[str, float]]:
-    """GSB by scores that training cannot move: referee and verifier, the sum and each dimension; see `functional.gsb`."""
+    """GSB by scores that training cannot move: referee and verifier, the sum and each dimension; see
+    `functional.gsb`."""
     prompt = torch.arange(len(before.prompts)).repeat_interleave(before.images.shape[1])
     rows = {}
     for name in before.figures:
-        if name.startswith(("referee/", "verifier/")) and name.split("/")[1] in (*DIMENSIONS, "sum") and name in after.figures:
+        if (
+            name.startswith(("referee/", "verifier/"))
+            and name.split("/")[1] in (*DIMENSIONS, "sum")
+            and name in after.figures
+        ):
             tie = TIE_POINTS * (len(DIMENSIONS) if name.endswith("/sum") else 1)
             sides = (torch.from_numpy(look.figures[name]).flatten() for look in (before, after))
             rows[name] = gsb(*sides, prompt, tie, resamples, seed)
@@ -144,7 +153,8 @@ def best_of(look: Look, count: int) -> Look:
 
 
 def with_distances(look: Look, baseline: Look | None) -> Look:
-    """The look with image/seed_distance and, against a baseline of the same prompts, image/moved; in grey levels of 255."""
+    """The look with image/seed_distance and, against a baseline of the same prompts, image/moved; in grey levels of
+    255."""
     pixels = torch.from_numpy(look.images).movedim(-1, 2).float()
     seeds = look.images.shape[1]
     extra = {"image/seed_distance": np.repeat(seed_distance(pixels).double().numpy()[:, None], seeds, 1)}

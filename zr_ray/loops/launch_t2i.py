@@ -1,7 +1,8 @@
 """From a checked configuration to a trained generator: the reward service, the diffusion actors, the report.
 
-Order: everything that can be refused is refused, then Ray is joined, then the run folder, then the reward service (the run's own, or
-the one that is named), then the actors under Ray Train. The run's own service is deleted when the job ends, however it ends.
+Order: everything that can be refused is refused, then Ray is joined, then the run folder, then the reward service (the
+run's own, or the one that is named), then the actors under Ray Train. The run's own service is deleted when the job
+ends, however it ends.
 """
 
 from __future__ import annotations
@@ -79,7 +80,10 @@ def launch(config: T2iConfig, args: argparse.Namespace, loop) -> None:
     driver.first_lines(run, dashboard, started_at)
     say(f"generator {folder} ({pipeline_class(folder)}), {len(training)} training and {len(held_out)} held-out prompts")
     with driver.follow(run), reward_target(config, service, run.run_id) as target:
-        say(f"reward {target or reward.function} ready after {duration(time.time() - started_at)}; starting {actor.workers} diffusion actor(s)")
+        say(
+            f"reward {target or reward.function} ready after {duration(time.time() - started_at)}; starting"
+            f" {actor.workers} diffusion actor(s)"
+        )
         task = T2iTask(config, run.path, folder, training, held_out, target, started_at, referee)
         run_learners(loop, task, actor, run.path, run.run_id)
 
@@ -89,7 +93,10 @@ def launch(config: T2iConfig, args: argparse.Namespace, loop) -> None:
     result = run.read_result()
     say(format_rows(result))
     say(f"status {result['status']} in {duration(time.time() - started_at)}; report {report}")
-    say(f"next: the trained generator is {run.path / 'generator'}; use it anywhere with generator.path={run.path / 'generator'}")
+    say(
+        f"next: the trained generator is {run.path / 'generator'}; use it anywhere with"
+        f" generator.path={run.path / 'generator'}"
+    )
 
 
 def task_prompts(config: T2iConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -125,7 +132,8 @@ def referee_folder(config: T2iConfig) -> Path | None:
 
 
 def own_service(config: T2iConfig) -> ServeConfig | None:
-    """The service that the job starts: handles only, so nothing listens. None if another one, or a function, is named."""
+    """The service that the job starts: handles only, so nothing listens. None if another one, or a function, is
+    named."""
     c = config.reward
     if c.target is not None or c.function is not None:
         return None

@@ -1,7 +1,9 @@
-"""Text-to-image post-training, on every diffusion actor: sample, ask the reward service, update, look at held-out images, save.
+"""Text-to-image post-training, on every diffusion actor: sample, ask the reward service, update, look at held-out
+images, save.
 
-Runs inside Ray Train. Each rank samples and scores its own share of a step's prompts; nothing passes through the driver. Every random
-choice is a function of (run seed, step, place), so a resumed run repeats what the killed one would have done.
+Runs inside Ray Train. Each rank samples and scores its own share of a step's prompts; nothing passes through the
+driver. Every random choice is a function of (run seed, step, place), so a resumed run repeats what the killed one would
+have done.
 """
 
 from __future__ import annotations
@@ -70,7 +72,8 @@ def ranks() -> tuple[int, int]:
 
 
 def step_prompts(task: T2iTask, step: int, rank: int, world: int) -> StepPrompts:
-    """This rank's prompts of a step (0-based): the list in random order, again and again, all ranks drawing the same."""
+    """This rank's prompts of a step (0-based): the list in random order, again and again, all ranks drawing the
+    same."""
     import torch
 
     c, prompts = task.config.t2i, task.training
@@ -95,6 +98,7 @@ def stopped(journal: T2iJournal, config: T2iConfig) -> str:
     if config.watch.action == "stop" and alarms >= config.watch.patience:
         journal.watched_state["stopped"] = f"hacking watch: {alarms} alarms in a row"
         journal.say(
-            f"stopping: {alarms} alarms in a row; the best weights are those of step {journal.watched_state['best_step']}"
+            f"stopping: {alarms} alarms in a row; the best weights are those of step"
+            f" {journal.watched_state['best_step']}"
         )
     return journal.watched_state["stopped"]

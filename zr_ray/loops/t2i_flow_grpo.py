@@ -1,4 +1,5 @@
-"""Flow-GRPO: stochastic steps in a window at high noise, compared inside groups, trained by the clipped ratio of their densities."""
+"""Flow-GRPO: stochastic steps in a window at high noise, compared inside groups, trained by the clipped ratio of their
+densities."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ class FlowGrpo:
         if config.t2i.flow_grpo.window > len(self.candidates):
             raise ConfigError(
                 f"t2i.flow_grpo.window may have {len(self.candidates)} steps (those that start at sigma"
-                f" {config.t2i.reward_sigma_min} or above and do not end at 0), got {config.t2i.flow_grpo.window}; lower it"
+                f" {config.t2i.reward_sigma_min} or above and do not end at 0), got {config.t2i.flow_grpo.window};"
+                " lower it"
             )
 
     def step(self, batch: StepPrompts, lr: float) -> dict[str, float]:
@@ -71,7 +73,8 @@ class FlowGrpo:
         return self.candidates[int(first) : int(first) + size]
 
     def _losses(self, made, window: list[int], advantages: Tensor, valid: Tensor, old_velocities: Tensor):
-        """Loss of a probe by its index: the first len(old_velocities) are stochastic steps, the rest feel the anchor alone."""
+        """Loss of a probe by its index: the first len(old_velocities) are stochastic steps, the rest feel the anchor
+        alone."""
         c, sigmas, largest = self.config.t2i.flow_grpo, self.worker.sigmas, float(self.worker.sigmas[1])
         steps = torch.tensor(window).repeat_interleave(len(made.clean))
         before, reached = (torch.cat([made.states[k + shift] for k in window]) for shift in (0, 1))

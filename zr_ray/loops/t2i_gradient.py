@@ -1,13 +1,14 @@
-"""The gradient family: FlowBP, ReFL, DRaFT-K and DRaFT-LV. The service returns dR/dimage, the decoder turns it into dR/dx_0, and chosen
-steps carry it to the weights.
+"""The gradient family: FlowBP, ReFL, DRaFT-K and DRaFT-LV. The service returns dR/dimage, the decoder turns it into
+dR/dx_0, and chosen steps carry it to the weights.
 
-    flowbp      reward at the true final image; K steps spread over the candidates, each with its Euler (or Lagrange) weight
+    flowbp      reward at the true final image; K steps spread over the candidates, each with its Euler (or Lagrange)
+    weight
     refl        reward at the estimate x0_hat of one random candidate step, gradient through that step
     draft       reward at the true final image; gradient through the chain of the last K candidate steps
     draft_lv    reward at x0_hat after noising the final image anew to the last candidate's level, a mean over draws
 
-Candidates start at `t2i.reward_sigma_min` or above; with 0 they are the published algorithms. What lies below a candidate's end passes
-straight through (dx_0/dx = 1), as in FlowBP.
+Candidates start at `t2i.reward_sigma_min` or above; with 0 they are the published algorithms. What lies below a
+candidate's end passes straight through (dx_0/dx = 1), as in FlowBP.
 """
 
 from __future__ import annotations
@@ -68,7 +69,9 @@ class RewardGradient:
             sums = worker.accumulate(probes, _linear_losses(surrogate), c.anchor, c.reward_sigma_min, images)
             for name, value in surrogate.metrics.items():
                 sums[name] = sums.get(name, 0.0) + value
-            return step_metrics(worker, sums | reward_metrics(made.scored, self.rewards.weights, None, None), images, lr)
+            return step_metrics(
+                worker, sums | reward_metrics(made.scored, self.rewards.weights, None, None), images, lr
+            )
 
     # ---- the algorithms ----
 
@@ -108,7 +111,8 @@ class RewardGradient:
         return made, Surrogate(probes, torch.arange(count), -level.expand(count), gradients, metrics)
 
     def _draft(self, batch: StepPrompts) -> tuple[ScoredImages, Surrogate]:
-        """The chain is run backward here, by hand: each step's velocity is a probe, and dR/dx passes on through its Jacobian."""
+        """The chain is run backward here, by hand: each step's velocity is a probe, and dR/dx passes on through its
+        Jacobian."""
         made = scored_rollout(self.worker, self.rewards, batch, self.timer, gradient=True)
         gradients, metrics = self._latent_gradients(made.clean, made.scored, batch)
         steps = self.candidates[-self.config.t2i.gradient.steps_with_gradient :]
@@ -148,7 +152,8 @@ class RewardGradient:
     def _latent_gradients(
         self, latents: Tensor, scored: Scored, batch: StepPrompts, rows: Tensor | None = None
     ) -> tuple[Tensor, dict[str, float]]:
-        """dR/dx_0 [B, ...] at `latents`, with the hinge, optionally at a perturbed image, each at most the batch's median."""
+        """dR/dx_0 [B, ...] at `latents`, with the hinge, optionally at a perturbed image, each at most the batch's
+        median."""
         c, at = self.config.t2i.gradient, scored.gradients
         if c.perturb:
             items = batch.items if rows is None else [batch.items[i] for i in rows.tolist()]

@@ -1,7 +1,9 @@
-"""What a text-to-image run leaves behind, from an actor's rank: metrics, step lines, checkpoints, looks at held-out images, the result.
+"""What a text-to-image run leaves behind, from an actor's rank: metrics, step lines, checkpoints, looks at held-out
+images, the result.
 
-Rank 0 writes; all ranks take part in looks. `held_out/` of the run folder holds the looks before and after, `looks.jsonl` one line per
-look during training. Left out on purpose: the loop. A journal decides nothing about training.
+Rank 0 writes; all ranks take part in looks. `held_out/` of the run folder holds the looks before and after,
+`looks.jsonl` one line per look during training. Left out on purpose: the loop. A journal decides nothing about
+training.
 """
 
 from __future__ import annotations
@@ -147,7 +149,9 @@ class T2iJournal:
                 images.append(to_bytes(pixels).movedim(1, -1).cpu().numpy())
         pixels, answers = np.concatenate(images), join_scored([future.result() for future in scored])
         texts = [prompts[p] for p, _ in items]
-        figures = self._reward_figures(answers) | independent_figures(pixels, texts) | self._referee_figures(pixels, texts)
+        figures = (
+            self._reward_figures(answers) | independent_figures(pixels, texts) | self._referee_figures(pixels, texts)
+        )
         return self._gathered(prompts, seeds, items, pixels, figures)
 
     def _referee_figures(self, pixels: np.ndarray, prompts: list[str]) -> dict[str, np.ndarray]:
@@ -194,7 +198,8 @@ class T2iJournal:
         self.before = Look.load(self._file("before"))
 
     def look_beside(self, after: Look) -> dict[str, Look]:
-        """What training competes with: the untrained generator at other settings; and both with the better of two by the reward."""
+        """What training competes with: the untrained generator at other settings; and both with the better of two by
+        the reward."""
         c, sampler = self.config.held_out, self.config.generator
         looks = {}
         for name, options in {
@@ -208,10 +213,7 @@ class T2iJournal:
                     look.save(path)
                 self.barrier()
             looks[name] = Look.load(path)
-        return looks | {
-            "untrained, best of 2": best_of(self.before, 2),
-            "trained, best of 2": best_of(after, 2),
-        }
+        return looks | {"untrained, best of 2": best_of(self.before, 2), "trained, best of 2": best_of(after, 2)}
 
     def look_during(self, step: int) -> Verdict:
         """A look at the watched prompts; keeps the best weights and returns what the watch says."""

@@ -46,7 +46,9 @@ class Nft:
             losses = self._losses(probes, made.clean[rows], nft_targets(values)[rows], valid[rows])
             images = len(rows) * worker.world
             sums = worker.accumulate(probes, losses, c.anchor, c.reward_sigma_min, images)
-            metrics = step_metrics(worker, sums | reward_metrics(made.scored, self.rewards.weights, rewards, valid), images, lr)
+            metrics = step_metrics(
+                worker, sums | reward_metrics(made.scored, self.rewards.weights, rewards, valid), images, lr
+            )
         if not self.on_policy:
             worker.follow("old", old_policy_decay(c.nft.old_policy, worker.update_count))
         return metrics
@@ -78,7 +80,8 @@ class Nft:
 
 
 def step_metrics(worker: GeneratorWorker, sums: dict[str, float], images: int, lr: float) -> dict[str, float]:
-    """Reduce the sums of all ranks, take the optimizer step, return means.   images: of all ranks, what losses are divided by."""
+    """Reduce the sums of all ranks, take the optimizer step, return means.   images: of all ranks, what losses are
+    divided by."""
     names = sorted(sums)
     totals = dict(zip(names, worker.reduce_sum([sums[name] for name in names]), strict=True))
     size = totals.pop("anchor/size") / max(totals.pop("anchor/sized"), 1.0)

@@ -1,4 +1,5 @@
-"""Probes of the algorithms whose reward acts at steps of the sampler: beside them, probes at low noise for the anchor alone."""
+"""Probes of the algorithms whose reward acts at steps of the sampler: beside them, probes at low noise for the anchor
+alone."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from zr_ray.workers.generator import GeneratorWorker, Probes
 
 
 def anchor_probes(worker: GeneratorWorker, made: ScoredImages, batch: StepPrompts, c: T2iSection) -> Probes | None:
-    """`anchor.draws` probes of every image below the cut, from fresh noise; None if there is no anchor, or nothing below the cut."""
+    """`anchor.draws` probes of every image below the cut, from fresh noise; None if there is no anchor, or nothing
+    below the cut."""
     if not (c.anchor.enabled and c.anchor.draws and c.reward_sigma_min > 0):
         return None
     rows = torch.arange(len(made.clean)).repeat(c.anchor.draws)

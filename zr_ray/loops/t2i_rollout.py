@@ -1,7 +1,7 @@
 """One step's images and their scores: every chunk is scored while the next one is sampled.
 
-Noise depends on (run seed, step, prompt's place in the step, member of the group) alone, so neither the number of ranks nor a resume
-changes an image.
+Noise depends on (run seed, step, prompt's place in the step, member of the group) alone, so neither the number of ranks
+nor a resume changes an image.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from zr_ray.workers.reward_source import RewardSource, Scored, join_scored
 NOISE, STEP_NOISE, PROBES, CHOICE = 0x7A1, 0x7A2, 0x7A3, 0x7A4
 """Streams of random numbers of a step."""
 SHIFT = 3.0
-"""Of the noise levels that are trained on: more of them high, as in the schedules of the families (Z-Image and SD3: 3)."""
+"""Of the noise levels that are trained on: more of them high, as in the schedules of the families (Z-Image and SD3:
+3)."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ def scored_rollout(
     worker: GeneratorWorker, rewards: RewardSource, batch: StepPrompts, timer: Timer, *, gradient: bool = False,
     noise: Noise | None = None, sigmas: Tensor | None = None, look: Look = lambda made: made.clean,
 ) -> ScoredImages:  # fmt: skip
-    """Sample the step's images in chunks of a micro-batch, decode and score them. sigmas: an earlier end than the schedule's."""
+    """Sample the step's images in chunks of a micro-batch, decode and score them. sigmas: an earlier end than the
+    schedule's."""
     conditions, items = worker.encode(batch.items), batch.items
     seeds, size = batch.image_seeds(NOISE), worker.options.micro_batch
     made, waiting = [], []
@@ -110,10 +112,9 @@ def group_advantages(rewards: Tensor, aggregation: str, normalization: str) -> t
     return values.flatten(), valid.flatten()
 
 
-def reward_metrics(
-    scored: Scored, weights: Tensor, rewards: Tensor | None, valid: Tensor | None
-) -> dict[str, float]:
-    """Sums over this rank's images; divided by `reward/scored` of all ranks they are means. rewards: [P, G] for the spread in groups."""
+def reward_metrics(scored: Scored, weights: Tensor, rewards: Tensor | None, valid: Tensor | None) -> dict[str, float]:
+    """Sums over this rank's images; divided by `reward/scored` of all ranks they are means. rewards: [P, G] for the
+    spread in groups."""
     ok = torch.tensor([not reason for reason in scored.reasons])
     sums = {"reward/scored": float(ok.sum()), "reward/failed": float((~ok).sum())}
     for d, name in enumerate(scored.names):

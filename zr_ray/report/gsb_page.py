@@ -1,7 +1,9 @@
-"""A blind comparison on one static page, and what people's votes say: the paper's headline figure for anyone's two generators.
+"""A blind comparison on one static page, and what people's votes say: the paper's headline figure for anyone's two
+generators.
 
-The page knows pairs by random names and shows them in random order with random sides; which side is which stands in a key file that the
-raters do not get. Votes stay in the rater's browser until exported. Left out on purpose: a server, accounts.
+The page knows pairs by random names and shows them in random order with random sides; which side is which stands in a
+key file that the raters do not get. Votes stay in the rater's browser until exported. Left out on purpose: a server,
+accounts.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ from zr_ray.functional.krippendorff import krippendorff_alpha
 
 TEMPLATE = Path(__file__).parents[1] / "assets" / "gsb_page.html"
 VOTES_FORMAT = "zr_ray.gsb.votes.1"
-QUESTION = "Which image would you rather have for this prompt? Look at what is asked for, at realism, at beauty, at physics."
+QUESTION = (
+    "Which image would you rather have for this prompt? Look at what is asked for, at realism, at beauty, at physics."
+)
 SMALLEST_SIDE = 256
 """Pixels; smaller images are enlarged by a whole factor, pixel by pixel."""
 
@@ -34,10 +38,14 @@ def write_page(
 ) -> tuple[Path, Path]:
     """Write gsb.html (for raters) and gsb_key.json (not for raters). Returns: both paths.
 
-    Args: prompts: N texts. before, after: [N, H, W, 3] uint8. seed: of names, order and sides; it is in the key file only.
+    Args: prompts: N texts. before, after: [N, H, W, 3] uint8. seed: of names, order and sides; it is in the key file
+    only.
     Raises: DataError if they do not line up."""
     if not len(prompts) == len(before) == len(after) or not len(prompts):
-        raise DataError(f"every prompt needs one image before and one after, got {len(prompts)}, {len(before)}, {len(after)}; correct it")
+        raise DataError(
+            f"every prompt needs one image before and one after, got {len(prompts)}, {len(before)}, {len(after)};"
+            " correct it"
+        )
     rng = np.random.default_rng(seed)
     names = [rng.bytes(8).hex() for _ in prompts]
     after_left = rng.random(len(prompts)) < 0.5
@@ -57,7 +65,8 @@ def write_page(
 
 
 def read_votes(key_path: Path, vote_paths: Sequence[Path]) -> tuple[dict, torch.Tensor]:
-    """(key, votes [R, N]) with 1 after better, 0 same, -1 before better, nan not voted; raters in the order of the files.
+    """(key, votes [R, N]) with 1 after better, 0 same, -1 before better, nan not voted; raters in the order of the
+    files.
 
     Raises: DataError naming the file that is no vote file of this page, or votes for a pair it does not have."""
     key = json.loads(Path(key_path).read_text())
@@ -73,7 +82,9 @@ def read_votes(key_path: Path, vote_paths: Sequence[Path]) -> tuple[dict, torch.
             raise DataError(f"{path} belongs to another page than {key_path} (study {key['study']}); leave it out")
         foreign = [name for name in votes if name not in key["pairs"] or votes[name] not in ("left", "same", "right")]
         if foreign:
-            raise DataError(f"{path} has votes that the page cannot give, for example for {foreign[0]!r}; export it again")
+            raise DataError(
+                f"{path} has votes that the page cannot give, for example for {foreign[0]!r}; export it again"
+            )
         rows.append([_value(votes.get(name), key["pairs"][name]["after"]) for name in names])
     if not rows:
         raise DataError("no file of votes; name at least one")
@@ -81,7 +92,8 @@ def read_votes(key_path: Path, vote_paths: Sequence[Path]) -> tuple[dict, torch.
 
 
 def summarize_votes(key: dict, votes: torch.Tensor, resamples: int = 2000, seed: int = 0) -> dict:
-    """GSB over all votes with an interval over prompts, each rater's own, and the raters' agreement (Krippendorff's alpha)."""
+    """GSB over all votes with an interval over prompts, each rater's own, and the raters' agreement (Krippendorff's
+    alpha)."""
     prompts = sorted({pair["prompt"] for pair in key["pairs"].values()})
     place = torch.tensor([prompts.index(pair["prompt"]) for pair in key["pairs"].values()])
     raters, pairs = votes.shape

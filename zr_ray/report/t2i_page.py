@@ -1,7 +1,8 @@
-"""report.html and grid.png of a text-to-image run: before and after from the same noise, the table of figures, what competes, curves.
+"""report.html and grid.png of a text-to-image run: before and after from the same noise, the table of figures, what
+competes, curves.
 
-Pictures and tables come from the ODE sampler, which is named beside them; the noisier images of stochastic training steps are never
-shown. Left out on purpose: comparing runs.
+Pictures and tables come from the ODE sampler, which is named beside them; the noisier images of stochastic training
+steps are never shown. Left out on purpose: comparing runs.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from zr_ray.judging.held_out_images import RISING_IS_WORSE, Look
 from zr_ray.report.figures import Panel, training_curves
 from zr_ray.report.image_grid import save_enlarged, tiled
 from zr_ray.report.page import page
+from zr_ray.rubric import DIMENSIONS
 from zr_ray.run.folder import RunFolder
 from zr_ray.run.observe import duration
 
@@ -43,16 +45,25 @@ FIGURES = (
     "image/color_entropy",
 )
 """Rows of the table, in this order; figures that a run lacks are left out."""
+
+
+def _dimensions(group: str) -> tuple[str, ...]:
+    return tuple(f"{group}/{name}" for name in DIMENSIONS)
+
+
 PANELS = (
     Panel("Reward in training", "mean over a step's images", ("reward/total",)),
-    Panel("Reward per dimension", "mean over a step's images, rubric points", ("reward/alignment", "reward/realism", "reward/aesthetics", "reward/plausibility")),
+    Panel("Reward per dimension", "mean over a step's images, rubric points", _dimensions("reward")),
     Panel("Held-out: reward against what it cannot move", "change against the untrained generator, points",
           ("held_out/reward/sum", "held_out/verifier/sum", "held_out/referee/sum")),
     Panel("Held-out: verifier per dimension", "change, rubric points",
-          ("held_out/verifier/alignment", "held_out/verifier/realism", "held_out/verifier/aesthetics", "held_out/verifier/plausibility")),
-    Panel("Held-out: object match", "change, fraction", ("held_out/verifier/match", "held_out/verifier/clutter", "held_out/verifier/nothing_seen")),
-    Panel("Held-out: stripes", "change of row and column variance", ("held_out/image/row_variance", "held_out/image/column_variance")),
-    Panel("Held-out: distance", "gray levels: from the untrained images, between seeds", ("held_out/image/moved", "held_out/image/seed_distance")),
+          _dimensions("held_out/verifier")),
+    Panel("Held-out: object match", "change, fraction",
+          ("held_out/verifier/match", "held_out/verifier/clutter", "held_out/verifier/nothing_seen")),
+    Panel("Held-out: stripes", "change of row and column variance",
+          ("held_out/image/row_variance", "held_out/image/column_variance")),
+    Panel("Held-out: distance", "gray levels: from the untrained images, between seeds",
+          ("held_out/image/moved", "held_out/image/seed_distance")),
     Panel("Distance of the velocity to the reference", "mean square over the step's probes", ("anchor/distance",)),
     Panel("Reward spread inside groups", "standard deviation", ("reward/group_std",)),
     Panel("Judge's entropy", "nats", ("reward/entropy",)),
@@ -65,7 +76,8 @@ PANELS = (
 
 
 def write_report(run: RunFolder):
-    """Write report.html and grid.png into the run folder; returns the page's path. Raises CheckpointError without a result.json."""
+    """Write report.html and grid.png into the run folder; returns the page's path. Raises CheckpointError without a
+    result.json."""
     result, metrics = run.read_result(), run.read_metrics()
     environment = json.loads((run.path / "environment.json").read_text())
     before, after = (Look.load(run.path / "held_out" / f"{name}.npz") for name in ("before", "after"))
@@ -96,13 +108,19 @@ def format_rows(result: dict) -> str:
     lines = [f"{'':<24}{'before':>10}{'after':>10}{'change':>10}  95 % interval"]
     for name in _present(result):
         row = result["rows"][name]
-        interval = f"[{_number(row['low'])}, {_number(row['high'])}]"
-        lines.append(f"{_words(name):<24}{_number(row['before']):>10}{_number(row['after']):>10}{_number(row['difference'], True):>10}  {interval}")
+        lines.append(
+            f"{_words(name):<24}{_number(row['before']):>10}{_number(row['after']):>10}"
+            f"{_number(row['difference'], True):>10}  {_interval(row)}"
+        )
     for name, row in result["gsb"].items():
         if name.endswith("/sum"):
             lines.append(f"GSB by {_words(name)}: {row['gsb']:+.1%} [{row['low']:+.1%}, {row['high']:+.1%}]")
     for name, rows in result["beside"].items():
-        told = ", ".join(f"{_words(n)} {_number(rows[n]['difference'], True)}" for n in ("reward/sum", "verifier/sum", "verifier/match") if n in rows)
+        told = ", ".join(
+            f"{_words(n)} {_number(rows[n]['difference'], True)}"
+            for n in ("reward/sum", "verifier/sum", "verifier/match")
+            if n in rows
+        )
         lines.append(f"{name}: {told}")
     return "\n".join(lines)
 
@@ -122,32 +140,59 @@ def _number(value: float | None, signed: bool = False) -> str:
     return f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
 
 
+def _interval(row: dict) -> str:
+    return f"[{_number(row['low'])}, {_number(row['high'])}]"
+
+
+def _tile(title: str, value: str, note: str) -> str:
+    title, value, note = map(escape, (title, value, note))
+    return f'<div class="tile"><span class="soft">{title}</span><b>{value}</b><span class="soft">{note}</span></div>'
+
+
 def _headline(result: dict, environment: dict) -> str:
     rows = result["rows"]
     tiles = []
-    for name, title in (("reward/sum", "reward"), ("referee/sum", "referee"), ("verifier/sum", "verifier, sum of four"), ("verifier/match", "object match")):
+    for name, title in (
+        ("reward/sum", "reward"),
+        ("referee/sum", "referee"),
+        ("verifier/sum", "verifier, sum of four"),
+        ("verifier/match", "object match"),
+    ):
         if name in rows:
             row = rows[name]
-            tiles.append((title, _number(row["difference"], True), f"{_number(row['before'])} to {_number(row['after'])}, 95 % [{_number(row['low'])}, {_number(row['high'])}]"))
+            tiles.append(
+                (
+                    title,
+                    _number(row["difference"], True),
+                    f"{_number(row['before'])} to {_number(row['after'])}, 95 % [{_number(row['low'])},"
+                    f" {_number(row['high'])}]",
+                )
+            )
     for name, row in result["gsb"].items():
         if name.endswith("/sum"):
-            tiles.append((f"GSB by {_words(name)}", f"{row['gsb']:+.1%}", f"95 % [{row['low']:+.1%}, {row['high']:+.1%}]; same {row['same']:.0%}"))
+            tiles.append(
+                (
+                    f"GSB by {_words(name)}",
+                    f"{row['gsb']:+.1%}",
+                    f"95 % [{row['low']:+.1%}, {row['high']:+.1%}]; same {row['same']:.0%}",
+                )
+            )
     tiles.append(("training", duration(result["training_s"]), f"{result['steps']} steps; {result['status']}"))
     sampler, git = result["sampler"], environment["started"]["git"]
     hardware = environment["started"]["hardware"]
     stopped = f'<p class="bad">{escape(result["stopped"])}</p>' if result["stopped"] else ""
     facts = [
         f"run {result['run_id']}, {result['algorithm']}, weights: {result['weights']}",
-        f"images: {sampler['kind']}, {sampler['steps']} steps, guidance {sampler['guidance_scale']:g}; {result['prompts']} held-out prompts x {result['seeds']} seeds",
+        f"images: {sampler['kind']}, {sampler['steps']} steps, guidance {sampler['guidance_scale']:g};"
+        f" {result['prompts']} held-out prompts x {result['seeds']} seeds",
         f"reward calls: {', '.join(f'{value} {name}' for name, value in result['reward_calls'].items())}",
-        f"git {git['commit'][:12]}; {hardware['cores']} cores of {hardware['cpu']}; {duration(result['wall_s'])} in all",
+        f"git {git['commit'][:12]}; {hardware['cores']} cores of {hardware['cpu']}; {duration(result['wall_s'])} in"
+        " all",
     ]
-    tile_html = "".join(
-        f'<div class="tile"><span class="soft">{escape(a)}</span><b>{escape(b)}</b><span class="soft">{escape(c)}</span></div>'
-        for a, b, c in tiles
-    )
+    tile_html = "".join(_tile(*tile) for tile in tiles)
     return (
-        f'<p class="eyebrow">zr_ray · text to image</p><h1>{escape(result["algorithm"])}: before and after</h1>{stopped}'
+        f'<p class="eyebrow">zr_ray · text to image</p><h1>{escape(result["algorithm"])}: before and after</h1>'
+        f"{stopped}"
         f'<div class="tiles">{tile_html}</div><p class="facts">{"<br>".join(map(escape, facts))}</p>'
     )
 
@@ -156,32 +201,44 @@ def _pictures(run: RunFolder, result: dict) -> str:
     data = base64.b64encode((run.path / GRID_FILE).read_bytes()).decode()
     listed = "; ".join(result["held_out_prompts"])
     return (
-        '<h2>Before and after</h2><p class="soft">Left the untrained generator, right the trained one: the same prompts, noise, sampler,'
+        '<h2>Before and after</h2><p class="soft">Left the untrained generator, right the trained one: the same'
+        " prompts, noise, sampler,"
         f" steps and guidance. Held-out prompts, row by row: {escape(listed)}.</p>"
-        f'<figure><img alt="untrained left, trained right" style="width:100%;image-rendering:pixelated" src="data:image/png;base64,{data}"></figure>'
+        '<figure><img alt="untrained left, trained right" style="width:100%;image-rendering:pixelated"'
+        f' src="data:image/png;base64,{data}"></figure>'
     )
 
 
 def _table(result: dict) -> str:
     beside = result["beside"]
-    head = "".join(f"<th>{escape(t)}</th>" for t in ["", "untrained", "trained", "change, 95 % interval", *(f"{n} (change)" for n in beside)])
+    head = "".join(
+        f"<th>{escape(t)}</th>"
+        for t in ["", "untrained", "trained", "change, 95 % interval", *(f"{n} (change)" for n in beside)]
+    )
     body = []
     for name in _present(result):
         row = result["rows"][name]
         sure = row["low"] is not None and (row["low"] > 0 or row["high"] < 0)
         good = (row["difference"] > 0) != (name in RISING_IS_WORSE)
         tone = "" if not sure or name in ("image/moved",) else "good" if good else "bad"
-        change = f"<span class='{tone}'>{_number(row['difference'], True)}</span><small>[{_number(row['low'])}, {_number(row['high'])}]</small>"
+        change = f"<span class='{tone}'>{_number(row['difference'], True)}</span><small>{_interval(row)}</small>"
         cells = [_number(row["before"]), _number(row["after"]), change]
         cells += [_beside(rows.get(name)) for rows in beside.values()]
         body.append(f"<tr><td>{escape(_words(name))}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
     return (
-        '<h2>Figures</h2><p class="soft">Paired over prompts: the same prompts and noise before and after, intervals by resampling prompts.'
-        " Verifier: classical image analysis of the simulated world, which no training can move. Image figures are there to notice what"
-        " a reward does not see. Best of 2: of each prompt's two images the one that the reward likes better, at twice the cost.</p>"
+        '<h2>Figures</h2><p class="soft">Paired over prompts: the same prompts and noise before and after, intervals'
+        " by resampling prompts."
+        " Verifier: classical image analysis of the simulated world, which no training can move. Image figures are"
+        " there to notice what"
+        " a reward does not see. Best of 2: of each prompt's two images the one that the reward likes better, at"
+        " twice the cost.</p>"
         f'<div class="scroll"><table><tr>{head}</tr>{"".join(body)}</table></div>'
     )
 
 
 def _beside(row: dict | None) -> str:
-    return "-" if row is None else f"{_number(row['difference'], True)}<small>[{_number(row['low'])}, {_number(row['high'])}]</small>"
+    return (
+        "-"
+        if row is None
+        else f"{_number(row['difference'], True)}<small>[{_number(row['low'])}, {_number(row['high'])}]</small>"
+    )

@@ -67,7 +67,8 @@ def launch_service(config: ServeConfig, args: argparse.Namespace, until: threadi
 
 @contextmanager
 def running_service(config: ServeConfig, name: str) -> Iterator[int]:
-    """The application while the block runs; yields its HTTP port, or 0. It is deleted afterwards, also when this process dies.
+    """The application while the block runs; yields its HTTP port, or 0. It is deleted afterwards, also when this
+    process dies.
 
     Raises: DeadlineError, JudgeError if it does not come up."""
     import ray

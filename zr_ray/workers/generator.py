@@ -1,9 +1,11 @@
-"""Generator worker: one diffusion actor's model. Knows noise, steps, probes and losses of velocities; no rewards, no algorithms.
+"""Generator worker: one diffusion actor's model. Knows noise, steps, probes and losses of velocities; no rewards, no
+algorithms.
 
-An update is any number of `accumulate` calls and one `apply`. A probe is one (x, sigma, prompt) at which the velocity is trained; an
-algorithm gives losses as functions of velocities, so its gradient, the clipping of single samples and the anchor meet at the velocity
-and the model sees one backward. Ranks are data parallel: gradients are summed over all and divided by the global count of images.
-Weights come in named sets ("trained", "average", "reference", "old") that are copied into the one model, so nothing is compiled twice.
+An update is any number of `accumulate` calls and one `apply`. A probe is one (x, sigma, prompt) at which the velocity
+is trained; an algorithm gives losses as functions of velocities, so its gradient, the clipping of single samples and
+the anchor meet at the velocity and the model sees one backward. Ranks are data parallel: gradients are summed over all
+and divided by the global count of images. Weights come in named sets ("trained", "average", "reference", "old") that
+are copied into the one model, so nothing is compiled twice.
 Left out on purpose: the text encoder and the codec are never trained; sharding of one model over several GPUs.
 """
 
@@ -110,10 +112,11 @@ class GeneratorWorker:
 
     @torch.no_grad()
     def sample(
-        self, conditions: Conditions, noise: Tensor, *, guidance_scale: float | None = None, sigmas: Tensor | None = None,
-        stochastic: Noise | None = None, draw: Callable[[int], Tensor] | None = None,
+        self, conditions: Conditions, noise: Tensor, *, guidance_scale: float | None = None,
+        sigmas: Tensor | None = None, stochastic: Noise | None = None, draw: Callable[[int], Tensor] | None = None,
     ) -> Trajectory:  # fmt: skip
-        """One rollout of up to `micro_batch` images with the model's present weights. Fewer are padded: shapes stay those compiled for."""
+        """One rollout of up to `micro_batch` images with the model's present weights. Fewer are padded: shapes stay
+        those compiled for."""
         count = len(noise)
         guidance = self.options.guidance_scale if guidance_scale is None else guidance_scale
         conditions, start = self._padded(conditions, noise)
@@ -158,8 +161,8 @@ class GeneratorWorker:
     ) -> dict[str, float]:
         """Forward and backward over all probes; gradients add up until `apply`.
 
-        A probe whose loss has no gradient feels the anchor alone. Args: smallest: sigma from which the reward acts. images: of all ranks,
-        what the sum is divided by.   Returns: sums of metrics over this rank's probes."""
+        A probe whose loss has no gradient feels the anchor alone. Args: smallest: sigma from which the reward acts.
+        images: of all ranks, what the sum is divided by.   Returns: sums of metrics over this rank's probes."""
         with self.weights("reference"):
             reference = self.velocities(probes)
         weights = (
@@ -186,9 +189,11 @@ class GeneratorWorker:
         return sums
 
     def apply(self, lr: float, gradient_size_now: float) -> dict[str, float]:
-        """One optimizer step at rate `lr` with what was accumulated on all ranks. Returns the gradient norm before clipping.
+        """One optimizer step at rate `lr` with what was accumulated on all ranks. Returns the gradient norm before
+        clipping.
 
-        gradient_size_now: mean size of the reward's gradient in this update, all ranks together; 0 if there was none."""
+        gradient_size_now: mean size of the reward's gradient in this update, all ranks together; 0 if there was
+        none."""
         if gradient_size_now > 0:
             keep = SIZE_DECAY if self.gradient_size else 0.0
             self.gradient_size = keep * self.gradient_size + (1 - keep) * gradient_size_now
@@ -292,7 +297,8 @@ class GeneratorWorker:
         self._put(self.masters)
 
     def save_generator(self, folder: Path, weights: str = "average") -> None:
-        """A diffusers folder that `DiffusionPipeline.from_pretrained` loads, or with LoRA one that `load_lora_weights` loads."""
+        """A diffusers folder that `DiffusionPipeline.from_pretrained` loads, or with LoRA one that `load_lora_weights`
+        loads."""
         from zr_ray.models.generators.save import save_lora, save_pipeline
 
         if self.rank:

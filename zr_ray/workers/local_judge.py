@@ -1,4 +1,5 @@
-"""The reward in the actor's own process: what a training without a service does, to measure and test the served one against.
+"""The reward in the actor's own process: what a training without a service does, to measure and test the served one
+against.
 
 Left out on purpose: batching across actors, replicas, updates while training goes on; that is what the service is for.
 """

@@ -1,6 +1,8 @@
-"""Where a diffusion actor's rewards come from: the served judge, or a user's function. Calls are asynchronous and bounded.
+"""Where a diffusion actor's rewards come from: the served judge, or a user's function. Calls are asynchronous and
+bounded.
 
-    future = source.submit(images, prompts, gradient=True)      returns at once, waits only when too many calls are under way
+    future = source.submit(images, prompts, gradient=True)      returns at once, waits only when too many calls are
+    under way
     scored = future.result()
 
 Left out on purpose: aggregation over a group, which is the algorithm's.
@@ -74,7 +76,8 @@ class RewardSource:
         self._pool = ThreadPoolExecutor(config.in_flight, thread_name_prefix="reward")
 
     def submit(self, images: Tensor, prompts: Sequence[str], gradient: bool = False) -> Future:
-        """A future of `Scored`. images: [B, 3, H, W] in [0, 1]; scores without gradient see them rounded to 8 bits, as a file would be."""
+        """A future of `Scored`. images: [B, 3, H, W] in [0, 1]; scores without gradient see them rounded to 8 bits, as
+        a file would be."""
         self._slots.acquire()
         try:
             future = self._pool.submit(self._call, images.detach().cpu(), tuple(prompts), gradient)
@@ -99,7 +102,8 @@ class RewardSource:
 
 
 class ServedReward(RewardSource):
-    """The reward service, through a Ray Serve handle or HTTP (`serving/client.py`): its deadline, retries and bounds hold."""
+    """The reward service, through a Ray Serve handle or HTTP (`serving/client.py`): its deadline, retries and bounds
+    hold."""
 
     def __init__(self, config: RewardSection, target: str) -> None:
         """target: application name or URL."""
@@ -141,7 +145,8 @@ class ServedReward(RewardSource):
 
 
 class FunctionReward(RewardSource):
-    """A user's function in the actor's own process: (images [N, H, W, 3] uint8 array, prompts) -> name -> N numbers; nan: not scored."""
+    """A user's function in the actor's own process: (images [N, H, W, 3] uint8 array, prompts) -> name -> N numbers;
+    nan: not scored."""
 
     def __init__(self, config: RewardSection) -> None:
         super().__init__(config)

@@ -1,4 +1,5 @@
-"""SD3, FLUX.1 and Qwen-Image adapters at tiny random size against diffusers' own pipelines: the same noise gives the same image."""
+"""SD3, FLUX.1 and Qwen-Image adapters at tiny random size against diffusers' own pipelines: the same noise gives the
+same image."""
 
 import pytest
 import torch
@@ -32,8 +33,8 @@ def clip(kind):
     from transformers import CLIPTextConfig
 
     config = CLIPTextConfig(
-        hidden_size=32, intermediate_size=37, num_attention_heads=4, num_hidden_layers=3, vocab_size=20, projection_dim=32,
-        bos_token_id=1, eos_token_id=2, pad_token_id=0, max_position_embeddings=16,
+        hidden_size=32, intermediate_size=37, num_attention_heads=4, num_hidden_layers=3, vocab_size=20,
+        projection_dim=32,         bos_token_id=1, eos_token_id=2, pad_token_id=0, max_position_embeddings=16,
     )  # fmt: skip
     return kind(config)
 
@@ -41,7 +42,9 @@ def clip(kind):
 def t5():
     from transformers import T5Config, T5EncoderModel
 
-    return T5EncoderModel(T5Config(vocab_size=20, d_model=32, d_kv=8, d_ff=37, num_layers=2, num_heads=4, pad_token_id=0))
+    return T5EncoderModel(
+        T5Config(vocab_size=20, d_model=32, d_kv=8, d_ff=37, num_layers=2, num_heads=4, pad_token_id=0)
+    )
 
 
 def scheduler(**options):
@@ -65,7 +68,8 @@ def sd3():
     )  # fmt: skip
     pipeline = StableDiffusion3Pipeline(
         transformer=transformer, vae=vae, scheduler=scheduler(shift=3.0),
-        text_encoder=clip(CLIPTextModelWithProjection), text_encoder_2=clip(CLIPTextModelWithProjection), text_encoder_3=t5(),
+        text_encoder=clip(CLIPTextModelWithProjection), text_encoder_2=clip(CLIPTextModelWithProjection),
+        text_encoder_3=t5(),
         tokenizer=tokenizer(16), tokenizer_2=tokenizer(16), tokenizer_3=tokenizer(16),
     )  # fmt: skip
     return StableDiffusion3Adapter(pipeline, Picture(32, 32, 12)), {"max_sequence_length": 12}
@@ -105,12 +109,17 @@ def qwen_image():
     )  # fmt: skip
     text = {
         "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 20,
-        "num_key_value_heads": 2, "rope_scaling": {"mrope_section": [1, 1, 2], "rope_type": "default", "type": "default"},
+        "num_key_value_heads": 2,
+        "rope_scaling": {"mrope_section": [1, 1, 2], "rope_type": "default", "type": "default"},
     }  # fmt: skip
     vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16}
     encoder = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision))
     pipeline = QwenImagePipeline(
-        transformer=transformer, vae=vae, scheduler=scheduler(use_dynamic_shifting=True), text_encoder=encoder, tokenizer=tokenizer(64)
+        transformer=transformer,
+        vae=vae,
+        scheduler=scheduler(use_dynamic_shifting=True),
+        text_encoder=encoder,
+        tokenizer=tokenizer(64),
     )
     pipeline.prompt_template_encode_start_idx = 10  # of a tokenizer of words
     return QwenImageAdapter(pipeline, Picture(32, 32, 24)), {"max_sequence_length": 24}
@@ -131,7 +140,12 @@ def built(name):
     ("name", "plain", "guided", "scale"),
     [
         ("sd3", {"guidance_scale": 1.0}, {"guidance_scale": 4.0}, 4.0),
-        ("flux", {"guidance_scale": 2.5}, {"guidance_scale": 2.5, "true_cfg_scale": 4.0, "negative_prompt": ["", ""]}, 4.0),
+        (
+            "flux",
+            {"guidance_scale": 2.5},
+            {"guidance_scale": 2.5, "true_cfg_scale": 4.0, "negative_prompt": ["", ""]},
+            4.0,
+        ),
         ("qwen_image", {"true_cfg_scale": 1.0}, {"true_cfg_scale": 4.0, "negative_prompt": ["", ""]}, 4.0),
     ],
 )  # fmt: skip

@@ -31,7 +31,14 @@ def images(adapter, noise, steps, guidance):
 def test_same_noise_same_image_as_the_pipeline(adapter, guidance, packed):
     noise = torch.randn(2, *adapter.latent_shape, generator=torch.Generator().manual_seed(0))
     wanted = adapter.pipeline(  # a copy of the list: the pipeline writes its template into it
-        list(PROMPTS), height=64, width=64, num_inference_steps=4, guidance_scale=guidance, latents=noise, max_sequence_length=16, output_type="pt"
+        list(PROMPTS),
+        height=64,
+        width=64,
+        num_inference_steps=4,
+        guidance_scale=guidance,
+        latents=noise,
+        max_sequence_length=16,
+        output_type="pt",
     ).images
     if packed:
         from copy import deepcopy

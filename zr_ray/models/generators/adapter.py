@@ -1,8 +1,10 @@
-"""What post-training needs from a generator, whatever its family: conditions, velocity at sigma, schedule, decoder, LoRA targets.
+"""What post-training needs from a generator, whatever its family: conditions, velocity at sigma, schedule, decoder,
+LoRA targets.
 
-Conventions of a family (time or noise level, sign, packing, form of guidance, scale of the codec) end here. Everything outside sees
-v = eps - x_0 as a function of (x, sigma), with x in the layout that the pipeline's own loop carries. Each family is tested against its
-pipeline: the same noise gives the same image.
+Conventions of a family (time or noise level, sign, packing, form of guidance, scale of the codec) end here. Everything
+outside sees
+v = eps - x_0 as a function of (x, sigma), with x in the layout that the pipeline's own loop carries. Each family is
+tested against its pipeline: the same noise gives the same image.
 Left out on purpose: pipelines that take images, ControlNets, several sizes in a batch.
 """
 
@@ -101,7 +103,8 @@ class GeneratorAdapter(ABC):
         """Velocity under guidance, in the family's own meaning of the scale."""
 
     def guided(self, scale: float) -> bool:
-        """Whether the pipeline would use the negative prompt at this scale; false at the family's value for no guidance."""
+        """Whether the pipeline would use the negative prompt at this scale; false at the family's value for no
+        guidance."""
         return scale > 1
 
     @abstractmethod
@@ -114,7 +117,8 @@ class GeneratorAdapter(ABC):
 
 
 def shift_of_tokens(scheduler, tokens: int, max_shift: float) -> float:
-    """mu of dynamic shifting for an image of so many tokens: linear between the two points of the scheduler's configuration."""
+    """mu of dynamic shifting for an image of so many tokens: linear between the two points of the scheduler's
+    configuration."""
     low, high = scheduler.config.get("base_image_seq_len", 256), scheduler.config.get("max_image_seq_len", 4096)
     least, most = scheduler.config.get("base_shift", 0.5), scheduler.config.get("max_shift", max_shift)
     slope = (most - least) / (high - low)
@@ -150,9 +154,11 @@ def rollout(
     velocity: Callable[[Tensor, Tensor], Tensor], start: Tensor, sigmas: Tensor, noise: Noise | None = None,
     draw: Callable[[int], Tensor] | None = None,
 ) -> Trajectory:  # fmt: skip
-    """Integrate from sigmas[0] to sigmas[-1] with Euler steps, stochastic ones where `noise` says so. Steps of no length are skipped.
+    """Integrate from sigmas[0] to sigmas[-1] with Euler steps, stochastic ones where `noise` says so. Steps of no
+    length are skipped.
 
-    Args: velocity: (x [B, ...], sigma [B]) -> v. start: [B, ...] noise. sigmas: [N + 1]. draw: step -> standard normal like `start`."""
+    Args: velocity: (x [B, ...], sigma [B]) -> v. start: [B, ...] noise. sigmas: [N + 1]. draw: step -> standard normal
+    like `start`."""
     states, velocities, x = [start.float()], [], start.float()
     for step, (now, then) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
         level, after = now.expand(len(x)), then.expand(len(x))

@@ -1,4 +1,5 @@
-"""FLUX.1: latents packed into tokens of 2 x 2, time is sigma, distilled guidance as an input; without distillation neg + w (pos - neg)."""
+"""FLUX.1: latents packed into tokens of 2 x 2, time is sigma, distilled guidance as an input; without distillation neg
++ w (pos - neg)."""
 
 from __future__ import annotations
 

@@ -22,7 +22,8 @@ FAMILIES = {
 
 
 def generator_folder(path: str) -> Path:
-    """The folder that a configuration means: `builtin`, or a diffusers folder. Raises CheckpointError if it holds no known pipeline."""
+    """The folder that a configuration means: `builtin`, or a diffusers folder. Raises CheckpointError if it holds no
+    known pipeline."""
     folder = BUILTIN if path == "builtin" else Path(path)
     pipeline_class(folder)
     return folder
@@ -33,7 +34,8 @@ def pipeline_class(folder: Path) -> str:
     index = Path(folder) / "model_index.json"
     if not index.is_file():
         raise CheckpointError(
-            f"wanted a diffusers folder, got {folder} without model_index.json; name one that save_pretrained wrote, or builtin"
+            f"wanted a diffusers folder, got {folder} without model_index.json; name one that save_pretrained wrote,"
+            " or builtin"
         )
     name = json.loads(index.read_text())["_class_name"]
     if name not in FAMILIES:

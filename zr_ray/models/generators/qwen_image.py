@@ -1,4 +1,5 @@
-"""Qwen-Image: latents packed into tokens of 2 x 2, time is sigma, guidance neg + w (pos - neg) at the length of pos, token by token."""
+"""Qwen-Image: latents packed into tokens of 2 x 2, time is sigma, guidance neg + w (pos - neg) at the length of pos,
+token by token."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from zr_ray.models.generators.adapter import Conditions, GeneratorAdapter, shift
 
 
 class QwenImageAdapter(GeneratorAdapter):
-    """`QwenImagePipeline`. Latents are [tokens, 4 channels], as its loop carries them; captions are padded and masked."""
+    """`QwenImagePipeline`. Latents are [tokens, 4 channels], as its loop carries them; captions are padded and
+    masked."""
 
     family = "qwen_image"
     lora_targets = (

@@ -13,14 +13,16 @@ from zr_ray.models.generators.packed import PackedTransformer
 
 
 class ZImageAdapter(GeneratorAdapter):
-    """`ZImagePipeline`. A transformer without a rotary axis for captions, as the built-in one, can be packed and compiled."""
+    """`ZImagePipeline`. A transformer without a rotary axis for captions, as the built-in one, can be packed and
+    compiled."""
 
     family = "z_image"
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "w1", "w2", "w3")
     packed: PackedTransformer | None = None
 
     def pack(self, compiled: bool) -> None:
-        """Run the transformer as `PackedTransformer`: same weights and result, a quarter of the time when compiled (40 s, once)."""
+        """Run the transformer as `PackedTransformer`: same weights and result, a quarter of the time when compiled (40
+        s, once)."""
         self.packed = PackedTransformer(self.transformer, self.picture.max_prompt_tokens, 0, compiled)
 
     @property
@@ -46,7 +48,8 @@ class ZImageAdapter(GeneratorAdapter):
         for prompt, row in zip(prompts, rows, strict=True):
             if len(row) > most:
                 raise DataError(
-                    f"a prompt may have {most} tokens, this one has more: {prompt!r:.80}; raise generator.max_prompt_tokens"
+                    f"a prompt may have {most} tokens, this one has more: {prompt!r:.80}; raise"
+                    " generator.max_prompt_tokens"
                 )
         captions = torch.zeros(len(rows), most, rows[0].shape[-1], dtype=rows[0].dtype, device=rows[0].device)
         for place, row in zip(captions, rows, strict=True):

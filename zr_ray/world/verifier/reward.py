@@ -1,4 +1,5 @@
-"""The verifier as a reward function (`reward.function=zr_ray.world.verifier.reward:verifier_reward`): the ceiling of what a judge can teach."""
+"""The verifier as a reward function (`reward.function=zr_ray.world.verifier.reward:verifier_reward`): the ceiling of
+what a judge can teach."""
 
 from __future__ import annotations
 
