@@ -70,7 +70,7 @@ def gradients_of_a_step(worker, algorithm, group):
     original = worker.apply
 
     def catching(lr, size):
-        caught["gradients"] = [None if v.grad is None else v.grad.clone() for v in worker.trained]
+        caught["gradients"] = [None if v.grad is None else v.grad.clone() for v in worker.weights.places]
         caught["size"] = size
         return original(lr, size)
 
@@ -111,7 +111,7 @@ class TestGradientFamily:
     def wanted(self, worker, rewards, latents):
         images = worker.adapter.decode(latents)
         reward = (rewards.value(images).double() * rewards.weights).sum(-1)
-        return torch.autograd.grad(-reward.sum() / len(latents), worker.trained, allow_unused=True)
+        return torch.autograd.grad(-reward.sum() / len(latents), worker.weights.places, allow_unused=True)
 
     @pytest.mark.parametrize("steps", [1, 3])
     def test_draft_is_backpropagation_through_the_last_steps(self, steps):
@@ -227,15 +227,18 @@ class TestWorker:
         other.load(tmp_path)
         got = Nft(made, other, rewards, Timer()).step(batch(2), 1e-4)
         assert got | {"actor/memory_gib": 0} == wanted | {"actor/memory_gib": 0}
-        assert all(torch.equal(a, b) for a, b in zip(worker.masters, other.masters, strict=True))
-        assert all(torch.equal(a, b) for a, b in zip(worker.sets["average"], other.sets["average"], strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(worker.weights.masters, other.weights.masters, strict=True))
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(worker.weights.sets["average"], other.weights.sets["average"], strict=True)
+        )
 
     def test_weight_sets_come_and_go(self):
         made, worker, rewards = setup("nft")
         Nft(made, worker, rewards, Timer()).step(batch(2), 1e-3)
         conditions, noise = worker.encode(PROMPTS), worker.noise(batch(1).image_seeds(NOISE))
         now = worker.sample(conditions, noise).clean
-        with worker.weights("reference"):
+        with worker.weights.use("reference"):
             before = worker.sample(conditions, noise).clean
         assert not torch.allclose(now, before) and torch.equal(now, worker.sample(conditions, noise).clean)
         fresh = GeneratorWorker(generator_folder("builtin"), made.generator, made.actor)
@@ -256,7 +259,7 @@ class TestSaved:
         Nft(made, worker, rewards, Timer()).step(batch(2), 1e-3)
         worker.save_generator(tmp_path / "generator")
         pipeline = DiffusionPipeline.from_pretrained(tmp_path / "generator")
-        with worker.weights("average"):
+        with worker.weights.use("average"):
             held = dict(worker.adapter.transformer.state_dict())
             assert all(torch.equal(value, held[name]) for name, value in pipeline.transformer.state_dict().items())
         base = DiffusionPipeline.from_pretrained(generator_folder("builtin"))
@@ -284,6 +287,6 @@ class TestSaved:
         assert (self.images(pipeline) - before).abs().max() > 1e-3
         (file,) = (tmp_path / "lora").glob("*.safetensors")
         loaded = [v for n, v in pipeline.transformer.named_parameters() if "lora_" in n]
-        assert len(load_file(file)) == len(loaded) == len(worker.trained)
-        ours = sorted(float(v.abs().sum()) for v in worker.trained)
+        assert len(load_file(file)) == len(loaded) == len(worker.weights.places)
+        ours = sorted(float(v.abs().sum()) for v in worker.weights.places)
         assert sorted(float(v.abs().sum()) for v in loaded) == pytest.approx(ours, rel=1e-5)

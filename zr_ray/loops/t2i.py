@@ -44,7 +44,7 @@ def train(loop_config: dict) -> None:
     algorithm = ALGORITHMS[c.algorithm](config, worker, rewards, journal.timer)
 
     start = step = journal.restore()
-    journal.look_before()
+    journal.looks.look_before()
     stop = journal.watched_state["stopped"]
 
     for step in range(start + 1, c.steps + 1):

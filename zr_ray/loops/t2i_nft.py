@@ -32,12 +32,12 @@ class Nft:
         self.config, self.worker, self.rewards, self.timer = config, worker, rewards, timer
         self.on_policy = config.t2i.nft.old_policy == "on_policy"
         if not self.on_policy:
-            worker.follow("old", 1.0)
+            worker.weights.follow("old", 1.0)
 
     def step(self, batch: StepPrompts, lr: float) -> dict[str, float]:
         """One step; returns metrics, means over all ranks."""
         c, worker = self.config.t2i, self.worker
-        with worker.weights("trained" if self.on_policy else "old"):
+        with worker.weights.use("trained" if self.on_policy else "old"):
             made = scored_rollout(worker, self.rewards, batch, self.timer)
         rewards = group_rewards(made.scored, self.rewards.weights, self.config.reward, c.group_size)
         values, valid = group_advantages(rewards, self.config.reward.aggregation, c.advantage)
@@ -50,7 +50,7 @@ class Nft:
                 worker, sums | reward_metrics(made.scored, self.rewards.weights, rewards, valid), images, lr
             )
         if not self.on_policy:
-            worker.follow("old", old_policy_decay(c.nft.old_policy, worker.update_count))
+            worker.weights.follow("old", old_policy_decay(c.nft.old_policy, worker.weights.updates))
         return metrics
 
     def _probes(self, made, batch: StepPrompts) -> tuple[Probes, Tensor]:
@@ -66,7 +66,7 @@ class Nft:
         acts = valid & (probes.sigmas >= c.reward_sigma_min)
         old = None
         if not self.on_policy:
-            with self.worker.weights("old"):
+            with self.worker.weights.use("old"):
                 old = self.worker.velocities(probes)
 
         def losses(velocity: Tensor, reference: Tensor, index: Tensor) -> tuple[Tensor, dict[str, float]]:

@@ -11,8 +11,7 @@ Left out on purpose: the text encoder and the codec are never trained; sharding 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,10 +22,10 @@ from zr_ray.config.t2i import ActorSection, AnchorSection, GeneratorSection
 from zr_ray.functional.velocity_anchor import anchor_loss, anchor_weights, gradient_size
 from zr_ray.models.generators.adapter import Conditions, Noise, Picture, Trajectory, rollout
 from zr_ray.models.generators.load import load_adapter
+from zr_ray.workers.trained_weights import TrainedWeights
 
 SIZE_DECAY = 0.9
 """Of the running mean of the reward's gradient, which the anchor's weights are relative to: about ten updates."""
-STATE_FILE, WEIGHTS_FILE, OPTIMIZER_FILE = "state.json", "weights.safetensors", "optimizer.pt"
 
 
 @dataclass(frozen=True)
@@ -60,19 +59,14 @@ class GeneratorWorker:
         picture = Picture(generator.height, generator.width, generator.max_prompt_tokens)
         dtype = torch.bfloat16 if actor.dtype == "bfloat16" else torch.float32
         self.adapter = load_adapter(folder, picture, dtype, str(self.device), generator.embedded_guidance)
-        self.trained = self._trainable()
+        self.weights = TrainedWeights(self._trainable(), actor, world)
         if getattr(self.adapter, "can_pack", False) and generator.packed and not generator.activation_checkpointing:
             self.adapter.pack(generator.compiled)
         if generator.activation_checkpointing:
             self.adapter.transformer.enable_gradient_checkpointing()
-        # float32 masters: updates of 1e-4 of a weight vanish in bfloat16
-        self.masters = [value.detach().float().clone() for value in self.trained]
-        self.sets = {name: [value.clone() for value in self.masters] for name in ("average", "reference")}
-        self.optimizer = torch.optim.AdamW(
-            self.masters, lr=actor.lr, betas=tuple(actor.betas), weight_decay=actor.weight_decay
-        )
         self.sigmas = self.adapter.sigmas(generator.steps)
-        self.update_count, self.gradient_size = 0, 0.0
+        self.gradient_size = 0.0
+        """Running mean size of the reward's gradient; 0 before the first update."""
         self._prompts: dict[str, Conditions] = {}
 
     def _trainable(self) -> list[Tensor]:
@@ -163,7 +157,7 @@ class GeneratorWorker:
 
         A probe whose loss has no gradient feels the anchor alone. Args: smallest: sigma from which the reward acts.
         images: of all ranks, what the sum is divided by.   Returns: sums of metrics over this rank's probes."""
-        with self.weights("reference"):
+        with self.weights.use("reference"):
             reference = self.velocities(probes)
         weights = (
             anchor_weights(probes.sigmas, smallest, anchor.below, anchor.above).to(self.device) * self.gradient_size
@@ -197,33 +191,7 @@ class GeneratorWorker:
         if gradient_size_now > 0:
             keep = SIZE_DECAY if self.gradient_size else 0.0
             self.gradient_size = keep * self.gradient_size + (1 - keep) * gradient_size_now
-        for master, value in zip(self.masters, self.trained, strict=True):
-            master.grad = torch.zeros_like(master) if value.grad is None else value.grad.float()
-            value.grad = None
-        self._sum_gradients()
-        norm = torch.nn.utils.clip_grad_norm_(self.masters, self.actor.grad_clip or float("inf"))
-        finite = bool(norm.isfinite())
-        if finite:
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
-            self.optimizer.step()
-        self.update_count += 1
-        decay = min(self.actor.ema_decay, self.update_count / (self.update_count + 10))
-        torch._foreach_lerp_(self.sets["average"], self.masters, 1 - decay)
-        self._put(self.masters)
-        return {
-            "actor/grad_norm": float(norm),
-            "actor/lr": lr,
-            "actor/skipped": float(not finite),
-            "anchor/gradient_size": self.gradient_size,
-        }
-
-    def _sum_gradients(self) -> None:
-        if self.world > 1:
-            flat = torch.cat([master.grad.flatten() for master in self.masters])
-            torch.distributed.all_reduce(flat)
-            for master, part in zip(self.masters, flat.split([m.numel() for m in self.masters]), strict=True):
-                master.grad = part.view_as(master)
+        return self.weights.apply(lr) | {"anchor/gradient_size": self.gradient_size}
 
     def reduce_sum(self, values: Sequence[float]) -> list[float]:
         """Element-wise sum over ranks."""
@@ -233,68 +201,20 @@ class GeneratorWorker:
         torch.distributed.all_reduce(tensor)
         return tensor.tolist()
 
-    # ---- weight sets ----
-
-    @contextmanager
-    def weights(self, name: str) -> Iterator[None]:
-        """The model with another set of weights while the block runs; "trained" is what it has anyway."""
-        if name == "trained":
-            yield
-            return
-        self._put(self.sets[name])
-        try:
-            yield
-        finally:
-            self._put(self.masters)
-
-    def follow(self, name: str, decay: float) -> None:
-        """set <- decay set + (1 - decay) trained; makes the set if it is not there."""
-        if name not in self.sets:
-            self.sets[name] = [value.clone() for value in self.masters]
-        torch._foreach_lerp_(self.sets[name], self.masters, 1 - decay)
-
-    @torch.no_grad()
-    def _put(self, values: Sequence[Tensor]) -> None:
-        for place, value in zip(self.trained, values, strict=True):
-            place.copy_(value)
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.world > 1:
+            torch.distributed.barrier()
 
     # ---- to and from disk ----
 
     def save(self, folder: Path) -> None:
-        """Masters, weight sets, optimizer and counters; rank 0 writes, all ranks hold the same."""
-        from safetensors.torch import save_file
-
-        if self.rank:
-            return
-        every = {"trained": self.masters} | self.sets
-        save_file(
-            {f"{name}/{i}": v.contiguous() for name, values in every.items() for i, v in enumerate(values)},
-            folder / WEIGHTS_FILE,
-        )
-        torch.save(
-            {
-                "optimizer": self.optimizer.state_dict(),
-                "updates": self.update_count,
-                "gradient_size": self.gradient_size,
-            },
-            folder / OPTIMIZER_FILE,
-        )
+        """Everything that a resumed run needs; all ranks hold the same, one calls it."""
+        self.weights.save(folder, {"gradient_size": self.gradient_size})
 
     def load(self, folder: Path) -> None:
         """What `save` wrote; every rank reads it."""
-        from safetensors.torch import load_file
-
-        held = load_file(folder / WEIGHTS_FILE)
-        names = {key.split("/")[0] for key in held}
-        values = {name: [held[f"{name}/{i}"].to(self.device) for i in range(len(self.masters))] for name in names}
-        with torch.no_grad():
-            for master, value in zip(self.masters, values.pop("trained"), strict=True):
-                master.copy_(value)
-        self.sets = values
-        state = torch.load(folder / OPTIMIZER_FILE, weights_only=True, map_location=self.device)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.update_count, self.gradient_size = state["updates"], state["gradient_size"]
-        self._put(self.masters)
+        self.gradient_size = self.weights.load(folder)["gradient_size"]
 
     def save_generator(self, folder: Path, weights: str = "average") -> None:
         """A diffusers folder that `DiffusionPipeline.from_pretrained` loads, or with LoRA one that `load_lora_weights`
@@ -303,7 +223,7 @@ class GeneratorWorker:
 
         if self.rank:
             return
-        with self.weights(weights):
+        with self.weights.use(weights):
             (save_lora if self.options.lora.rank else save_pipeline)(self.adapter, self.folder, folder)
 
     # ---- batches of one shape ----
