@@ -1,4 +1,4 @@
-"""What a text-to-image run leaves behind, from an actor's rank: metrics, step lines, checkpoints, the watch, the result.
+"""What a text-to-image run leaves behind, from an actor's rank: metrics, steps, checkpoints, the watch, the result.
 
 Rank 0 writes; all ranks take part in looks. `held_out/` of the run folder holds the looks before and after,
 `looks.jsonl` one line per look during training. Left out on purpose: the loop. A journal decides nothing about
