@@ -1,15 +1,12 @@
 """Text-to-image post-training as a user runs it: two diffusion actors, a reward service of the job's own, both
 families.
-
-Two jobs with Ray Train and Serve take over a minute on two quiet cores: run with ZR_SLOW=1 in the environment.
 """
 
 import json
-import os
 
 import pytest
 
-pytestmark = pytest.mark.skipif(not os.environ.get("ZR_SLOW"), reason="over a minute: set ZR_SLOW=1")
+pytestmark = pytest.mark.slow  # three jobs with Ray Train and Serve
 SMALL = [
     "generator.compiled=false",
     "generator.steps=3",

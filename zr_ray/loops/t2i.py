@@ -16,8 +16,8 @@ from zr_ray.loops.t2i_gradient import RewardGradient
 from zr_ray.loops.t2i_journal import T2iJournal
 from zr_ray.loops.t2i_nft import Nft
 from zr_ray.loops.t2i_rollout import StepPrompts
+from zr_ray.serving.reward_source import open_source
 from zr_ray.workers.generator import GeneratorWorker, generator_of
-from zr_ray.workers.reward_source import open_source
 
 if TYPE_CHECKING:
     from zr_ray.loops.launch_t2i import T2iTask

@@ -13,7 +13,7 @@ from zr_ray.run.folder import CONFIG_FILE, RunFolder
 
 SNIPPET_FILE = "read_scores.py"
 """The card's loading example, also as a file in the student folder."""
-_CODE = Path(__file__).with_name(SNIPPET_FILE)
+_CODE = Path(__file__).parents[1] / "models" / SNIPPET_FILE
 
 _CARD = """# Student judge `{run_id}`
 

@@ -1,5 +1,5 @@
-"""Where a diffusion actor's rewards come from: the served judge, or a user's function. Calls are asynchronous and
-bounded.
+"""Where a diffusion actor's rewards come from: a user's function here, the served judge in `serving/reward_source.py`.
+Calls are asynchronous and bounded.
 
     future = source.submit(images, prompts, gradient=True)      returns at once, waits only when too many calls are
     under way
@@ -22,8 +22,6 @@ from torch import Tensor
 
 from zr_ray.config.t2i import RewardSection
 from zr_ray.errors import ConfigError, RewardError
-from zr_ray.functional.group_advantages import parsed_scores
-from zr_ray.rubric import SCORE_BINS
 
 
 @dataclass(frozen=True)
@@ -101,49 +99,6 @@ class RewardSource:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-class ServedReward(RewardSource):
-    """The reward service, through a Ray Serve handle or HTTP (`serving/client.py`): its deadline, retries and bounds
-    hold."""
-
-    def __init__(self, config: RewardSection, target: str) -> None:
-        """target: application name or URL."""
-        from zr_ray.serving.client import RewardClient
-
-        super().__init__(config)
-        self._client = RewardClient(
-            target,
-            dimensions=self.names,
-            items_per_request=config.items_per_call,
-            max_in_flight=config.in_flight,
-            deadline_s=config.deadline_s,
-        )
-        self._bins = torch.tensor(SCORE_BINS, dtype=torch.float64)
-
-    def answer(self, images: Tensor, prompts: Sequence[str], gradient: bool) -> Scored:
-        if gradient:
-            made = self._client.score_and_grad(images.float(), prompts, self.weights, self.config.risk)
-            slopes = torch.stack([g.float() for g in made.gradients]).nan_to_num(0.0)
-            extra = {"reward": made.reward.double(), "gradients": slopes}
-        else:
-            made, extra = self._client.score(to_bytes(images), prompts), {}
-        reasons = tuple("" if s == "ok" else f"{s}: {r}" for s, r in zip(made.status, made.reason, strict=True))
-        parsed = parsed_scores(made.q.double(), self._bins)
-        return Scored(
-            self.names,
-            made.mu.double(),
-            made.sigma.double(),
-            parsed,
-            made.entropy.double(),
-            made.model_hash,
-            reasons,
-            **extra,
-        )
-
-    def close(self) -> None:
-        super().close()
-        self._client.close()
-
-
 class FunctionReward(RewardSource):
     """A user's function in the actor's own process: (images [N, H, W, 3] uint8 array, prompts) -> name -> N numbers;
     nan: not scored."""
@@ -167,11 +122,6 @@ class FunctionReward(RewardSource):
         reasons = tuple("" if ok else f"{self.config.function} answered nan" for ok in mu.isfinite().all(-1).tolist())
         version = (self.config.function,) * len(prompts)
         return Scored(self.names, mu, torch.zeros_like(mu), mu, torch.zeros_like(mu), version, reasons)
-
-
-def open_source(config: RewardSection, target: str | None) -> RewardSource:
-    """The source that a configuration means. target: application or URL of the service, None for a function."""
-    return FunctionReward(config) if target is None else ServedReward(config, target)
 
 
 def named_function(name: str) -> Callable:
