@@ -1,6 +1,4 @@
-"""Text-to-image post-training as a user runs it: two diffusion actors, a reward service of the job's own, both
-families.
-"""
+"""Text-to-image post-training as a user runs it: diffusion actors, a reward service of the job's own, both families."""
 
 import json
 

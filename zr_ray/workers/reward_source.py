@@ -1,8 +1,7 @@
-"""Where a diffusion actor's rewards come from: a user's function here, the served judge in `serving/reward_source.py`.
-Calls are asynchronous and bounded.
+"""Where a diffusion actor's rewards come from. Calls are asynchronous and bounded; a function is here, the served
+judge in `serving/reward_source.py`.
 
-    future = source.submit(images, prompts, gradient=True)      returns at once, waits only when too many calls are
-    under way
+    future = source.submit(images, prompts, gradient=True)      returns at once unless too many calls are under way
     scored = future.result()
 
 Left out on purpose: aggregation over a group, which is the algorithm's.
