@@ -11,7 +11,6 @@ from zr_ray.errors import ConfigError
 from zr_ray.functional.flow import sde_step, step_log_density
 from zr_ray.functional.flow_grpo import clipped_terms, guarded_log_ratio, step_kl
 from zr_ray.functional.reward_gradient import candidate_steps
-from zr_ray.loops.t2i_nft import step_metrics
 from zr_ray.loops.t2i_probes import anchor_probes, joined_probes
 from zr_ray.loops.t2i_rollout import (
     CHOICE,
@@ -21,6 +20,7 @@ from zr_ray.loops.t2i_rollout import (
     reward_metrics,
     scored_rollout,
 )
+from zr_ray.loops.t2i_update import step_metrics
 from zr_ray.models.generators.adapter import Noise
 from zr_ray.run.observe import Timer
 from zr_ray.workers.generator import GeneratorWorker, Probes, generator_of

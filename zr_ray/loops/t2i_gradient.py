@@ -27,9 +27,9 @@ from zr_ray.functional.reward_gradient import (
     spread_steps,
     surrogate_weights,
 )
-from zr_ray.loops.t2i_nft import step_metrics
 from zr_ray.loops.t2i_probes import anchor_probes, joined_probes
 from zr_ray.loops.t2i_rollout import CHOICE, STEP_NOISE, ScoredImages, StepPrompts, reward_metrics, scored_rollout
+from zr_ray.loops.t2i_update import step_metrics
 from zr_ray.run.observe import Timer
 from zr_ray.workers.generator import GeneratorWorker, Probes, generator_of
 from zr_ray.workers.reward_source import RewardSource, Scored

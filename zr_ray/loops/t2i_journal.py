@@ -166,6 +166,7 @@ class T2iJournal:
             "steps": step,
             "weights": weights + (f" of step {state['best_step']}" if weights == "best" else ""),
             "reward_calls": dict(self.rewards.counters),
+            "reward_versions": sorted(self.rewards.versions),
             "sampler": {
                 "kind": "ODE, the pipeline's own schedule",
                 "steps": c.generator.steps,

@@ -94,7 +94,7 @@ def scored_rollout(
 
 
 def _step_noise(worker: GeneratorWorker, batch: StepPrompts, part: slice) -> Callable[[int], Tensor]:
-    return lambda step: worker.noise([seed[part] for seed in [batch.image_seeds(STEP_NOISE, step)]][0])
+    return lambda step: worker.noise(batch.image_seeds(STEP_NOISE, step)[part])
 
 
 def group_rewards(scored: Scored, weights: Tensor, config: RewardSection, group: int) -> Tensor:

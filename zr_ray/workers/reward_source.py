@@ -68,7 +68,9 @@ class RewardSource:
         self.config, self.names = config, tuple(config.weights)
         self.weights = torch.tensor(list(config.weights.values()), dtype=torch.float64)
         self.counters: Counter[str] = Counter()
-        """calls, items, failed, and failed/<reason> by its first words."""
+        """calls, items, failed."""
+        self.versions: set[str] = set()
+        """Hashes of all judges that have answered; more than one after a refresh."""
         self._slots = threading.BoundedSemaphore(config.in_flight)
         self._pool = ThreadPoolExecutor(config.in_flight, thread_name_prefix="reward")
 
@@ -86,6 +88,7 @@ class RewardSource:
 
     def _call(self, images: Tensor, prompts: tuple[str, ...], gradient: bool) -> Scored:
         made = self.answer(images, prompts, gradient)
+        self.versions.update(made.versions)
         self.counters.update({"calls": 1, "items": len(prompts), "failed": made.failed})
         return made
 
