@@ -70,15 +70,19 @@ def surrogate_weights(
     return torch.stack(weights).float()
 
 
-def clip_to_median(gradients: Tensor, most: float = 1.0) -> tuple[Tensor, dict[str, float]]:
+def clip_to_median(
+    gradients: Tensor, most: float = 1.0, all_norms: Tensor | None = None
+) -> tuple[Tensor, dict[str, float]]:
     """Gradients of single samples scaled down to at most `most` times the median norm: some reach fourteen times it.
 
-    A gradient that is not finite becomes 0 and does not enter the median.   Args: gradients: [N, ...].   Returns: [N,
-    ...], metrics."""
+    A gradient that is not finite becomes 0 and does not enter the median.
+    Args: gradients: [N, ...]. most: in medians. all_norms: [M] norms that the median is of, where other ranks hold
+        further samples; None: those of `gradients`.   Returns: [N, ...], metrics."""
     finite = gradients.flatten(1).isfinite().all(1)
     gradients = torch.where(per_sample(finite, gradients) > 0, gradients, torch.zeros_like(gradients))
     norms = gradients.flatten(1).norm(dim=1)
-    counted = norms[finite & (norms > 0)]
+    counted = norms if all_norms is None else all_norms.to(norms)
+    counted = counted[counted.isfinite() & (counted > 0)]
     if not len(counted):
         return gradients, {"gradient/median_norm": 0.0, "gradient/largest_to_median": 0.0}
     median = counted.median()

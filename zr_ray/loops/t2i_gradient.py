@@ -168,7 +168,8 @@ class RewardGradient:
         gradients = torch.cat(parts)
         if not c.clip_to_median:
             return gradients, {}
-        gradients, metrics = clip_to_median(gradients, c.clip_to_median)
+        norms = worker.gathered(gradients.flatten(1).norm(dim=1))
+        gradients, metrics = clip_to_median(gradients, c.clip_to_median, norms)
         return gradients, {name: value * len(batch.items) for name, value in metrics.items()}
 
     def _score(self, latents: Tensor, items: list[str], away: Tensor | None = None) -> Scored:

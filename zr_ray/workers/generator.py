@@ -201,6 +201,14 @@ class GeneratorWorker:
         torch.distributed.all_reduce(tensor)
         return tensor.tolist()
 
+    def gathered(self, values: Tensor) -> Tensor:
+        """[M] values [m] of all ranks, one rank after the other."""
+        if self.world == 1:
+            return values
+        parts: list = [None] * self.world
+        torch.distributed.all_gather_object(parts, values.cpu())
+        return torch.cat(parts)
+
     def barrier(self) -> None:
         """Wait for all ranks."""
         if self.world > 1:
