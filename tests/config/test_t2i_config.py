@@ -7,7 +7,7 @@ import pytest
 from zr_ray.config.loader import load_config
 from zr_ray.config.t2i import T2iConfig
 from zr_ray.errors import ConfigError, DataError
-from zr_ray.loops.launch_t2i import check_reward, own_service, task_prompts
+from zr_ray.loops.launch_t2i import check_algorithm, own_service, task_prompts
 
 NAMED = Path(__file__).parents[2] / "jobs" / "configs" / "t2i_tiny.yaml"
 
@@ -24,7 +24,6 @@ def test_the_named_run_has_the_cut_and_the_anchor_on():
         (["t2i.anchors.below=1"], "anchors"),
         (["t2i.algorithm=flowbp", "reward.function=a:b"], "needs the reward's gradient"),
         (["t2i.algorithm=refl", "reward.aggregation=gdpo"], "needs reward.aggregation sum"),
-        (["t2i.algorithm=flow_grpo", "generator.guidance_scale=1.5"], "without guidance"),
         (["actor.workers=3"], "multiple of actor.workers"),
         (["t2i.steps=5"], "warmup_steps must be below t2i.steps"),
         (["reward.function=a:b", "reward.target=app"], "exclude one another"),
@@ -36,9 +35,14 @@ def test_refusals(overrides, said):
         load_config(T2iConfig, None, overrides)
 
 
-def test_a_judge_scores_dimensions_of_the_rubric_only():
+def test_what_depends_on_the_family_and_on_the_reward():
     with pytest.raises(ConfigError, match="must name dimensions"):
-        check_reward(load_config(T2iConfig, None, ["reward.weights={beauty: 1}"]))
+        check_algorithm(load_config(T2iConfig, None, ["reward.weights={beauty: 1}"]), "ZImagePipeline")
+    guided = load_config(T2iConfig, None, ["t2i.algorithm=flow_grpo", "generator.guidance_scale=1.0"])
+    check_algorithm(guided, "FluxPipeline")  # 1 is no guidance there
+    with pytest.raises(ConfigError, match="without guidance"):
+        check_algorithm(guided, "ZImagePipeline")
+    check_algorithm(load_config(T2iConfig, None, ["generator.guidance_scale=1.5"]), "ZImagePipeline")
 
 
 def test_the_jobs_own_service_has_no_port_and_others_start_none():

@@ -39,7 +39,7 @@ class GeneratorSection(Section):
     max_prompt_tokens: int = _field(9, "longest prompt; longer ones are refused, not cut", ge=1)
     steps: int = _field(8, "sampling steps of the pipeline's own schedule", ge=1)
     guidance_scale: float = _field(
-        0.0, "in the pipeline's own meaning; above its value for none, only nft may train, and no other", ge=0
+        0.0, "in the pipeline's own meaning (Z-Image: 0 is none, others: 1); with guidance only nft may train", ge=0
     )
     embedded_guidance: float | None = _field(
         None, "scale that guidance-distilled models (FLUX.1-dev) are told; null for others", ge=0
@@ -281,10 +281,6 @@ class T2iConfig(Section):
             raise ValueError(
                 f"{name} needs reward.aggregation sum, which is what the service differentiates, got"
                 f" {self.reward.aggregation}"
-            )
-        if self.generator.guidance_scale > 0 and self.generator.path == "builtin" and name != "nft":
-            raise ValueError(
-                f"{name} trains the velocity that samples, without guidance: set generator.guidance_scale 0, or use nft"
             )
         if self.held_out.watched > self.prompts.held_out:
             raise ValueError(

@@ -17,7 +17,9 @@ from pathlib import Path
 from zr_ray.config.serve import ServeConfig
 from zr_ray.config.t2i import T2iConfig
 from zr_ray.data.prompts import read_prompts, split_prompts
+from zr_ray.errors import ConfigError
 from zr_ray.models.generators.load import generator_folder, pipeline_class
+from zr_ray.rubric import DIMENSIONS
 from zr_ray.run import driver
 from zr_ray.run.folder import RunFolder
 from zr_ray.run.observe import duration, say
@@ -53,10 +55,9 @@ def launch(config: T2iConfig, args: argparse.Namespace, loop) -> None:
     folder = generator_folder(config.generator.path)
     training, held_out = task_prompts(config)
     service, referee = own_service(config), referee_folder(config)
+    check_algorithm(config, pipeline_class(folder))
     if config.reward.function is not None:
         named_function(config.reward.function)
-    else:
-        check_reward(config)
 
     from zr_ray.run.placement import bundle, check_feasible, living_nodes, run_learners
 
@@ -110,13 +111,16 @@ def task_prompts(config: T2iConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(training_prompts(WORLD_PROMPTS, c.seed)), tuple(evaluation_prompts(c.held_out, c.seed))
 
 
-def check_reward(config: T2iConfig) -> None:
-    """Weights must name dimensions of the rubric. Raises ConfigError."""
-    from zr_ray.errors import ConfigError
-    from zr_ray.rubric import DIMENSIONS
-
-    foreign = [name for name in config.reward.weights if name not in DIMENSIONS]
-    if foreign:
+def check_algorithm(config: T2iConfig, pipeline: str) -> None:
+    """What depends on the generator's family and on the kind of reward. Raises ConfigError."""
+    name, scale = config.t2i.algorithm, config.generator.guidance_scale
+    if name != "nft" and scale > (0 if pipeline == "ZImagePipeline" else 1):
+        raise ConfigError(
+            f"{name} trains the velocity that samples, without guidance, got generator.guidance_scale {scale:g};"
+            " set it to the family's value for none (Z-Image: 0, others: 1), or use nft"
+        )
+    foreign = [d for d in config.reward.weights if d not in DIMENSIONS]
+    if foreign and config.reward.function is None:
         raise ConfigError(f"reward.weights of a judge must name dimensions ({', '.join(DIMENSIONS)}), got {foreign}")
 
 
