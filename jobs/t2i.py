@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 
 from zr_ray.config.t2i import T2iConfig
-from zr_ray.loops.launch_t2i import launch
+from zr_ray.loops.launch_t2i import launch_t2i
 from zr_ray.loops.t2i import train
 from zr_ray.run import driver
 
@@ -21,7 +21,7 @@ from zr_ray.run import driver
 def main(argv: list[str] | None = None) -> None:
     """Raises ZrRayError for everything a user can fix."""
     args = driver.arguments(__doc__, T2iConfig, argv)
-    launch(driver.resolve(args, T2iConfig), args, train)
+    launch_t2i(driver.resolve(args, T2iConfig), args, train)
 
 
 if __name__ == "__main__":

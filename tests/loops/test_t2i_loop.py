@@ -78,7 +78,7 @@ def test_a_run_that_was_killed_and_resumed_gives_the_numbers_of_one_that_was_not
     train({"task": task(whole, "killed", 4, watch={"action": "report"})})
     assert metrics(whole / "killed") == metrics(whole / "whole") and len(metrics(whole / "whole")) == 4
     one, other = (json.loads((whole / name / "result.json").read_text()) for name in ("killed", "whole"))
-    assert one["rows"] == other["rows"]
+    assert one["figures"] == other["figures"]
     assert (whole / "killed" / "looks.jsonl").read_text() == (whole / "whole" / "looks.jsonl").read_text()
 
 

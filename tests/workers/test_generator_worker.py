@@ -221,10 +221,10 @@ class TestWorker:
         made, worker, rewards = setup("nft")
         algorithm = Nft(made, worker, rewards, Timer())
         algorithm.step(batch(2), 1e-4)
-        worker.save(tmp_path)
+        worker.save(tmp_path, {"step": 1})
         wanted = algorithm.step(batch(2), 1e-4)
         made, other, rewards = setup("nft")
-        other.load(tmp_path)
+        assert other.load(tmp_path) == {"step": 1}
         got = Nft(made, other, rewards, Timer()).step(batch(2), 1e-4)
         assert got | {"actor/memory_gib": 0} == wanted | {"actor/memory_gib": 0}
         assert all(torch.equal(a, b) for a, b in zip(worker.weights.masters, other.weights.masters, strict=True))

@@ -16,12 +16,14 @@ from pathlib import Path
 
 from zr_ray.config.serve import ServeConfig
 from zr_ray.config.t2i import T2iConfig
-from zr_ray.data.prompts import read_prompts, split_prompts
+from zr_ray.data.prompt_lists import read_prompts, split_prompts
 from zr_ray.errors import ConfigError
 from zr_ray.models.generators.load import generator_folder, pipeline_class
+from zr_ray.models.identity import judge_hash
+from zr_ray.models.judge_text import JudgeText
 from zr_ray.rubric import DIMENSIONS
 from zr_ray.run import driver
-from zr_ray.run.folder import RunFolder
+from zr_ray.run.launch import Plan, Started, launch
 from zr_ray.run.observe import duration, say
 from zr_ray.workers.reward_source import named_function
 
@@ -49,55 +51,75 @@ class T2iTask:
     """Judge that watches and never rewards."""
 
 
-def launch(config: T2iConfig, args: argparse.Namespace, loop) -> None:
+@dataclass(frozen=True)
+class _Found:
+    """What the check leaves for the body."""
+
+    generator: Path
+    training: tuple[str, ...]
+    held_out: tuple[str, ...]
+    service: ServeConfig | None
+    """The run's own, or None."""
+    referee: Path | None
+
+
+def launch_t2i(config: T2iConfig, args: argparse.Namespace, loop) -> None:
     """Train and report; with --dry-run print the plan only. Raises ZrRayError for everything a user can fix."""
-    started_at = time.time()
+    launch(
+        "t2i",
+        config,
+        args.dry_run,
+        lambda _: _check(config),
+        lambda found, started: _train(config, loop, found, started),
+    )
+
+
+def _check(config: T2iConfig) -> Plan[_Found]:
+    from zr_ray.run.placement import bundle
+
     folder = generator_folder(config.generator.path)
     training, held_out = task_prompts(config)
-    service, referee = own_service(config), referee_folder(config)
     check_algorithm(config, pipeline_class(folder))
-    if config.reward.function is not None:
-        named_function(config.reward.function)
+    service, referee, reward, actor = own_service(config), referee_folder(config), config.reward, config.actor
+    inputs = {}
+    if reward.function is not None:
+        named_function(reward.function)
+    elif service is not None:
+        from zr_ray.serving.application import served_judge
 
-    from zr_ray.run.placement import bundle, check_feasible, living_nodes, run_learners
-
-    actor, reward = config.actor, config.reward
+        judge, _ = served_judge(reward.judge)
+        JudgeText(judge)  # refuses labels that are not one token
+        inputs["reward.judge"] = judge_hash(judge)
     bundles = {"actor": [bundle(actor.cpus, actor.gpus)] * actor.workers}
     if service is not None:
         bundles["reward"] = [bundle(reward.cpus, reward.gpus)] * reward.replicas
-    if args.dry_run:
-        facts = {
-            "generator": f"{folder}, {pipeline_class(folder)}",
-            "prompts": f"{len(training)} to train on, {len(held_out)} held out",
-            "reward": reward.function or reward.target or f"a service of its own with {reward.judge}",
-        }
-        RunFolder.check(config)
-        driver.print_plan(config, bundles, facts)
-        return
-    RunFolder.check(config)
-    dashboard = driver.connect(namespace="zr_ray")
-    check_feasible(bundles, living_nodes(), config.run.wait_for_nodes_s)
-    run = RunFolder.start(config, "t2i")
-    driver.first_lines(run, dashboard, started_at)
-    say(f"generator {folder} ({pipeline_class(folder)}), {len(training)} training and {len(held_out)} held-out prompts")
-    with driver.follow(run), reward_target(config, service, run.run_id) as target:
-        say(
-            f"reward {target or reward.function} ready after {duration(time.time() - started_at)}; starting"
-            f" {actor.workers} diffusion actor(s)"
-        )
-        task = T2iTask(config, run.path, folder, training, held_out, target, started_at, referee)
-        run_learners(loop, task, actor, run.path, run.run_id)
+    facts = {
+        "generator": f"{folder}, {pipeline_class(folder)}",
+        "prompts": f"{len(training)} to train on, {len(held_out)} held out",
+        "reward": reward.function or reward.target or f"a service of its own with {reward.judge}",
+        "referee": str(referee or "none"),
+    }
+    return Plan(_Found(folder, training, held_out, service, referee), facts, inputs, (bundles,))
 
+
+def _train(config: T2iConfig, loop, found: _Found, started: Started) -> None:
     from zr_ray.report.t2i_page import format_rows, write_report
+    from zr_ray.run.placement import run_learners
 
-    report = write_report(run)
-    result = run.read_result()
+    run, since = started.run, started.started_at
+    say(f"generator {found.generator}: {len(found.training)} training and {len(found.held_out)} held-out prompts")
+    with driver.follow(run), reward_target(config, found.service, run.run_id) as target:
+        say(
+            f"reward {target or config.reward.function} ready after {duration(time.time() - since)}; starting"
+            f" {config.actor.workers} diffusion actor(s)"
+        )
+        task = T2iTask(config, run.path, found.generator, found.training, found.held_out, target, since, found.referee)
+        run_learners(loop, task, config.actor, run.path, run.run_id)
+    report, result = write_report(run), run.read_result()
     say(format_rows(result))
-    say(f"status {result['status']} in {duration(time.time() - started_at)}; report {report}")
-    say(
-        f"next: the trained generator is {run.path / 'generator'}; use it anywhere with"
-        f" generator.path={run.path / 'generator'}"
-    )
+    say(f"status {result['status']} in {duration(time.time() - since)}; report {report}")
+    made = run.path / "generator"
+    say(f"next: the trained generator is {made}; use it anywhere with generator.path={made}")
 
 
 def task_prompts(config: T2iConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:

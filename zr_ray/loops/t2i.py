@@ -8,19 +8,33 @@ have done.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, Protocol
 
 from zr_ray.config.t2i import T2iConfig
+from zr_ray.loops.journal import Journal
 from zr_ray.loops.t2i_flow_grpo import FlowGrpo
 from zr_ray.loops.t2i_gradient import RewardGradient
-from zr_ray.loops.t2i_journal import T2iJournal
+from zr_ray.loops.t2i_looks import Looks
 from zr_ray.loops.t2i_nft import Nft
+from zr_ray.loops.t2i_result import finished
 from zr_ray.loops.t2i_rollout import StepPrompts
+from zr_ray.loops.t2i_watch import Watch
+from zr_ray.run.folder import RunFolder
+from zr_ray.run.observe import duration
 from zr_ray.serving.reward_source import open_source
 from zr_ray.workers.generator import GeneratorWorker, generator_of
 
 if TYPE_CHECKING:
     from zr_ray.loops.launch_t2i import T2iTask
+
+
+class Algorithm(Protocol):
+    """One rank's; built from (config, worker, rewards, timer)."""
+
+    def step(self, batch: StepPrompts, lr: float) -> dict[str, float]:
+        """Sample, score, update; metrics are means over all ranks."""
+
 
 ALGORITHMS = {
     "nft": Nft,
@@ -36,29 +50,32 @@ def train(loop_config: dict) -> None:
     """One rank from start, or from the newest checkpoint, to the last step."""
     task: T2iTask = loop_config["task"]
     config: T2iConfig = task.config
-    c = config.t2i
-    rank, world = ranks()
-    worker = GeneratorWorker(task.generator, config.generator, config.actor, rank, world)
+    c, run = config.t2i, RunFolder(task.run_path)
+    worker = GeneratorWorker(task.generator, config.generator, config.actor, *ranks())
     rewards = open_source(config.reward, task.reward_target)
-    journal = T2iJournal(task, worker, rewards)
-    algorithm = ALGORITHMS[c.algorithm](config, worker, rewards, journal.timer)
+    watch = Watch(worker, config, run)
+    journal = Journal(task.run_path, watch, config.checkpoint, c.steps, task.started_at)
+    looks = Looks(task, worker, rewards, run.path / "held_out", journal.say)
+    algorithm: Algorithm = ALGORITHMS[c.algorithm](config, worker, rewards, journal.timer)
 
-    start = step = journal.restore()
-    journal.looks.look_before()
-    stop = journal.watched_state["stopped"]
+    done = journal.restore()
+    watch.rewind(done)
+    looks.look_before()
 
-    for step in range(start + 1, c.steps + 1):
-        if stop or journal.out_of_time:
-            step -= 1
+    for step in journal.steps(done):
+        if watch.over():
             break
-        metrics = algorithm.step(step_prompts(task, step - 1, rank, world), learning_rate(step, config))
-        if config.held_out.every_steps and step % config.held_out.every_steps == 0:
-            journal.look_during(step)
-            stop = stopped(journal, config)
-        journal.step(step, metrics)
-        if stop or step % config.checkpoint.every_steps == 0 or step == c.steps:
-            journal.save(step)
-    journal.finish(step)
+        started = time.perf_counter()
+        metrics = algorithm.step(step_prompts(task, step, worker.rank, worker.world), learning_rate(step + 1, config))
+        watch.state.training_s += time.perf_counter() - started
+        done = step + 1
+        if config.held_out.every_steps and done % config.held_out.every_steps == 0:
+            with journal.timer("look"):
+                journal.note(watch.look(looks, done))
+        journal.step(done, metrics)
+        journal.checkpoint(done, now=bool(watch.state.stopped))
+    journal.finish("t2i", finished(task, watch, looks, rewards, done, run.path))
+    journal.say(f"trained generator: {run.path / 'generator'} ({duration(journal.elapsed_s)} in all)")
     rewards.close()
 
 
@@ -90,15 +107,3 @@ def step_prompts(task: T2iTask, step: int, rank: int, world: int) -> StepPrompts
 def learning_rate(step: int, config: T2iConfig) -> float:
     """Linear warm-up, then constant.   step: 1-based."""
     return config.actor.lr * min(1.0, step / max(1, config.actor.warmup_steps))
-
-
-def stopped(journal: T2iJournal, config: T2iConfig) -> str:
-    """Why the watch ends the run, or nothing."""
-    alarms = journal.watched_state["alarms"]
-    if config.watch.action == "stop" and alarms >= config.watch.patience:
-        journal.watched_state["stopped"] = f"hacking watch: {alarms} alarms in a row"
-        journal.say(
-            f"stopping: {alarms} alarms in a row; the best weights are those of step"
-            f" {journal.watched_state['best_step']}"
-        )
-    return journal.watched_state["stopped"]

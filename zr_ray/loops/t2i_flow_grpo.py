@@ -14,6 +14,7 @@ from zr_ray.functional.reward_gradient import candidate_steps
 from zr_ray.loops.t2i_probes import anchor_probes, joined_probes
 from zr_ray.loops.t2i_rollout import (
     CHOICE,
+    Phase,
     StepPrompts,
     group_advantages,
     group_rewards,
@@ -22,7 +23,6 @@ from zr_ray.loops.t2i_rollout import (
 )
 from zr_ray.loops.t2i_update import step_metrics
 from zr_ray.models.generators.adapter import Noise
-from zr_ray.run.observe import Timer
 from zr_ray.workers.generator import GeneratorWorker, Probes, generator_of
 from zr_ray.workers.reward_source import RewardSource
 
@@ -30,7 +30,7 @@ from zr_ray.workers.reward_source import RewardSource
 class FlowGrpo:
     """One rank's algorithm."""
 
-    def __init__(self, config: T2iConfig, worker: GeneratorWorker, rewards: RewardSource, timer: Timer) -> None:
+    def __init__(self, config: T2iConfig, worker: GeneratorWorker, rewards: RewardSource, timer: Phase) -> None:
         self.config, self.worker, self.rewards, self.timer = config, worker, rewards, timer
         sigmas = worker.sigmas
         # the last step has no noise left to compare densities by

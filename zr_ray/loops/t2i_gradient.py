@@ -28,9 +28,16 @@ from zr_ray.functional.reward_gradient import (
     surrogate_weights,
 )
 from zr_ray.loops.t2i_probes import anchor_probes, joined_probes
-from zr_ray.loops.t2i_rollout import CHOICE, STEP_NOISE, ScoredImages, StepPrompts, reward_metrics, scored_rollout
+from zr_ray.loops.t2i_rollout import (
+    CHOICE,
+    STEP_NOISE,
+    Phase,
+    ScoredImages,
+    StepPrompts,
+    reward_metrics,
+    scored_rollout,
+)
 from zr_ray.loops.t2i_update import step_metrics
-from zr_ray.run.observe import Timer
 from zr_ray.workers.generator import GeneratorWorker, Probes, generator_of
 from zr_ray.workers.reward_source import RewardSource, Scored
 
@@ -52,7 +59,7 @@ class Surrogate:
 class RewardGradient:
     """One rank's algorithm."""
 
-    def __init__(self, config: T2iConfig, worker: GeneratorWorker, rewards: RewardSource, timer: Timer) -> None:
+    def __init__(self, config: T2iConfig, worker: GeneratorWorker, rewards: RewardSource, timer: Phase) -> None:
         self.config, self.worker, self.rewards, self.timer = config, worker, rewards, timer
         self.candidates = candidate_steps(worker.sigmas, config.t2i.reward_sigma_min)
         self._build = {"flowbp": self._flowbp, "refl": self._refl, "draft": self._draft, "draft_lv": self._draft_lv}[

@@ -32,6 +32,7 @@ class Looks:
     def __init__(
         self, task, worker: GeneratorWorker, rewards: RewardSource, folder: Path, say: Callable[[str], None]
     ) -> None:
+        """say: one line of the job log, from rank 0."""
         config: T2iConfig = task.config
         self.config, self.prompts, self.seeds = config, task.held_out, config.held_out.seeds
         self.worker, self.rewards, self.folder, self.say = worker, rewards, folder, say
@@ -91,8 +92,9 @@ class Looks:
     def _gathered(self, prompts, seeds: int, items, pixels: np.ndarray, figures: dict[str, np.ndarray]) -> Look:
         shares = [(items, pixels, figures)]
         if self.worker.world > 1:
-            shares = [None] * self.worker.world
-            torch.distributed.all_gather_object(shares, (items, pixels, figures))
+            gathered: list = [None] * self.worker.world
+            torch.distributed.all_gather_object(gathered, (items, pixels, figures))
+            shares = gathered
         images = np.zeros((len(prompts), seeds, *pixels.shape[1:]), np.uint8)
         whole = {name: np.full((len(prompts), seeds), np.nan) for name in figures}
         for its, theirs, values in shares:

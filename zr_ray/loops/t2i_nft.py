@@ -11,6 +11,7 @@ from zr_ray.functional.nft import nft_loss, nft_targets, old_policy_decay
 from zr_ray.loops.t2i_rollout import (
     PROBES,
     SHIFT,
+    Phase,
     StepPrompts,
     group_advantages,
     group_rewards,
@@ -19,7 +20,6 @@ from zr_ray.loops.t2i_rollout import (
     step_generator,
 )
 from zr_ray.loops.t2i_update import step_metrics
-from zr_ray.run.observe import Timer
 from zr_ray.workers.generator import GeneratorWorker, Probes
 from zr_ray.workers.reward_source import RewardSource
 
@@ -27,7 +27,7 @@ from zr_ray.workers.reward_source import RewardSource
 class Nft:
     """One rank's algorithm. The old policy samples; on policy it is the trained one."""
 
-    def __init__(self, config: T2iConfig, worker: GeneratorWorker, rewards: RewardSource, timer: Timer) -> None:
+    def __init__(self, config: T2iConfig, worker: GeneratorWorker, rewards: RewardSource, timer: Phase) -> None:
         self.config, self.worker, self.rewards, self.timer = config, worker, rewards, timer
         self.on_policy = config.t2i.nft.old_policy == "on_policy"
         if not self.on_policy:
@@ -72,7 +72,8 @@ class Nft:
             before = velocity.detach() if old is None else old[index]
             use = acts[index].to(velocity.device)
             at = (probes.latents[index], clean[index], probes.sigmas[index], targets[index])
-            loss = nft_loss(velocity, before, *(value.to(velocity.device) for value in at), c.nft.mix)
+            x, x0, sigmas, r = (value.to(velocity.device) for value in at)
+            loss = nft_loss(velocity, before, x, x0, sigmas, r, c.nft.mix)
             return torch.where(use, loss, torch.zeros_like(loss)), {}
 
         return losses

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from zr_ray.config.t2i import RewardSection
-from zr_ray.functional.group_advantages import advantages, image_rewards
+from zr_ray.functional.group_advantages import Normalization, advantages, image_rewards
 from zr_ray.models.generators.adapter import Conditions, Noise, Trajectory
-from zr_ray.run.observe import Timer
 from zr_ray.workers.generator import GeneratorWorker, generator_of
 from zr_ray.workers.reward_source import RewardSource, Scored, join_scored
 
@@ -63,12 +62,14 @@ class ScoredImages:
         return self.states[-1]
 
 
+Phase = Callable[[str], AbstractContextManager[None]]
+"""`with timer("sample"): ...` adds the block's seconds to that phase of the step; a journal's, for example."""
 Look = Callable[[Trajectory], Tensor]
 """From a chunk's trajectory to the latents whose image is scored."""
 
 
 def scored_rollout(
-    worker: GeneratorWorker, rewards: RewardSource, batch: StepPrompts, timer: Timer, *, gradient: bool = False,
+    worker: GeneratorWorker, rewards: RewardSource, batch: StepPrompts, timer: Phase, *, gradient: bool = False,
     noise: Noise | None = None, sigmas: Tensor | None = None, look: Look = lambda made: made.clean,
 ) -> ScoredImages:  # fmt: skip
     """Sample the step's images in chunks of a micro-batch, decode and score them. sigmas: an earlier end than the
@@ -102,11 +103,11 @@ def group_rewards(scored: Scored, weights: Tensor, config: RewardSection, group:
     mu = scored.parsed if config.aggregation == "parsed" else scored.mu
     if config.aggregation == "gdpo":
         return (weights * (mu - config.risk * scored.sigma)).view(-1, group, len(weights))
-    rule = "worst" if config.aggregation == "worst" else "sum"
-    return image_rewards(mu, scored.sigma, weights, rule, config.risk).view(-1, group)
+    worst = config.aggregation == "worst"
+    return image_rewards(mu, scored.sigma, weights, "worst" if worst else "sum", config.risk).view(-1, group)
 
 
-def group_advantages(rewards: Tensor, aggregation: str, normalization: str) -> tuple[Tensor, Tensor]:
+def group_advantages(rewards: Tensor, aggregation: str, normalization: Normalization) -> tuple[Tensor, Tensor]:
     """Advantages [B] and which count [B], by name."""
     values, valid = advantages(rewards, "gdpo" if aggregation == "gdpo" else normalization)
     return values.flatten(), valid.flatten()

@@ -107,7 +107,7 @@ def format_rows(result: dict) -> str:
     """The plain-text table at the end of the job log."""
     lines = [f"{'':<24}{'before':>10}{'after':>10}{'change':>10}  95 % interval"]
     for name in _present(result):
-        row = result["rows"][name]
+        row = result["figures"][name]
         lines.append(
             f"{_words(name):<24}{_number(row['before']):>10}{_number(row['after']):>10}"
             f"{_number(row['difference'], True):>10}  {_interval(row)}"
@@ -126,7 +126,7 @@ def format_rows(result: dict) -> str:
 
 
 def _present(result: dict) -> list[str]:
-    return [name for name in FIGURES if name in result["rows"]]
+    return [name for name in FIGURES if name in result["figures"]]
 
 
 def _words(name: str) -> str:
@@ -150,7 +150,7 @@ def _tile(title: str, value: str, note: str) -> str:
 
 
 def _headline(result: dict, environment: dict) -> str:
-    rows = result["rows"]
+    rows = result["figures"]
     tiles = []
     for name, title in (
         ("reward/sum", "reward"),
@@ -217,7 +217,7 @@ def _table(result: dict) -> str:
     )
     body = []
     for name in _present(result):
-        row = result["rows"][name]
+        row = result["figures"][name]
         sure = row["low"] is not None and (row["low"] > 0 or row["high"] < 0)
         good = (row["difference"] > 0) != (name in RISING_IS_WORSE)
         tone = "" if not sure or name in ("image/moved",) else "good" if good else "bad"

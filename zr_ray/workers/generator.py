@@ -60,7 +60,7 @@ class GeneratorWorker:
         dtype = torch.bfloat16 if actor.dtype == "bfloat16" else torch.float32
         self.adapter = load_adapter(folder, picture, dtype, str(self.device), generator.embedded_guidance)
         self.weights = TrainedWeights(self._trainable(), actor, world)
-        if getattr(self.adapter, "can_pack", False) and generator.packed and not generator.activation_checkpointing:
+        if generator.packed and not generator.activation_checkpointing:
             self.adapter.pack(generator.compiled)
         if generator.activation_checkpointing:
             self.adapter.transformer.enable_gradient_checkpointing()
@@ -216,13 +216,17 @@ class GeneratorWorker:
 
     # ---- to and from disk ----
 
-    def save(self, folder: Path) -> None:
-        """Everything that a resumed run needs; all ranks hold the same, one calls it."""
-        self.weights.save(folder, {"gradient_size": self.gradient_size})
+    def save(self, folder: Path, state: dict) -> None:
+        """Everything that a resumed run needs, and `state` (ints, floats, strings, tensors). All ranks hold the same;
+        the first one writes."""
+        if self.rank == 0:
+            self.weights.save(folder, state | {"gradient_size": self.gradient_size})
 
-    def load(self, folder: Path) -> None:
-        """What `save` wrote; every rank reads it."""
-        self.gradient_size = self.weights.load(folder)["gradient_size"]
+    def load(self, folder: Path) -> dict:
+        """Restore what `save` wrote and return `state`; every rank reads it."""
+        state = self.weights.load(folder)
+        self.gradient_size = state.pop("gradient_size")
+        return state
 
     def save_generator(self, folder: Path, weights: str = "average") -> None:
         """A diffusers folder that `DiffusionPipeline.from_pretrained` loads, or with LoRA one that `load_lora_weights`

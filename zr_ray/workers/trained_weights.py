@@ -88,18 +88,18 @@ class TrainedWeights:
         for place, value in zip(self.places, values, strict=True):
             place.copy_(value)
 
-    def save(self, folder: Path, numbers: dict[str, float]) -> None:
-        """Masters, sets, optimizer, and the owner's numbers; one rank writes, all hold the same."""
+    def save(self, folder: Path, owned: dict) -> None:
+        """Masters, sets, optimizer, and the owner's own state; one rank writes, all hold the same."""
         from safetensors.torch import save_file
 
         every = {"trained": self.masters} | self.sets
         named = {f"{name}/{i}": value.contiguous() for name, values in every.items() for i, value in enumerate(values)}
         save_file(named, folder / WEIGHTS_FILE)
-        state = {"optimizer": self.optimizer.state_dict(), "updates": self.updates, "numbers": numbers}
+        state = {"optimizer": self.optimizer.state_dict(), "updates": self.updates, "owned": owned}
         torch.save(state, folder / OPTIMIZER_FILE)
 
-    def load(self, folder: Path) -> dict[str, float]:
-        """What `save` wrote; every rank reads it. Returns the owner's numbers."""
+    def load(self, folder: Path) -> dict:
+        """What `save` wrote; every rank reads it. Returns the owner's own state."""
         from safetensors.torch import load_file
 
         held, count = load_file(folder / WEIGHTS_FILE), len(self.masters)
@@ -114,4 +114,4 @@ class TrainedWeights:
         self.optimizer.load_state_dict(state["optimizer"])
         self.updates = state["updates"]
         self._put(self.masters)
-        return state["numbers"]
+        return state["owned"]

@@ -71,6 +71,9 @@ class GeneratorAdapter(ABC):
         """The module whose weights are trained."""
         return self.pipeline.transformer
 
+    def pack(self, compiled: bool) -> None:
+        """Run the transformer in a faster form of fixed shapes, where the family has one; changes no result."""
+
     @property
     def device(self) -> torch.device:
         """Where the transformer lives."""

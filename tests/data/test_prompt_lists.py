@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from zr_ray.data.prompts import read_prompts, split_prompts
+from zr_ray.data.prompt_lists import read_prompts, split_prompts
 from zr_ray.errors import DataError
 
 SAMPLES = Path(__file__).parent / "samples" / "prompts"
