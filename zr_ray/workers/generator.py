@@ -60,8 +60,8 @@ class GeneratorWorker:
         dtype = torch.bfloat16 if actor.dtype == "bfloat16" else torch.float32
         self.adapter = load_adapter(folder, picture, dtype, str(self.device), generator.embedded_guidance)
         self.weights = TrainedWeights(self._trainable(), actor, world)
-        if generator.packed and not generator.activation_checkpointing:
-            self.adapter.pack(generator.compiled)
+        wanted = generator.packed and not generator.activation_checkpointing
+        self.fixed_shapes = wanted and self.adapter.pack(generator.compiled)
         if generator.activation_checkpointing:
             self.adapter.transformer.enable_gradient_checkpointing()
         self.sigmas = self.adapter.sigmas(generator.steps)
@@ -256,7 +256,7 @@ class GeneratorWorker:
 
     def _padded(self, conditions: Conditions, noise: Tensor) -> tuple[Conditions, Tensor]:
         missing = self.options.micro_batch - len(noise)
-        if missing <= 0 or not self.options.packed:
+        if missing <= 0 or not self.fixed_shapes:
             return conditions, noise
         return conditions.rows([*range(len(noise))] + [0] * missing), self._pad_rows(noise)
 
@@ -264,7 +264,7 @@ class GeneratorWorker:
         missing = self.options.micro_batch - len(rows)
         return (
             rows
-            if missing <= 0 or not self.options.packed
+            if missing <= 0 or not self.fixed_shapes
             else torch.cat([rows, rows[:1].expand(missing, *rows.shape[1:])])
         )
 

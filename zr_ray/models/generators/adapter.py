@@ -71,8 +71,10 @@ class GeneratorAdapter(ABC):
         """The module whose weights are trained."""
         return self.pipeline.transformer
 
-    def pack(self, compiled: bool) -> None:
-        """Run the transformer in a faster form of fixed shapes, where the family has one; changes no result."""
+    def pack(self, compiled: bool) -> bool:
+        """Run the transformer in a faster form of fixed shapes, if the family has one; changes no result. Returns:
+        whether it has."""
+        return False
 
     @property
     def device(self) -> torch.device:
