@@ -247,7 +247,7 @@ class GeneratorWorker:
         """[micro_batch, ...]: rows behind the last index repeat the first one."""
         full = (
             torch.cat([index, index[:1].expand(self.options.micro_batch - len(index))])
-            if self.options.packed
+            if self.fixed_shapes
             else index
         )
         return self.adapter.velocity(
