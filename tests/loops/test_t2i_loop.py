@@ -87,7 +87,7 @@ def test_a_run_leaves_a_generator_and_a_report(whole):
     result = json.loads((folder / "result.json").read_text())
     assert result["status"] == "SUCCEEDED" and result["steps"] == 4 and result["reward_calls"]["failed"] == 0
     assert {"reward/sum", "reward/brightness", "verifier/sum", "verifier/match", "image/row_variance"} <= set(
-        result["rows"]
+        result["figures"]
     )
     assert (folder / "generator" / "model_index.json").is_file()
     write_report(RunFolder(folder))
