@@ -142,11 +142,11 @@ class Journal:
         self.trained.barrier()
         return step
 
-    def checkpoint(self, step: int) -> None:
-        """Save after `step` (1-based) if it is due: every checkpoint.every_steps, after the last step, and when the run
-        has been told to stop.   Raises: StoppedError then, on all ranks, unless it was the last step."""
+    def checkpoint(self, step: int, now: bool = False) -> None:
+        """Save after `step` (1-based) if it is due: every checkpoint.every_steps, after the last step, `now`, and when
+        the run has been told to stop.   Raises: StoppedError then, on all ranks, unless it was the last step."""
         stop = self.trained.reduce_max(float(self.is_writer and is_requested(self.run.path))) > 0
-        if stop or step % self._checkpoint.every_steps == 0 or step == self.total:
+        if stop or now or step % self._checkpoint.every_steps == 0 or step == self.total:
             self._save(step)
         if stop and step < self.total:
             raise StoppedError(
@@ -159,8 +159,6 @@ class Journal:
 
         Ray Train hears of the run here, not in every step: its controller takes a report about every two seconds and
         holds back a rank that has another one, so that a step of half a second would last two."""
-        import ray.train
-
         with self.timer("checkpoint"):
             if self.is_writer:
                 begin_checkpoint(self.run.checkpoints, step)
@@ -176,7 +174,7 @@ class Journal:
             if self.is_writer:  # `save` ends with a barrier: all ranks' files are closed
                 finish_checkpoint(temporary, self._checkpoint.keep)
             self.trained.barrier()
-            ray.train.report(self._last)
+            _report_to_ray(self._last)
 
     # ---- the end ----
 
@@ -193,3 +191,14 @@ class Journal:
         head = {"job": job, "run_id": self.run.run_id, "status": "SUCCEEDED", "wall_s": self.elapsed_s}
         self.run.write_result(head | found)
         self._metrics.close()
+
+
+def _report_to_ray(metrics: dict[str, float]) -> None:
+    """Tell Ray Train; outside of it (tests, a loop in one process) nobody is told."""
+    import ray.train
+
+    try:
+        ray.train.get_context().get_world_rank()
+    except Exception:  # Ray has no public question for "is this a training worker"
+        return
+    ray.train.report(metrics)

@@ -18,6 +18,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from zr_ray.config.sections import LearnerSection, WorkerSection
+from zr_ray.config.t2i import ActorSection
 from zr_ray.errors import PlacementError
 from zr_ray.run.observe import duration, say, wait_for
 from zr_ray.run.room import HANDOVER_S, Room, release_lock, wait_for_group
@@ -171,7 +172,7 @@ START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 def run_learners(
     loop: Callable[[dict], None],
     task,
-    config: LearnerSection,
+    config: LearnerSection | ActorSection,
     run_path: Path,
     run_id: str,
     room: Room | None = None,

@@ -11,6 +11,8 @@ import secrets
 import socket
 import threading
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -80,45 +82,55 @@ def _check(config: ServeConfig) -> Plan[_Found]:
 
 
 def _serve(config: ServeConfig, until: threading.Event | None, found: _Found, started: Started) -> None:
-    import ray
-
     from zr_ray.run.room import reserve
 
     name = config.run.name or f"reward-{time.strftime('%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     say(f"app {name}, judge: {found.what}")
     say(f"dashboard {started.dashboard or 'none (started without ray[default])'}")
-    with reserve(name, started.phases[0], config.run.room_deadline_s) as room:
-        port, ours = start_serve(config)
-        lease, keeper = _take_lease(name, ours)
-        try:
-            _deploy(config, name, room)
-            say(
-                f"ready after {duration(time.time() - started.started_at)}: judge {found.judge}, sha256"
-                f" {judge_hash(found.judge)[:16]}, {config.replica.replicas} replica(s)"
-            )
-            say(_http_text(config, port) if config.http.enabled else f'handles only: RewardClient("{name}")')
-            if config.http.enabled:
-                say(f"try: curl {_url(config, port)}/v1/health")
-            _serve_until(until, name)
-        finally:
-            say(f"deleting app {name}")
-            _delete(name, shut_down=ours)
-            for actor in (keeper, lease):
-                ray.kill(actor)
+    with (
+        reserve(name, started.phases[0], config.run.room_deadline_s) as room,
+        running_service(config, name, room, room.roles) as port,
+    ):
+        say(
+            f"ready after {duration(time.time() - started.started_at)}: judge {found.judge}, sha256"
+            f" {judge_hash(found.judge)[:16]}, {config.replica.replicas} replica(s)"
+        )
+        say(_http_text(config, port) if config.http.enabled else f'handles only: RewardClient("{name}")')
+        if config.http.enabled:
+            say(f"try: curl {_url(config, port)}/v1/health")
+        _serve_until(until, name)
 
 
-def _deploy(config: ServeConfig, name: str, room: Room) -> None:
-    """Hand the reserved resources to Serve, which places replicas itself, and wait until all of them answer."""
+@contextmanager
+def running_service(
+    config: ServeConfig, name: str, room: Room | None = None, roles: Sequence[str] = ()
+) -> Iterator[int]:
+    """The application while the block runs; yields its HTTP port, or 0. It is deleted afterwards, also when this
+    process dies.
+
+    Args: room: what the job reserved; Serve, which places replicas itself, is handed `roles` of it.
+    Raises: DeadlineError, JudgeError if it does not come up."""
+    import ray
     from ray import serve
 
     from zr_ray.serving.application import application
 
-    for role in list(room.roles):
-        room.hand_over(role)
-    route = config.http.route if config.http.enabled else None
-    serve.run_many([serve.RunTarget(application(config), name, route)], wait_for_applications_running=False)
-    wait_until_running(name, config.replica.start_deadline_s)
-    room.settled()
+    port, ours = start_serve(config)
+    lease, keeper = _take_lease(name, ours)
+    try:
+        for role in roles if room is not None else ():
+            room.hand_over(role)
+        route = config.http.route if config.http.enabled else None
+        serve.run_many([serve.RunTarget(application(config), name, route)], wait_for_applications_running=False)
+        wait_until_running(name, config.replica.start_deadline_s)
+        if room is not None and not room.roles:  # otherwise somebody of this job still has to be placed
+            room.settled()
+        yield port
+    finally:
+        say(f"deleting app {name}")
+        _delete(name, shut_down=ours)
+        for actor in (keeper, lease):
+            ray.kill(actor)
 
 
 def refuse_open_port(config: ServeConfig, token: str | None) -> None:
