@@ -12,7 +12,7 @@ from PIL import Image
 from zr_ray.data.annotations import write_annotations
 from zr_ray.data.world.annotators import AnnotatorPool
 from zr_ray.data.world.render import render
-from zr_ray.data.world.sampling import sample_group
+from zr_ray.data.world.sampling import sample_group, sample_known_group
 from zr_ray.errors import DataError
 from zr_ray.records import AnnotatedImage
 
@@ -27,8 +27,8 @@ def write_world(
 ) -> int:
     """Write images and `annotations.jsonl`; the same arguments give the same bytes.
 
-    Train items carry one label per dimension from the annotation workflow and the oracle reasoning; dev and test items carry five
-    annotators' scores; all carry the true scores. The annotation file is written last and atomically: if it is there, all is.
+    Train items carry one label per dimension from the annotation workflow and the oracle reasoning, and no held-out prompt
+    (`prompts.is_held_out`); dev and test items carry five annotators' scores; all carry the true scores. The annotation file is written last and atomically: if it is there, all is.
     Args: *_groups: prompts per split. candidates: images per prompt, at least 2. Returns: number of images written.
     Raises: DataError on a negative number of groups, no group at all, or fewer than 2 candidates.
     """
@@ -49,7 +49,8 @@ def _items(root: Path, pool: AnnotatorPool, split: str, count: int, candidates: 
     (root / "images" / split).mkdir(exist_ok=True)
     for number in range(count):
         # The last word keeps scenes and annotators apart and is never 0: numpy's seeds ignore trailing zeros.
-        members = sample_group(np.random.default_rng((seed, _STREAMS[split], number, 1)), candidates)
+        draw = sample_known_group if split == "train" else sample_group
+        members = draw(np.random.default_rng((seed, _STREAMS[split], number, 1)), candidates)
         truths = [member.truth for member in members]
         rng = np.random.default_rng((seed, _STREAMS[split], number, 2))
         scores = pool.training_scores(rng, truths) if split == "train" else pool.test_scores(rng, truths)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from zr_ray.data.world.prompts import is_held_out
 from zr_ray.data.world.reasoning import reasoning_chains
 from zr_ray.data.world.scene import (
     AESTHETICS, COLOURS, LEVELS, MIN_LEVEL, REALISM, RELATIONS, SHAPES, SIZES, Asked, Layout, Request, Scene, place,
@@ -163,6 +164,14 @@ def sample_group(rng: np.random.Generator, candidates: int = 4) -> list[Candidat
             levels={name: levels[name] for name in LEVELS}, layout=layout, seed=int(rng.integers(2**62)),
         )  # fmt: skip
         group.append(Candidate(request, scene, true_scores(request, scene), reasoning_chains(request, scene)))
+    return group
+
+
+def sample_known_group(rng: np.random.Generator, candidates: int = 4) -> list[Candidate]:
+    """`sample_group` for a training set: drawn again while its prompt is held out (`prompts.is_held_out`)."""
+    group = sample_group(rng, candidates)
+    while is_held_out(group[0].prompt):
+        group = sample_group(rng, candidates)
     return group
 
 
