@@ -1,10 +1,12 @@
-"""The local Ray head of this checkout: `start` (if it does not answer yet), `stop`, `status`. What `make gdso` and `make stop` call.
+"""The local Ray head of this checkout: `start` (if it does not answer yet), `stop`, `status`. What `make gdso` and
+`make stop` call.
 
     eval "$(python cluster/local_head.py start)"     # exports RAY_ADDRESS and the token settings; messages go to stderr
 
-Only the head recorded in .cache/ray_head is reused or stopped, so several checkouts and other people's clusters live side by side.
-Ray's ports (not its dashboard, which is bound to loopback) listen on all interfaces, and whoever reaches them may run code: the head
-therefore asks for a token, kept in .cache/ray_head/token with mode 0600. RAY_AUTH_MODE=disabled switches that off.
+Only the head recorded in .cache/ray_head is reused or stopped, so several checkouts and other people's clusters live
+side by side. Ray's ports (not its dashboard, which is bound to loopback) listen on all interfaces, and whoever reaches
+them may run code: the head therefore asks for a token, kept in .cache/ray_head/token with mode 0600.
+RAY_AUTH_MODE=disabled switches that off.
 Left out on purpose: worker nodes and accelerators of other machines; see the cluster YAML files for those.
 """
 
@@ -68,7 +70,10 @@ def stop() -> int:
         leftover.kill()
     psutil.wait_procs(alive, timeout=10)
     (STATE / "head.json").unlink(missing_ok=True)
-    _say(f"stopped the local Ray head {head['address']}" + (f" ({len(alive)} of its processes had to be killed)" if alive else ""))
+    _say(
+        f"stopped the local Ray head {head['address']}"
+        + (f" ({len(alive)} of its processes had to be killed)" if alive else "")
+    )
     return 0
 
 
@@ -76,7 +81,9 @@ def status() -> int:
     """Say whether the head answers; 0 if it does."""
     head = _running()
     _say(
-        f"{head['address']} answers, pid {head['pid']}, log {STATE / 'head.log'}" if head else "no local Ray head of this checkout answers"
+        f"{head['address']} answers, pid {head['pid']}, log {STATE / 'head.log'}"
+        if head
+        else "no local Ray head of this checkout answers"
     )
     return 0 if head else 1
 
@@ -85,35 +92,62 @@ def _launch() -> dict:
     bin_folder = Path(sys.executable).parent
     port, agent_port, client_port = _free_port(8265), _free_port(52365), _free_port(10001)
     address = f"http://127.0.0.1:{port}"
-    environment = os.environ | _client_environment(address) | {
-        "PATH": f"{bin_folder}{os.pathsep}{os.environ.get('PATH', '')}",  # the job's `python`, and ninja for DeepSpeed
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "TORCH_EXTENSIONS_DIR": os.environ.get("TORCH_EXTENSIONS_DIR", str(CHECKOUT / ".cache" / "torch_extensions")),
-    }  # fmt: skip
+    environment = (
+        os.environ
+        | _client_environment(address)
+        | {
+            # the job's `python`, and ninja for DeepSpeed
+            "PATH": f"{bin_folder}{os.pathsep}{os.environ.get('PATH', '')}",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "TORCH_EXTENSIONS_DIR": os.environ.get(
+                "TORCH_EXTENSIONS_DIR", str(CHECKOUT / ".cache" / "torch_extensions")
+            ),
+        }
+    )
     del environment["RAY_ADDRESS"]  # `ray start` would look for a cluster there
     command = [
-        str(bin_folder / "ray"), "start", "--head", "--block", "--port=0", f"--ray-client-server-port={client_port}",
-        f"--temp-dir={TEMPORARY}", "--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}",
-        f"--dashboard-agent-listen-port={agent_port}", f"--object-store-memory={OBJECT_STORE_BYTES}", "--disable-usage-stats",
-    ]  # fmt: skip
+        str(bin_folder / "ray"),
+        "start",
+        "--head",
+        "--block",
+        "--port=0",
+        f"--ray-client-server-port={client_port}",
+        f"--temp-dir={TEMPORARY}",
+        "--include-dashboard=true",
+        "--dashboard-host=127.0.0.1",
+        f"--dashboard-port={port}",
+        f"--dashboard-agent-listen-port={agent_port}",
+        f"--object-store-memory={OBJECT_STORE_BYTES}",
+        "--disable-usage-stats",
+    ]
     TEMPORARY.mkdir(mode=0o700, exist_ok=True)
     if TEMPORARY.stat().st_uid != os.getuid():
         raise SystemExit(f"{TEMPORARY} belongs to another user; remove it, Ray keeps its session there")
     _say(f"starting a local Ray head, dashboard {address} ...")
     log = STATE / "head.log"
     with open(log, "w") as output:
-        process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True)
+        process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
     head = {"pid": process.pid, "created": psutil.Process(process.pid).create_time(), "address": address}
     (STATE / "head.json").write_text(json.dumps(head))
     deadline = time.monotonic() + START_DEADLINE_S
     while not _answers(address):
         if process.poll() is not None or time.monotonic() > deadline:
-            reason = f"ended with code {process.returncode}" if process.poll() is not None else f"did not answer in {START_DEADLINE_S} s"
+            reason = (
+                f"ended with code {process.returncode}"
+                if process.poll() is not None
+                else f"did not answer in {START_DEADLINE_S} s"
+            )
             _say("".join(log.read_text().splitlines(keepends=True)[-15:]))
             stop()
             raise SystemExit(f"the local Ray head {reason}; its log is {log}")
         time.sleep(0.3)
-    _say(f"dashboard {address}" + (f" (token: cat {STATE / 'token'})" if _auth_mode() == "token" else "") + "; `make stop` ends it")
+    _say(
+        f"dashboard {address}"
+        + (f" (token: cat {STATE / 'token'})" if _auth_mode() == "token" else "")
+        + "; `make stop` ends it"
+    )
     return head
 
 

@@ -1,15 +1,17 @@
-"""Keep a student honest: sample items it scores, ask its teacher, report how far they are apart. Exit code 1 beyond the limits.
+"""Keep a student honest: sample items it scores, ask its teacher, report how far they are apart. Exit code 1 beyond the
+limits.
 
-ray job submit --working-dir . -- python jobs/audit.py judge.path=/path/to/student teacher.path=/path/to/teacher data.path=/path/to/images
+ray job submit --working-dir . -- python jobs/audit.py judge.path=/path/to/student teacher.path=/path/to/teacher
+data.path=/path/to/images
 """
 
 from __future__ import annotations
 
 import sys
 
-from zr_ray import driver
-from zr_ray.audit import audit
-from zr_ray.config_audit import AuditConfig
+from zr_ray.config.audit import AuditConfig
+from zr_ray.loops.audit import audit
+from zr_ray.run import driver
 
 
 def main(argv: list[str] | None = None) -> None:

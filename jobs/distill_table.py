@@ -1,4 +1,5 @@
-"""The student's table: SFT, GDSO, OPD and RISD from one untrained student, several seeds each, next to the teacher. Resumable.
+"""The student's table: SFT, GDSO, OPD and RISD from one untrained student, several seeds each, next to the teacher.
+Resumable.
 
 ray job submit --working-dir . -- python jobs/distill_table.py --config jobs/configs/distill_table.yaml
 """
@@ -8,9 +9,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from zr_ray import driver
-from zr_ray.config_table import TableConfig
-from zr_ray.table.runs import make_table
+from zr_ray.config.table import TableConfig
+from zr_ray.loops.table import make_table
+from zr_ray.run import driver
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,14 +1,16 @@
-"""Judge an annotated data set with any judge folder: agreement, likelihood, calibration, ties, with intervals; Markdown, JSON, report.
+"""Judge an annotated data set with any judge folder: agreement, likelihood, calibration, ties, with intervals;
+Markdown, JSON, report.
 
-    ray job submit --working-dir . -- python jobs/evaluate.py --judge builtin --data /path/to/annotations --samples 1 2 4 8
+ray job submit --working-dir . -- python jobs/evaluate.py --judge builtin --data /path/to/annotations --samples 1 2 4 8
 
-    --judge PATH        judge folder, or builtin              (judge.path)
-    --data PATH         annotated data set                    (data.path; without it the simulated world is written and judged)
-    --split NAME        train, dev or test                    (evaluate.split)
-    --reasoning         only after a reasoning trace          (evaluate.mode; the default is both ways)
-    --direct            only directly, one token
-    --samples N ...     traces averaged, a row each; 0 greedy (evaluate.samples)
-    --swap              also swap reasoning traces            (evaluate.swap)
+--judge PATH        judge folder, or builtin              (judge.path)
+--data PATH         annotated data set                    (data.path; without it the simulated world is written and
+judged)
+--split NAME        train, dev or test                    (evaluate.split)
+--reasoning         only after a reasoning trace          (evaluate.mode; the default is both ways)
+--direct            only directly, one token
+--samples N ...     traces averaged, a row each; 0 greedy (evaluate.samples)
+--swap              also swap reasoning traces            (evaluate.swap)
 """
 
 from __future__ import annotations
@@ -16,9 +18,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from zr_ray import driver
-from zr_ray.config_evaluate import EvaluateConfig
-from zr_ray.launch_evaluate import launch_evaluation
+from zr_ray.config.evaluate import EvaluateConfig
+from zr_ray.loops.launch_evaluate import launch_evaluation
+from zr_ray.run import driver
 
 
 def overrides(argv: list[str]) -> list[str]:
@@ -36,9 +38,13 @@ def overrides(argv: list[str]) -> list[str]:
     samples = [word for word in own.samples or [] if "=" not in word]  # an override may follow the numbers
     rest += [word for word in own.samples or [] if "=" in word]
     keys = {
-        "judge.path": own.judge, "data.path": own.data, "evaluate.split": own.split, "evaluate.mode": own.mode,
-        "evaluate.samples": f"[{', '.join(samples)}]" if samples else None, "evaluate.swap": own.swap,
-    }  # fmt: skip
+        "judge.path": own.judge,
+        "data.path": own.data,
+        "evaluate.split": own.split,
+        "evaluate.mode": own.mode,
+        "evaluate.samples": f"[{', '.join(samples)}]" if samples else None,
+        "evaluate.swap": own.swap,
+    }
     return rest + [f"{key}={value}" for key, value in keys.items() if value is not None]
 
 

@@ -1,16 +1,17 @@
-"""Train a reasoning judge with GDSO on Ray: vLLM actors roll out, DeepSpeed learners update, a table says how much better it became.
+"""Train a reasoning judge with GDSO on Ray: vLLM actors roll out, DeepSpeed learners update, a table says how much
+better it became.
 
-    ray job submit --working-dir . -- python jobs/gdso.py --config jobs/configs/gdso_tiny.yaml
+ray job submit --working-dir . -- python jobs/gdso.py --config jobs/configs/gdso_tiny.yaml
 """
 
 from __future__ import annotations
 
 import sys
 
-from zr_ray import driver
-from zr_ray.config import GdsoConfig
-from zr_ray.launch import launch
+from zr_ray.config.sections import GdsoConfig
 from zr_ray.loops.gdso import train
+from zr_ray.loops.launch import launch
+from zr_ray.run import driver
 
 
 def main(argv: list[str] | None = None) -> None:

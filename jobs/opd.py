@@ -1,16 +1,17 @@
-"""On-policy distillation, the token-by-token baseline of RISD: the student reasons, the teacher scores the tokens it visited.
+"""On-policy distillation, the token-by-token baseline of RISD: the student reasons, the teacher scores the tokens it
+visited.
 
-    ray job submit --working-dir . -- python jobs/opd.py --config jobs/configs/opd_tiny.yaml
+ray job submit --working-dir . -- python jobs/opd.py --config jobs/configs/opd_tiny.yaml
 """
 
 from __future__ import annotations
 
 import sys
 
-from zr_ray import driver
-from zr_ray.config_opd import OpdConfig
-from zr_ray.distillation import launch
+from zr_ray.config.opd import OpdConfig
+from zr_ray.loops.distillation import launch
 from zr_ray.loops.opd import train
+from zr_ray.run import driver
 
 
 def main(argv: list[str] | None = None) -> None:

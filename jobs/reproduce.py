@@ -1,4 +1,5 @@
-"""Every row of the paper's table: zero-shot, SFT, RewardDance, GRPO, GDSO, the parsing ablation, for two judges and three seeds. Resumable.
+"""Every row of the paper's table: zero-shot, SFT, RewardDance, GRPO, GDSO, the parsing ablation, for two judges and
+three seeds. Resumable.
 
 ray job submit --working-dir . -- python jobs/reproduce.py --config jobs/configs/reproduce_tiny.yaml
 """
@@ -8,9 +9,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from zr_ray import driver
-from zr_ray.config_table import TableConfig
-from zr_ray.table.runs import make_table
+from zr_ray.config.table import TableConfig
+from zr_ray.loops.table import make_table
+from zr_ray.run import driver
 
 
 def main(argv: list[str] | None = None) -> None:

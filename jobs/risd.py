@@ -1,16 +1,17 @@
-"""Distil a reasoning teacher into a student that scores in one token (RISD): Ray Data labels with vLLM, DeepSpeed learners train.
+"""Distil a reasoning teacher into a student that scores in one token (RISD): Ray Data labels with vLLM, DeepSpeed
+learners train.
 
-    ray job submit --working-dir . -- python jobs/risd.py --config jobs/configs/risd_tiny.yaml
+ray job submit --working-dir . -- python jobs/risd.py --config jobs/configs/risd_tiny.yaml
 """
 
 from __future__ import annotations
 
 import sys
 
-from zr_ray import driver
-from zr_ray.config_risd import RisdConfig
-from zr_ray.distillation import launch
+from zr_ray.config.risd import RisdConfig
+from zr_ray.loops.distillation import launch
 from zr_ray.loops.risd import train
+from zr_ray.run import driver
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,16 +1,17 @@
-"""Train a judge on annotated score tokens: SFT (direct, one token), or RewardDance with reasoning chains (sft.reasoning=true).
+"""Train a judge on annotated score tokens: SFT (direct, one token), or RewardDance with reasoning chains
+(sft.reasoning=true).
 
-    ray job submit --working-dir . -- python jobs/sft.py --config jobs/configs/sft_tiny.yaml
+ray job submit --working-dir . -- python jobs/sft.py --config jobs/configs/sft_tiny.yaml
 """
 
 from __future__ import annotations
 
 import sys
 
-from zr_ray import driver
-from zr_ray.config_sft import SftConfig
-from zr_ray.launch import launch
+from zr_ray.config.sft import SftConfig
+from zr_ray.loops.launch import launch
 from zr_ray.loops.sft import train
+from zr_ray.run import driver
 
 
 def main(argv: list[str] | None = None) -> None:

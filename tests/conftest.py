@@ -1,4 +1,5 @@
-"""Shared fixtures: the built-in judge, a few world items, one local Ray cluster and one real vLLM engine for the whole session."""
+"""Shared fixtures: the built-in judge, a few world items, one local Ray cluster and one real vLLM engine for the whole
+session."""
 
 from __future__ import annotations
 
@@ -7,7 +8,9 @@ from pathlib import Path
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # otherwise it depends on a token file in HOME
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process more per training, four seconds of processor time; no test preempts
+os.environ.setdefault(
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0"
+)  # a process more per training, four seconds of processor time; no test preempts
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
@@ -18,7 +21,8 @@ import zr_ray  # noqa: F401  the torchvision shim, before anything imports trans
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """With several test processes: a file stays in one, and all files that share the engine, or the Serve instance, in the same one."""
+    """With several test processes: a file stays in one, and all files that share the engine, or the Serve instance, in
+    the same one."""
     shared = {item.path: name for name in ("fleet", "serve_url") for item in items if name in item.fixturenames}
     for item in items:
         item.add_marker(pytest.mark.xdist_group(shared.get(item.path, item.path.stem)))
@@ -36,7 +40,7 @@ def judge_path():
 def world_items(tmp_path_factory):
     """Training items of a small simulated world."""
     from zr_ray.data.load import load_split
-    from zr_ray.data.world.build import write_world
+    from zr_ray.world.build import write_world
 
     root = tmp_path_factory.mktemp("world")
     write_world(root, train_groups=12, test_groups=4, seed=5)
@@ -45,7 +49,8 @@ def world_items(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def ray_cluster():
-    """A private Ray cluster of six logical CPUs, as its address; all tests share it, jobs in processes of their own too."""
+    """A private Ray cluster of six logical CPUs, as its address; all tests share it, jobs in processes of their own
+    too."""
     import ray
 
     ray.init(address="local", num_cpus=6, include_dashboard=False, log_to_driver=False, namespace="test")
@@ -63,7 +68,7 @@ def job_environment(ray_cluster):
 @pytest.fixture(scope="session")
 def rollout_config():
     """One small fp32 engine with a thread of its own."""
-    from zr_ray.config import RolloutSection
+    from zr_ray.config.sections import RolloutSection
 
     return RolloutSection(threads=1, max_model_len=160, max_num_seqs=64)
 
@@ -71,7 +76,7 @@ def rollout_config():
 @pytest.fixture(scope="session")
 def fleet(ray_cluster, judge_path, rollout_config):
     """One real vLLM actor with the built-in judge."""
-    from zr_ray.placement import RolloutFleet
+    from zr_ray.run.placement import RolloutFleet
 
     with RolloutFleet("test", judge_path, rollout_config) as started:
         yield started

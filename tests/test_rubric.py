@@ -58,7 +58,11 @@ class Tokenizer:
 
 @pytest.mark.parametrize(
     ("labels", "message"),
-    [(("1", "4.5"), "'4.5' must be exactly one token"), (("1", "?"), "unknown to this tokenizer"), (("a", "b"), "share a token")],
+    [
+        (("1", "4.5"), "'4.5' must be exactly one token"),
+        (("1", "?"), "unknown to this tokenizer"),
+        (("a", "b"), "share a token"),
+    ],
 )
 def test_labels_that_do_not_fit_the_tokenizer(labels, message):
     with pytest.raises(JudgeError, match=message):

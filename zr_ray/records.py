@@ -1,4 +1,5 @@
-"""What crosses processes and what stands on disk, as frozen dataclasses. Arrays are numpy: they travel through Ray without a copy.
+"""What crosses processes and what stands on disk, as frozen dataclasses. Arrays are numpy: they travel through Ray
+without a copy.
 
 Left out on purpose: behaviour. Reading and checking is in `data/`, sampling in `workers/`, maths in `functional/`.
 """
@@ -25,7 +26,8 @@ class AnnotatedImage:
     image: Path
     """Absolute path of the image file."""
     scores: dict[str, float | tuple[float, ...]]
-    """Per dimension one rubric score, a bin of S (train), or every annotator's score (test). A dimension may be absent."""
+    """Per dimension one rubric score, a bin of S (train), or every annotator's score (test). A dimension may be
+    absent."""
     origin: str = "rendered"
     """Where image and scores come from, for example "rendered" (simulated world), "generated", "human"."""
     truth: dict[str, float] = field(default_factory=dict)
@@ -71,9 +73,11 @@ class Judgement:
     token_ids: np.ndarray
     """[T] int32 generated tokens, the end token included if there was one."""
     logprobs: np.ndarray
-    """[T] float32 log-prob of each generated token under the policy that sampled it (full vocabulary, temperature 1)."""
+    """[T] float32 log-prob of each generated token under the policy that sampled it (full vocabulary, temperature
+    1)."""
     score_index: int | None
-    """Position of the score token in token_ids; None when the output is malformed (no score within the length limit)."""
+    """Position of the score token in token_ids; None when the output is malformed (no score within the length
+    limit)."""
     score_logprobs: np.ndarray | None
     """[K] float32 full-vocabulary log-probs of the nine labels at score_index; None when malformed."""
     policy_version: int
@@ -92,10 +96,12 @@ class ItemFault:
 
 @dataclass(frozen=True)
 class RewardRequest:
-    """B images with their prompts, for the distributions and, when weights are given, the pixel gradient of their reward."""
+    """B images with their prompts, for the distributions and, when weights are given, the pixel gradient of their
+    reward."""
 
     images: np.ndarray | tuple[np.ndarray | ItemFault, ...]
-    """[B, 3, H, W], or B arrays [3, H, W] of any sizes; uint8, or float16/32/64 in [0, 1]. A fault stands for what did not decode."""
+    """[B, 3, H, W], or B arrays [3, H, W] of any sizes; uint8, or float16/32/64 in [0, 1]. A fault stands for what did
+    not decode."""
     prompts: tuple[str | ItemFault, ...]
     dimensions: tuple[str, ...]
     """D' names of the rubric's dimensions: the D axis of the reply."""
@@ -145,6 +151,7 @@ class RewardReply:
     reward: np.ndarray | None = None
     """[B] R; None without weights."""
     gradients: tuple[np.ndarray | None, ...] | None = None
-    """B arrays [3, H, W], largest entry in [1/2, 1]; dR/dimage is `scale[i]` times it. None for an item that was not scored."""
+    """B arrays [3, H, W], largest entry in [1/2, 1]; dR/dimage is `scale[i]` times it. None for an item that was not
+    scored."""
     scale: np.ndarray | None = None
     """[B] float64 powers of two, so that scaling is exact."""

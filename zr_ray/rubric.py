@@ -14,7 +14,8 @@ from pathlib import Path
 from zr_ray.errors import JudgeError
 
 DIMENSIONS = ("alignment", "realism", "aesthetics", "plausibility")
-"""Text-image alignment, realism, aesthetics, physical plausibility (method section 1), in this order in every [.., D] tensor."""
+"""Text-image alignment, realism, aesthetics, physical plausibility (method section 1), in this order in every [.., D]
+tensor."""
 
 SCORE_BINS = (1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0)
 """S: nine half-points; the five integers are rubric anchors."""
@@ -26,9 +27,9 @@ FORMAT_FILE = "scoring_format.json"
 
 _RUBRIC = {
     "alignment": (
-        "text-image alignment: does the image show what the prompt asks for, objects, attributes, counts and relations?\n"
-        "1 nothing asked for is there; 2 the main subject or most attributes are wrong; 3 the subject is right, one important "
-        "request is missed; 4 only a small detail differs; 5 every request is met."
+        "text-image alignment: does the image show what the prompt asks for, objects, attributes, counts and"
+        " relations?\n1 nothing asked for is there; 2 the main subject or most attributes are wrong; 3 the subject is"
+        " right, one important request is missed; 4 only a small detail differs; 5 every request is met."
     ),
     "realism": (
         "realism: is the image free of noise, blur, compression blocks and generation artefacts?\n"
@@ -54,8 +55,9 @@ class ScoringFormat:
     marker: str = "Score: "
     """Text right before the label. The label token after the last marker is the score token."""
     system: str = (
-        "You rate one quality of a generated image. Look at the image, reason step by step about the question, then end with a "
-        "line 'Score: N', N one digit from 1 to 9, where 1 means rubric score 1.0, 2 means 1.5, and so on to 9 for 5.0."
+        "You rate one quality of a generated image. Look at the image, reason step by step about the question, then end"
+        " with a line 'Score: N', N one digit from 1 to 9, where 1 means rubric score 1.0, 2 means 1.5, and so on to 9"
+        " for 5.0."
     )
     """System prompt; empty for none."""
     questions: dict[str, str] = field(
@@ -67,12 +69,18 @@ class ScoringFormat:
 
     def __post_init__(self) -> None:
         if len(self.labels) != len(SCORE_BINS):
-            raise JudgeError(f"labels must be {len(SCORE_BINS)}, one per score bin, got {len(self.labels)}: {self.labels}")
+            raise JudgeError(
+                f"labels must be {len(SCORE_BINS)}, one per score bin, got {len(self.labels)}: {self.labels}"
+            )
         if len(set(self.labels)) != len(self.labels):
-            raise JudgeError(f"labels must differ from one another, got {self.labels}; change `labels` in {FORMAT_FILE}")
+            raise JudgeError(
+                f"labels must differ from one another, got {self.labels}; change `labels` in {FORMAT_FILE}"
+            )
         missing = [d for d in DIMENSIONS if "{prompt}" not in self.questions.get(d, "")]
         if missing:
-            raise JudgeError(f"`questions` needs a text with {{prompt}} for every dimension, missing: {', '.join(missing)}")
+            raise JudgeError(
+                f"`questions` needs a text with {{prompt}} for every dimension, missing: {', '.join(missing)}"
+            )
 
     @classmethod
     def load(cls, judge: Path | str) -> ScoringFormat:
@@ -99,9 +107,14 @@ class ScoringFormat:
         """Chat messages with one image placeholder, for `tokenizer.apply_chat_template`."""
         user = {
             "role": "user",
-            "content": [{"type": "image"}, {"type": "text", "text": self.questions[dimension].replace("{prompt}", prompt)}],
+            "content": [
+                {"type": "image"},
+                {"type": "text", "text": self.questions[dimension].replace("{prompt}", prompt)},
+            ],
         }
-        return ([{"role": "system", "content": [{"type": "text", "text": self.system}]}] if self.system else []) + [user]
+        return ([{"role": "system", "content": [{"type": "text", "text": self.system}]}] if self.system else []) + [
+            user
+        ]
 
 
 def label_token_ids(tokenizer, labels: tuple[str, ...]) -> tuple[int, ...]:
@@ -116,8 +129,12 @@ def label_token_ids(tokenizer, labels: tuple[str, ...]) -> tuple[int, ...]:
                 f"choose other `labels` in {FORMAT_FILE} (the digits 1..9 are single tokens in Qwen tokenizers)"
             )
         if tokens[0] == tokenizer.unk_token_id:
-            raise JudgeError(f"score label {label!r} is unknown to this tokenizer; choose other `labels` in {FORMAT_FILE}")
+            raise JudgeError(
+                f"score label {label!r} is unknown to this tokenizer; choose other `labels` in {FORMAT_FILE}"
+            )
         ids.append(tokens[0])
     if len(set(ids)) != len(ids):
-        raise JudgeError(f"two score labels share a token: labels {labels} -> ids {ids}; choose other `labels` in {FORMAT_FILE}")
+        raise JudgeError(
+            f"two score labels share a token: labels {labels} -> ids {ids}; choose other `labels` in {FORMAT_FILE}"
+        )
     return tuple(ids)

@@ -1,4 +1,5 @@
-"""The head behind `make gdso`: starts beside other clusters, asks for its token, is found again, and leaves nothing behind."""
+"""The head behind `make gdso`: starts beside other clusters, asks for its token, is found again, and leaves nothing
+behind."""
 
 import importlib.util
 import os
@@ -31,7 +32,9 @@ def local_head(tmp_path, monkeypatch):
 
 
 def reply(address: str, token: str | None = None) -> int:
-    request = urllib.request.Request(f"{address}/api/jobs/", headers={"Authorization": f"Bearer {token}"} if token else {})
+    request = urllib.request.Request(
+        f"{address}/api/jobs/", headers={"Authorization": f"Bearer {token}"} if token else {}
+    )
     try:
         return urllib.request.urlopen(request, timeout=10).status
     except urllib.error.HTTPError as error:
@@ -66,7 +69,9 @@ def test_start_find_again_and_stop(local_head, capfd):
 def test_a_reused_process_id_is_not_ours(local_head):
     """After a reboot the recorded pid may belong to anyone, here to this very test."""
     local_head.STATE.mkdir(parents=True)
-    (local_head.STATE / "head.json").write_text(f'{{"pid": {os.getpid()}, "created": 1.0, "address": "http://127.0.0.1:9"}}')
+    (local_head.STATE / "head.json").write_text(
+        f'{{"pid": {os.getpid()}, "created": 1.0, "address": "http://127.0.0.1:9"}}'
+    )
     assert local_head._recorded() is None
     assert local_head.stop() == 0
 

@@ -1,4 +1,5 @@
-"""Every adapter on a small file of the published layout: our readers accept the result, values worked out by hand, broken lines named."""
+"""Every adapter on a small file of the published layout: our readers accept the result, values worked out by hand,
+broken lines named."""
 
 import importlib.util
 import shutil
@@ -22,8 +23,13 @@ from zr_ray.errors import ConfigError, DataError
 
 SAMPLES = Path(__file__).parent / "samples"
 MODULES = {
-    "agiqa3k": agiqa3k, "evalmuse": evalmuse, "genai_bench": genai_bench, "hpdv2": hpdv2, "hpdv3": hpdv3, "imagereward": imagereward,
-}  # fmt: skip
+    "agiqa3k": agiqa3k,
+    "evalmuse": evalmuse,
+    "genai_bench": genai_bench,
+    "hpdv2": hpdv2,
+    "hpdv3": hpdv3,
+    "imagereward": imagereward,
+}
 
 
 def pictures(folder, *names):
@@ -36,19 +42,32 @@ def pictures(folder, *names):
 
 
 IMAGES = {
-    "agiqa3k": ("AttnGAN_normal_000.jpg", "midjourney_normal_000.jpg", "AttnGAN_normal_060.jpg", "glide_normal_060.jpg"),
+    "agiqa3k": (
+        "AttnGAN_normal_000.jpg",
+        "midjourney_normal_000.jpg",
+        "AttnGAN_normal_060.jpg",
+        "glide_normal_060.jpg",
+    ),
     "evalmuse": ("SDXL/00110.png", "SD_v1.5/00110.png", "SDXL/00111.png", "SDXL/00112.png"),
     "genai_bench": ("DALLE_3/00001.jpeg", "SDXL_Turbo/00001.jpeg", "DALLE_3/00002.jpeg"),
-    "hpdv2": tuple(f"train/0000000{k}.jpg" for k in (1, 2, 3, 4, 5)) + tuple(f"test/0000000{k}.jpg" for k in (1, 2, 3, 4)),
-    "hpdv3": tuple(f"images/{name}" for name in "uuid1/a.jpg uuid1/b.jpg uuid1/c.jpg mj/d.png mj/e.png test/f.jpg test/g.jpg".split()),
-    "imagereward": tuple(f"train_1/0a000000-0000-4000-8000-00000000000{k}.webp" for k in (1, 2, 3))
-    + ("images/test/test_1/0b000000-0000-4000-8000-000000000001.webp",),
+    "hpdv2": (
+        tuple(f"train/0000000{k}.jpg" for k in (1, 2, 3, 4, 5)) + tuple(f"test/0000000{k}.jpg" for k in (1, 2, 3, 4))
+    ),
+    "hpdv3": tuple(
+        f"images/{name}"
+        for name in "uuid1/a.jpg uuid1/b.jpg uuid1/c.jpg mj/d.png mj/e.png test/f.jpg test/g.jpg".split()
+    ),
+    "imagereward": (
+        tuple(f"train_1/0a000000-0000-4000-8000-00000000000{k}.webp" for k in (1, 2, 3))
+        + ("images/test/test_1/0b000000-0000-4000-8000-000000000001.webp",)
+    ),
 }
 
 
 @pytest.fixture()
 def convert(tmp_path):
-    """convert(name, **options): sample files and fresh images through an adapter -> (summary, items by id, preferences)."""
+    """convert(name, **options): sample files and fresh images through an adapter -> (summary, items by id,
+    preferences)."""
 
     def run(name, source=None, images=None, **options):
         images = pictures(tmp_path / "images", *IMAGES[name]) if images is None else images
@@ -59,7 +78,11 @@ def convert(tmp_path):
 
 
 def read_back(root):
-    items = {item.id: item for item in read_annotations(root, decode_images=True)} if (root / "annotations.jsonl").exists() else {}
+    items = (
+        {item.id: item for item in read_annotations(root, decode_images=True)}
+        if (root / "annotations.jsonl").exists()
+        else {}
+    )
     return items, list(read_preferences(root)) if (root / "preferences.jsonl").exists() else []
 
 
@@ -70,14 +93,25 @@ def by_name(preferences):
 def test_rubric_mapping():
     assert [to_rubric(v, 1, 7) for v in (1, 4, 7)] == [1.0, 3.0, 5.0]
     assert to_rubric(0.583333, 0, 1) == pytest.approx(3 + 1 / 3, abs=1e-5)
-    assert [train_label(s) for s in (1.0, 1.24, 1.25, 1.74, 1.75, 4.74, 4.75, 5.0)] == [1.0, 1.0, 1.5, 1.5, 2.0, 4.5, 5.0, 5.0]
+    assert [train_label(s) for s in (1.0, 1.24, 1.25, 1.74, 1.75, 4.74, 4.75, 5.0)] == [
+        1.0,
+        1.0,
+        1.5,
+        1.5,
+        2.0,
+        4.5,
+        5.0,
+        5.0,
+    ]
 
 
 def test_splits_by_prompt_are_fixed_and_follow_the_fractions():
     prompts = [f"prompt {n}" for n in range(4000)]
     got = Counter(split_by_prompt(prompt, 0.5, 0.25) for prompt in prompts)
     assert abs(got["train"] - 2000) < 130 and abs(got["dev"] - 1000) < 110  # 4 standard deviations
-    assert all(split_by_prompt(prompt, 0.6, 0) == "train" for prompt in prompts if split_by_prompt(prompt, 0.5, 0.1) == "train")
+    assert all(
+        split_by_prompt(prompt, 0.6, 0) == "train" for prompt in prompts if split_by_prompt(prompt, 0.5, 0.1) == "train"
+    )
     with pytest.raises(ConfigError, match=r"sum of at most 1, got 0.8, 0.3"):
         split_by_prompt("x", 0.8, 0.3)
 
@@ -87,8 +121,10 @@ def test_imagereward(convert):
     test, first, second, third = items.values()  # files in name order
     # 1 + 4 (r - 1) / 6: 7 -> 5, 4 -> 3, 2 -> 1.667 (half-point 1.5); 1 -> 1, 4 -> 3, 6 -> 4.333 (4.5)
     assert [item.scores for item in (first, second, third)] == [
-        {"alignment": 5.0, "realism": 1.0}, {"alignment": 3.0, "realism": 3.0}, {"alignment": 1.5, "realism": 4.5},
-    ]  # fmt: skip
+        {"alignment": 5.0, "realism": 1.0},
+        {"alignment": 3.0, "realism": 3.0},
+        {"alignment": 1.5, "realism": 4.5},
+    ]
     assert test.scores == {"alignment": pytest.approx(1 + 8 / 6), "realism": pytest.approx(1 + 20 / 6)}
     assert first.group == second.group == third.group == "train-000001-0001" and test.group == "test-000002-0007"
     assert (first.split, test.split, first.origin) == ("train", "test", "imagereward")
@@ -96,7 +132,7 @@ def test_imagereward(convert):
     names = [item.image.name[-6:-5] for item in (first, second, third)]
     assert names == ["1", "2", "3"]
     # Ranks 1, 2, 2: the first image beats both others, the tie is counted; the fourth image was not downloaded
-    assert [(w[-6:-5], l[-6:-5], votes) for w, l, votes in by_name(preferences)] == [("1", "2", None), ("1", "3", None)]
+    assert [(w[-6:-5], x[-6:-5], votes) for w, x, votes in by_name(preferences)] == [("1", "2", None), ("1", "3", None)]
     assert {one.dimension for one in preferences} == {"overall"}
     assert summary.skipped == {"pair with equal ranks": 1, "image not in the image folder": 1}
     assert (summary.items, summary.groups, summary.preferences, summary.images) == (4, 2, 2, 4)
@@ -124,15 +160,20 @@ def test_hpdv2(convert):
     summary, items, preferences = convert("hpdv2")
     train = [one for one in preferences if one.split == "train"]
     assert by_name(train) == [
-        ("00000001.jpg", "00000002.jpg", None), ("00000003.jpg", "00000001.jpg", None), ("00000004.jpg", "00000005.jpg", None),
-    ]  # fmt: skip
+        ("00000001.jpg", "00000002.jpg", None),
+        ("00000003.jpg", "00000001.jpg", None),
+        ("00000004.jpg", "00000005.jpg", None),
+    ]
     assert train[0].group == train[1].group != train[2].group and train[0].winner == train[1].loser
     # Ranks 2, 1, 3, 3 (1 is best) with three rankings: image 2 over 1 in two of them; 3 and 4 are tied
     test = [one for one in preferences if one.split == "test"]
     assert by_name(test) == [
-        ("00000002.jpg", "00000001.jpg", (2, 1)), ("00000001.jpg", "00000003.jpg", (2, 1)), ("00000001.jpg", "00000004.jpg", (3, 0)),
-        ("00000002.jpg", "00000003.jpg", (3, 0)), ("00000002.jpg", "00000004.jpg", (3, 0)),
-    ]  # fmt: skip
+        ("00000002.jpg", "00000001.jpg", (2, 1)),
+        ("00000001.jpg", "00000003.jpg", (2, 1)),
+        ("00000001.jpg", "00000004.jpg", (3, 0)),
+        ("00000002.jpg", "00000003.jpg", (3, 0)),
+        ("00000002.jpg", "00000004.jpg", (3, 0)),
+    ]
     assert "train/0000000" in str(train[0].winner) and "test/0000000" in str(test[0].winner)
     assert summary.skipped == {"tied pair": 1} and (summary.preferences, summary.groups, summary.images) == (8, 3, 9)
     assert summary.shared_prompts == 1 and not items
@@ -142,8 +183,11 @@ def test_hpdv3(convert):
     summary, _, preferences = convert("hpdv3")
     # path1 is always the winner; of the counts the larger is its own; null has no votes; 6 : 6 is no preference
     assert by_name(preferences) == [
-        ("f.jpg", "g.jpg", (10, 0)), ("a.jpg", "b.jpg", (12, 7)), ("c.jpg", "b.jpg", (9, 2)), ("d.png", "e.png", None),
-    ]  # fmt: skip
+        ("f.jpg", "g.jpg", (10, 0)),
+        ("a.jpg", "b.jpg", (12, 7)),
+        ("c.jpg", "b.jpg", (9, 2)),
+        ("d.png", "e.png", None),
+    ]
     assert [one.split for one in preferences] == ["test", "train", "train", "train"]
     assert summary.skipped == {"tied votes": 1}
 
@@ -157,9 +201,15 @@ def test_hpdv3_confidence_filter(convert):
 def test_evalmuse(convert):
     summary, items, _ = convert("evalmuse")
     # Means 13/3 = 4.33 and 5/3 = 1.67, to half-points
-    assert {name: item.scores["alignment"] for name, item in items.items()} == {"SDXL/00110.png": 4.5, "SD_v1.5/00110.png": 1.5}
+    assert {name: item.scores["alignment"] for name, item in items.items()} == {
+        "SDXL/00110.png": 4.5,
+        "SD_v1.5/00110.png": 1.5,
+    }
     assert len({item.group for item in items.values()}) == 1 and summary.pairs == 1
-    assert summary.skipped == {"prompt called meaningless by most annotators": 1, "no scores (unreleased test annotations)": 1}
+    assert summary.skipped == {
+        "prompt called meaningless by most annotators": 1,
+        "no scores (unreleased test annotations)": 1,
+    }
 
 
 def test_evalmuse_held_out_prompts_keep_every_annotator(convert):
@@ -189,21 +239,40 @@ def test_agiqa3k_as_training_data_is_rounded(convert):
 def test_genai_bench(convert):
     summary, items, _ = convert("genai_bench")
     assert {name: item.scores["alignment"] for name, item in items.items()} == {
-        "DALLE_3/00001": (5.0, 4.0, 4.0), "SDXL_Turbo/00001": (1.0, 2.0, 2.0), "DALLE_3/00002": (3.0, 3.0, 3.0),
-    }  # fmt: skip
+        "DALLE_3/00001": (5.0, 4.0, 4.0),
+        "SDXL_Turbo/00001": (1.0, 2.0, 2.0),
+        "DALLE_3/00002": (3.0, 3.0, 3.0),
+    }
     assert summary.groups == 2 and summary.pairs == 1 and items["DALLE_3/00002"].prompt == "No birds in the sky."
 
 
-LAYOUT = [("are_different", pa.bool_()), ("best_image_uid", pa.string()), ("caption", pa.string()), ("has_label", pa.bool_()),
-          ("image_0_uid", pa.string()), ("image_1_uid", pa.string()), ("jpg_0", pa.binary()), ("jpg_1", pa.binary()),
-          ("label_0", pa.float64()), ("label_1", pa.float64()), ("model_0", pa.string()), ("model_1", pa.string()),
-          ("ranking_id", pa.int64()), ("user_id", pa.int64()), ("num_example_per_prompt", pa.int64())]  # fmt: skip
+LAYOUT = [
+    ("are_different", pa.bool_()),
+    ("best_image_uid", pa.string()),
+    ("caption", pa.string()),
+    ("has_label", pa.bool_()),
+    ("image_0_uid", pa.string()),
+    ("image_1_uid", pa.string()),
+    ("jpg_0", pa.binary()),
+    ("jpg_1", pa.binary()),
+    ("label_0", pa.float64()),
+    ("label_1", pa.float64()),
+    ("model_0", pa.string()),
+    ("model_1", pa.string()),
+    ("ranking_id", pa.int64()),
+    ("user_id", pa.int64()),
+    ("num_example_per_prompt", pa.int64()),
+]
 """Columns and types of the Pick-a-Pic v1 dataset card."""
 
 
 def choice(first, second, label, caption="a fox", **changes):
     same = {"model_0": "sd", "model_1": "sd", "ranking_id": 1, "user_id": 7, "num_example_per_prompt": 3}
-    uids = {"image_0_uid": first, "image_1_uid": second, "best_image_uid": first if label == 1 else second if label == 0 else "tie"}
+    uids = {
+        "image_0_uid": first,
+        "image_1_uid": second,
+        "best_image_uid": first if label == 1 else second if label == 0 else "tie",
+    }
     row = {"are_different": True, "caption": caption, "has_label": True, "label_0": label, "label_1": 1 - label}
     return row | uids | same | {"jpg_0": png(first), "jpg_1": png(second)} | changes
 
@@ -223,8 +292,14 @@ def pick_file(folder, name, *rows, without=()):
 
 
 def test_pickapic(tmp_path):
-    rows = [choice("u1", "u2", 1.0), choice("u3", "u1", 0.0), choice("u1", "u3", 0.5), choice("u1", "u3", 1.0, has_label=False),
-            choice("u1", "u1", 1.0, are_different=False), choice("u8", "u9", 1.0, caption="  ")]  # fmt: skip
+    rows = [
+        choice("u1", "u2", 1.0),
+        choice("u3", "u1", 0.0),
+        choice("u1", "u3", 0.5),
+        choice("u1", "u3", 1.0, has_label=False),
+        choice("u1", "u1", 1.0, are_different=False),
+        choice("u8", "u9", 1.0, caption="  "),
+    ]
     source = pick_file(tmp_path / "data", "train-00000-of-00002-ab.parquet", *rows)
     pick_file(source, "validation-00000-of-00001-cd.parquet", choice("u4", "u5", 0.0, caption="a bear"))
     pick_file(source, "validation_unique-00000-of-00001-cd.parquet", choice("u4", "u5", 0.0, caption="a bear"))
@@ -232,16 +307,26 @@ def test_pickapic(tmp_path):
     summary = pickapic.convert(source, None, tmp_path / "out")
     _, preferences = read_back(tmp_path / "out")
     assert by_name(preferences) == [
-        ("u6.jpg", "u7.jpg", None), ("u1.jpg", "u2.jpg", None), ("u1.jpg", "u3.jpg", None), ("u5.jpg", "u4.jpg", None),
-    ]  # fmt: skip
-    assert [one.split for one in preferences] == ["test", "train", "train", "dev"]  # the unique file counts where the full one is absent
+        ("u6.jpg", "u7.jpg", None),
+        ("u1.jpg", "u2.jpg", None),
+        ("u1.jpg", "u3.jpg", None),
+        ("u5.jpg", "u4.jpg", None),
+    ]
+    assert [one.split for one in preferences] == [
+        "test",
+        "train",
+        "train",
+        "dev",
+    ]  # the unique file counts where the full one is absent
     assert preferences[1].winner.read_bytes() == png("u1") and preferences[1].group == preferences[2].group
     assert summary.skipped == {"tie": 1, "no label": 1, "both images are the same": 1, "blank prompt": 1}
     assert summary.shared_prompts == 1 and summary.images == 7
 
 
 def test_pickapic_without_image_bytes(tmp_path):
-    source = pick_file(tmp_path / "data", "train-0.parquet", choice("u1", "u2", 1.0), choice("u1", "u3", 1.0), without=pickapic.BYTES)
+    source = pick_file(
+        tmp_path / "data", "train-0.parquet", choice("u1", "u2", 1.0), choice("u1", "u3", 1.0), without=pickapic.BYTES
+    )
     with pytest.raises(DataError, match=r"row 1: wanted image bytes, or an image folder, for 'u1', got neither"):
         pickapic.convert(source, None, tmp_path / "out")
     summary = pickapic.convert(source, pictures(tmp_path / "images", "u1.png", "u2.jpg"), tmp_path / "out")
@@ -278,48 +363,116 @@ def test_pickapic_names_a_file_of_no_split_and_a_damaged_one(tmp_path):
 
 BROKEN = [
     (
-        "imagereward", "train_1.json", '"fidelity_rating": 4', '"fidelity_rating": 9',
+        "imagereward",
+        "train_1.json",
+        '"fidelity_rating": 4',
+        '"fidelity_rating": 9',
         ["line 13 (record 2)", "[1, 7] in 'fidelity_rating'", "9"],
     ),
-    ("imagereward", "train_1.json", '"fidelity_rating": 4', '"fidelity": 4', ["line 13 (record 2)", "wanted a value in 'fidelity_rating'"]),
     (
-        "imagereward", "train_1.json", "images/train/train_1/0a", "pictures/0a",
+        "imagereward",
+        "train_1.json",
+        '"fidelity_rating": 4',
+        '"fidelity": 4',
+        ["line 13 (record 2)", "wanted a value in 'fidelity_rating'"],
+    ),
+    (
+        "imagereward",
+        "train_1.json",
+        "images/train/train_1/0a",
+        "pictures/0a",
         ["line 2 (record 1)", "images/train|validation|test/", "pictures/"],
     ),
-    ("imagereward", "train_1.json", "images/train/train_1/0a", "images/train/../../0a", ["line 2 (record 1)", "inside the image folder"]),
-    ("imagereward", "train_1.json", '"rank": 4,', '"rank": 4', ["line 35 (record 4)", "wanted a whole JSON dict", "delimiter"]),
-    ("hpdv2", "train.json", "[1, 0]", "[1, 0, 0]", ["line 1 (record 1)", "a list of 2 numbers in 'human_preference'", "[1, 0, 0]"]),
-    ("hpdv2", "train.json", '["00000001.jpg", "00000003.jpg"]', '"00000001.jpg"', ["record 2", "at least two image names in 'file_path'"]),
     (
-        "hpdv2", "train.json", '"00000001.jpg", "00000003', '"../secret.jpg", "00000003',
+        "imagereward",
+        "train_1.json",
+        "images/train/train_1/0a",
+        "images/train/../../0a",
+        ["line 2 (record 1)", "inside the image folder"],
+    ),
+    (
+        "imagereward",
+        "train_1.json",
+        '"rank": 4,',
+        '"rank": 4',
+        ["line 35 (record 4)", "wanted a whole JSON dict", "delimiter"],
+    ),
+    (
+        "hpdv2",
+        "train.json",
+        "[1, 0]",
+        "[1, 0, 0]",
+        ["line 1 (record 1)", "a list of 2 numbers in 'human_preference'", "[1, 0, 0]"],
+    ),
+    (
+        "hpdv2",
+        "train.json",
+        '["00000001.jpg", "00000003.jpg"]',
+        '"00000001.jpg"',
+        ["record 2", "at least two image names in 'file_path'"],
+    ),
+    (
+        "hpdv2",
+        "train.json",
+        '"00000001.jpg", "00000003',
+        '"../secret.jpg", "00000003',
         ["record 2", "inside the image folder", "../secret.jpg"],
     ),
     (
-        "hpdv2", "test.json", '{"rank": [3, 1, 2, 4]', '{"rank": [3, 1, 2]',
+        "hpdv2",
+        "test.json",
+        '{"rank": [3, 1, 2, 4]',
+        '{"rank": [3, 1, 2]',
         ["line 2 (record 1): raw_annotations", "a list of 4 numbers in 'rank'"],
     ),
     ("hpdv3", "train.json", "[12, 7]", "[12]", ["line 2 (record 1)", "a list of 2 numbers in 'choice_dist'"]),
-    ("hpdv3", "train.json", '"path2": "images/uuid1/b.jpg", "model1": "kolors"', '"model1": "kolors"', ["line 3 (record 2)", "'path2'"]),
     (
-        "hpdv3", "train.json", '"confidence": 0.42', '"confidence": "high"',
+        "hpdv3",
+        "train.json",
+        '"path2": "images/uuid1/b.jpg", "model1": "kolors"',
+        '"model1": "kolors"',
+        ["line 3 (record 2)", "'path2'"],
+    ),
+    (
+        "hpdv3",
+        "train.json",
+        '"confidence": 0.42',
+        '"confidence": "high"',
         ["line 3 (record 2)", "a finite number in 'confidence'", "'high'"],
     ),
     ("hpdv3", "train.json", "0.5},", "0.5}", ["line 5", "wanted a comma or ']' after record 3", "'{'"]),
     ("evalmuse", "train_list.json", "[1, 2, 2]", "[1, 2, 6]", ["line 14 (record 2)", "[1, 5] in 'total_score'", "6"]),
-    ("evalmuse", "train_list.json", "[1, 2, 2]", '"2"', ["line 14 (record 2)", "wanted a list of numbers in 'total_score'"]),
+    (
+        "evalmuse",
+        "train_list.json",
+        "[1, 2, 2]",
+        '"2"',
+        ["line 14 (record 2)", "wanted a list of numbers in 'total_score'"],
+    ),
     ("agiqa3k", "data.csv", "4.324875409", "n/a", ["line 6", "[0, 5] in 'mos_quality'", "'n/a'"]),
     ("agiqa3k", "data.csv", "4.324875409,", "", ["line 6", "wanted 9 cells, got 8"]),
     ("agiqa3k", "data.csv", "mos_align", "alignment", ["line 1", "missing mos_align"]),
     (
-        "genai_bench", "genai_image.json", "1,\n                2,", "1,\n                41,",
+        "genai_bench",
+        "genai_image.json",
+        "1,\n                2,",
+        "1,\n                41,",
         ["line 2 (record 1)", "in 'SDXL_Turbo'", "41"],
     ),
-    ("genai_bench", "genai_image.json", '"models": {', '"ratings": {', ["line 2 (record 1)", "{model: [ratings]} in 'models'", "None"]),
+    (
+        "genai_bench",
+        "genai_image.json",
+        '"models": {',
+        '"ratings": {',
+        ["line 2 (record 1)", "{model: [ratings]} in 'models'", "None"],
+    ),
     ("genai_bench", "genai_image.json", '"00002": {', '"00002": [{', ["line 19 (record 2)", "JSON dict"]),
 ]
 
 
-@pytest.mark.parametrize(("name", "file", "old", "new", "words"), BROKEN, ids=[f"{b[0]}-{n}" for n, b in enumerate(BROKEN)])
+@pytest.mark.parametrize(
+    ("name", "file", "old", "new", "words"), BROKEN, ids=[f"{b[0]}-{n}" for n, b in enumerate(BROKEN)]
+)
 def test_a_broken_line_is_named(convert, tmp_path, name, file, old, new, words):
     source = tmp_path / "source"
     shutil.copytree(SAMPLES / name, source)
@@ -331,7 +484,9 @@ def test_a_broken_line_is_named(convert, tmp_path, name, file, old, new, words):
     message = str(error.value)
     assert message.startswith(f"{source / file}: "), message
     assert all(word in message for word in words) and "\n" not in message, message
-    assert not list((tmp_path / "out").glob("*.jsonl")) and not list((tmp_path / "out").glob(".*")), "nothing half written"
+    assert not list((tmp_path / "out").glob("*.jsonl")) and not list((tmp_path / "out").glob(".*")), (
+        "nothing half written"
+    )
 
 
 def test_broken_records_can_be_counted_instead(convert, tmp_path):
@@ -349,7 +504,9 @@ def test_one_prompt_number_with_two_prompts_is_refused(convert, tmp_path):
     shutil.copytree(SAMPLES / "imagereward", source)
     first, _, last = (source / "train_1.json").read_text().rpartition("paper")
     (source / "train_1.json").write_text(f"{first}wood{last}")
-    with pytest.raises(DataError, match=r"line 35 \(record 4\): wanted train prompt '.* made of paper.* got .* made of wood"):
+    with pytest.raises(
+        DataError, match=r"line 35 \(record 4\): wanted train prompt '.* made of paper.* got .* made of wood"
+    ):
         convert("imagereward", source)
 
 
@@ -363,7 +520,11 @@ def test_a_long_array_is_read_in_pieces(tmp_path, monkeypatch):
         monkeypatch.setattr(sources, "_CHUNK", chunk)
         got = list(sources.json_records(file))
         assert [record for _, record in got] == [{"a": "é\n1"}, {"b": [2, {"c": 3}]}, {"d": 4}], chunk
-        assert [where.split(": ")[-1] for where, _ in got] == ["line 2 (record 1)", "line 4 (record 2)", "line 5 (record 3)"], chunk
+        assert [where.split(": ")[-1] for where, _ in got] == [
+            "line 2 (record 1)",
+            "line 4 (record 2)",
+            "line 5 (record 3)",
+        ], chunk
     file.write_text('[{"a": 1}] trailing')
     with pytest.raises(DataError, match="wanted the end of the file, got 'trailing'"):
         list(sources.json_records(file))
@@ -404,7 +565,9 @@ def test_an_image_listed_twice_is_counted(convert, tmp_path):
 
 def test_nothing_converted_is_an_error_that_says_where_it_looked(convert, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"got none: 5 x image not in the image folder .* looked for .*/empty/AttnGAN_normal_000.jpg"):
+    with pytest.raises(
+        DataError, match=r"got none: 5 x image not in the image folder .* looked for .*/empty/AttnGAN_normal_000.jpg"
+    ):
         convert("agiqa3k", images=tmp_path / "empty")
     assert not (tmp_path / "out/annotations.jsonl").exists()
     with pytest.raises(DataError, match="wanted the folder of the published images, there is none"):
@@ -415,8 +578,8 @@ def test_nothing_converted_is_an_error_that_says_where_it_looked(convert, tmp_pa
 
 @pytest.fixture()
 def job(monkeypatch, capsys):
-    """job(*arguments) of jobs/convert.py -> (exit code, stdout, stderr)."""
-    path = Path(__file__).parents[2] / "jobs/convert.py"
+    """job(*arguments) of jobs/data/convert.py -> (exit code, stdout, stderr)."""
+    path = Path(__file__).parents[2] / "jobs/data/convert.py"
     spec = importlib.util.spec_from_file_location("convert_job", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -444,8 +607,13 @@ def test_the_job_converts_checks_and_reports(job, tmp_path):
 
 
 def test_the_job_refuses_what_an_adapter_does_not_take(job, tmp_path):
-    code, _, err = job("--from", "agiqa3k", "--source", "x", "--images", tmp_path, "--out", tmp_path, "--min-confidence", 1)
-    assert code == 1 and err == "convert: wanted options of agiqa3k (--train-frac, --dev-frac), got --min-confidence; remove it\n"
+    code, _, err = job(
+        "--from", "agiqa3k", "--source", "x", "--images", tmp_path, "--out", tmp_path, "--min-confidence", 1
+    )
+    assert (
+        code == 1
+        and err == "convert: wanted options of agiqa3k (--train-frac, --dev-frac), got --min-confidence; remove it\n"
+    )
     code, _, err = job("--from", "agiqa3k", "--source", "x", "--out", tmp_path)
     assert code == 1 and "wanted --images" in err
     code, _, err = job("--from", "laion", "--source", "x", "--out", tmp_path)

@@ -34,10 +34,19 @@ def written(folder, *records: dict | str):
 
 def items(folder) -> list[AnnotatedImage]:
     one = AnnotatedImage(
-        "a", "g", "train", "un chat é", picture(folder / "a.png"), {"alignment": 3.5, "realism": 1.0}, "human",
-        {"realism": 1.25}, {"alignment": "a cat ok"},
-    )  # fmt: skip
-    two = AnnotatedImage("b", "h", "test", "a dog", picture(folder / "b.png"), {"aesthetics": (1.0, 4.2, 5.0), "realism": 4.2}, "human")
+        "a",
+        "g",
+        "train",
+        "un chat é",
+        picture(folder / "a.png"),
+        {"alignment": 3.5, "realism": 1.0},
+        "human",
+        {"realism": 1.25},
+        {"alignment": "a cat ok"},
+    )
+    two = AnnotatedImage(
+        "b", "h", "test", "a dog", picture(folder / "b.png"), {"aesthetics": (1.0, 4.2, 5.0), "realism": 4.2}, "human"
+    )
     return [one, two]
 
 
@@ -63,7 +72,9 @@ def test_parquet_with_a_map_column(tmp_path):
     picture(tmp_path / "a.png")
     texts = [(name, pa.string()) for name in ("id", "group", "split", "prompt", "image")]
     schema = pa.schema([*texts, ("scores", pa.map_(pa.string(), pa.float64()))])
-    pq.write_table(pa.Table.from_pylist([record(scores=[("alignment", 3.5)])], schema), tmp_path / "annotations.parquet")
+    pq.write_table(
+        pa.Table.from_pylist([record(scores=[("alignment", 3.5)])], schema), tmp_path / "annotations.parquet"
+    )
     assert next(read_annotations(tmp_path)).scores == {"alignment": 3.5}
 
 
@@ -115,7 +126,9 @@ def test_duplicate_id_names_both_lines(tmp_path):
 
 
 def test_two_prompts_in_one_group(tmp_path):
-    with pytest.raises(DataError, match=r"line 2: wanted one prompt per group, group 'g' has 'a cat' at line 1 and 'a dog' here"):
+    with pytest.raises(
+        DataError, match=r"line 2: wanted one prompt per group, group 'g' has 'a cat' at line 1 and 'a dog' here"
+    ):
         list(read_annotations(written(tmp_path, record(), record(id="b", prompt="a dog"))))
 
 
@@ -126,7 +139,12 @@ def test_one_group_in_two_splits(tmp_path):
 
 def test_records_outside_the_split_are_checked_too(tmp_path):
     with pytest.raises(DataError, match="line 2"):
-        list(read_annotations(written(tmp_path, record(), record(id="b", group="h", split="dev", scores={"realism": 9})), split="train"))
+        list(
+            read_annotations(
+                written(tmp_path, record(), record(id="b", group="h", split="dev", scores={"realism": 9})),
+                split="train",
+            )
+        )
 
 
 def test_empty_split_and_empty_file(tmp_path):
@@ -157,7 +175,9 @@ def test_folder_without_or_with_two_annotation_files(tmp_path):
 
 def test_bad_parquet_record_is_named(tmp_path):
     picture(tmp_path / "a.png")
-    pq.write_table(pa.Table.from_pylist([record(), record(id="b", scores={"alignment": 7.0})]), tmp_path / "annotations.parquet")
+    pq.write_table(
+        pa.Table.from_pylist([record(), record(id="b", scores={"alignment": 7.0})]), tmp_path / "annotations.parquet"
+    )
     with pytest.raises(DataError, match=r"annotations.parquet: line 2: scores.alignment"):
         list(read_annotations(tmp_path))
 
@@ -201,7 +221,10 @@ def test_images_are_decoded_with_their_limits(tmp_path):
 
 def test_a_decompression_bomb_is_refused_unread(tmp_path):
     small = picture(tmp_path / "small.png").read_bytes()
-    for side, words in ((30_000, "decompression bomb"), (10_000, "got 10000 x 10000")):  # Pillow itself refuses one, warns at the other
+    for side, words in (
+        (30_000, "decompression bomb"),
+        (10_000, "got 10000 x 10000"),
+    ):  # Pillow itself refuses one, warns at the other
         header = b"IHDR" + struct.pack(">II", side, side) + small[24:29]
         bomb = small[:12] + header + struct.pack(">I", zlib.crc32(header)) + small[33:]
         (tmp_path / "bomb.png").write_bytes(bomb)

@@ -18,7 +18,9 @@ def item(id: str, group: str, **scores) -> AnnotatedImage:
 
 def made(counts: dict[str, int]) -> list[PreferencePair]:
     return [
-        PreferencePair(item(f"{d}{i}w", "g"), item(f"{d}{i}l", "g"), d, 4.0, 3.0) for d, count in counts.items() for i in range(count)
+        PreferencePair(item(f"{d}{i}w", "g"), item(f"{d}{i}l", "g"), d, 4.0, 3.0)
+        for d, count in counts.items()
+        for i in range(count)
     ]
 
 
@@ -42,7 +44,9 @@ def test_pairs_by_hand():
     ]
     assert {g: [i.id for i in m] for g, m in group_items(items).items()} == {"g": ["a", "b", "c"], "h": ["x"]}
     found = [(p.winner.id, p.loser.id, p.dimension, p.winner_score, p.loser_score) for p in preference_pairs(items)]
-    assert found == [("b", "a", "alignment", 4.5, 3.0), ("b", "c", "alignment", 4.5, 3.0)], "ties and other prompts give no pair"
+    assert found == [("b", "a", "alignment", 4.5, 3.0), ("b", "c", "alignment", 4.5, 3.0)], (
+        "ties and other prompts give no pair"
+    )
     assert preference_pairs(items, ["realism"]) == []
 
 
@@ -74,7 +78,9 @@ def test_schedule_visits_every_pair_once_an_epoch_and_runs_through_its_end():
         assert len({tuple(epoch) for epoch in epochs}) > 1, "each epoch has its own order"
     seen = {pair.winner.id for step in range(schedule.steps_per_epoch) for pair in schedule.batch(step)}
     assert len(seen) == len(pairs)
-    assert len({pair.winner.id for step in range(schedule.steps_per_epoch - 1) for pair in schedule.batch(step)}) < len(pairs)
+    assert len({pair.winner.id for step in range(schedule.steps_per_epoch - 1) for pair in schedule.batch(step)}) < len(
+        pairs
+    )
 
 
 def test_the_sequence_does_not_depend_on_the_step_size():
@@ -85,7 +91,9 @@ def test_the_sequence_does_not_depend_on_the_step_size():
 
 @pytest.mark.parametrize("pairs_per_step", [1, 4, 6, 48])
 def test_every_step_is_balanced_over_dimensions(pairs_per_step):
-    schedule = PairSchedule(made({"alignment": 30, "realism": 3, "aesthetics": 11, "plausibility": 8}), pairs_per_step, seed=2)
+    schedule = PairSchedule(
+        made({"alignment": 30, "realism": 3, "aesthetics": 11, "plausibility": 8}), pairs_per_step, seed=2
+    )
     for step in range(20):
         counts = Counter(pair.dimension for pair in schedule.batch(step))
         shares = [counts[d] for d in ("alignment", "realism", "aesthetics", "plausibility")]

@@ -27,14 +27,23 @@ def picture(path):
 
 
 def record(**changes) -> dict:
-    raw = {"group": "g", "split": "train", "prompt": "a cat", "winner": "a.png", "loser": "b.png", "dimension": "overall"}
+    raw = {
+        "group": "g",
+        "split": "train",
+        "prompt": "a cat",
+        "winner": "a.png",
+        "loser": "b.png",
+        "dimension": "overall",
+    }
     return {name: value for name, value in (raw | changes).items() if value is not ...}
 
 
 def written(folder, *records):
     for name in ("a.png", "b.png", "c.png"):
         picture(folder / name)
-    (folder / "preferences.jsonl").write_text("\n".join(r if isinstance(r, str) else json.dumps(r) for r in records) + "\n")
+    (folder / "preferences.jsonl").write_text(
+        "\n".join(r if isinstance(r, str) else json.dumps(r) for r in records) + "\n"
+    )
     return folder
 
 
@@ -102,11 +111,17 @@ def test_losses_that_need_scores_are_refused(tmp_path):
     assert usable_losses(folder) == PAIR_LOSSES == usable_losses(folder / "preferences.jsonl")
     for loss in PAIR_LOSSES:
         require_scores(folder, loss)
-    for loss, equation in {"pointwise_loss": "Eq. 8", "pairwise_loss": "Eq. 11", "gdso_reward": "Eqs. 7 and 10"}.items():
+    for loss, equation in {
+        "pointwise_loss": "Eq. 8",
+        "pairwise_loss": "Eq. 11",
+        "gdso_reward": "Eqs. 7 and 10",
+    }.items():
         with pytest.raises(DataError) as error:
             require_scores(folder, loss)
         message = str(error.value)
-        assert all(words in message for words in (f"{loss} needs scores", equation, "bradley_terry_nll", "preferences.jsonl")), message
+        assert all(
+            words in message for words in (f"{loss} needs scores", equation, "bradley_terry_nll", "preferences.jsonl")
+        ), message
         assert "\n" not in message
     with pytest.raises(ConfigError, match="got 'dpo'"):
         require_scores(folder, "dpo")
@@ -123,14 +138,17 @@ def test_scores_serve_every_loss(tmp_path):
 
 
 def test_the_named_losses_exist_and_the_pair_losses_want_no_scores(tmp_path):
-    """A preference alone is enough for every loss of PAIR_LOSSES: two distributions in, a finite loss and a gradient out."""
+    """A preference alone is enough for every loss of PAIR_LOSSES: two distributions in, a finite loss and a gradient
+    out."""
     assert all(callable(getattr(gdso, name)) for name in SCORE_LOSSES)
     bins = torch.arange(1, 5.5, 0.5)
     logits = torch.zeros(2, 9, requires_grad=True)
     winner, loser = logits.log_softmax(-1)
     arguments = {
-        "win_nll": (winner, loser), "thurstone_nll": (winner, loser, bins), "bradley_terry_nll": (winner.exp() @ bins, loser.exp() @ bins),
-    }  # fmt: skip
+        "win_nll": (winner, loser),
+        "thurstone_nll": (winner, loser, bins),
+        "bradley_terry_nll": (winner.exp() @ bins, loser.exp() @ bins),
+    }
     assert set(arguments) == set(PAIR_LOSSES)
     for name, given in arguments.items():
         loss = getattr(rank, name)(*given)

@@ -1,4 +1,5 @@
-"""TFRecords written by TensorBoard's writer and protobuf's serializer, read by ours; RichHF-18K converted with Pick-a-Pic's prompts."""
+"""TFRecords written by TensorBoard's writer and protobuf's serializer, read by ours; RichHF-18K converted with
+Pick-a-Pic's prompts."""
 
 import struct
 from io import BytesIO
@@ -18,18 +19,27 @@ from zr_ray.errors import ConfigError, DataError
 
 
 def message_classes(packed):
-    """tf.train.Feature and Example, built from the field numbers of feature.proto and example.proto; numbers packed or one by one."""
+    """tf.train.Feature and Example, built from the field numbers of feature.proto and example.proto; numbers packed or
+    one by one."""
     made = descriptor_pb2.FileDescriptorProto(name=f"example_{packed}.proto", package=f"test{packed}", syntax="proto3")
     number = descriptor_pb2.FieldDescriptorProto
-    for name, kind in (("BytesList", number.TYPE_BYTES), ("FloatList", number.TYPE_FLOAT), ("Int64List", number.TYPE_INT64)):
-        value = made.message_type.add(name=name).field.add(name="value", number=1, label=number.LABEL_REPEATED, type=kind)
+    for name, kind in (
+        ("BytesList", number.TYPE_BYTES),
+        ("FloatList", number.TYPE_FLOAT),
+        ("Int64List", number.TYPE_INT64),
+    ):
+        value = made.message_type.add(name=name).field.add(
+            name="value", number=1, label=number.LABEL_REPEATED, type=kind
+        )
         if kind != number.TYPE_BYTES:
             value.options.packed = packed
     feature = made.message_type.add(name="Feature")
     feature.oneof_decl.add(name="kind")
     for n, name in enumerate(("bytes", "float", "int64"), 1):
         kind = f".test{packed}.{name.capitalize()}List"
-        feature.field.add(name=f"{name}_list", number=n, label=1, type=number.TYPE_MESSAGE, type_name=kind, oneof_index=0)
+        feature.field.add(
+            name=f"{name}_list", number=n, label=1, type=number.TYPE_MESSAGE, type_name=kind, oneof_index=0
+        )
     features = made.message_type.add(name="Features")
     entry = features.nested_type.add(name="FeatureEntry")
     entry.options.map_entry = True
@@ -136,9 +146,16 @@ def test_a_damaged_file_is_named_with_its_record(tmp_path):
 
 def test_richhf_with_pick_a_pic(tmp_path):
     source = tmp_path / "richhf"
-    tfrecord(source / "train.tfrecord", record("u1", 7 / 12, 1.0, 0.0), record("u2", 0.25, 0.5, 11 / 12), record("lost", 0.5, 0.5, 0.5))
+    tfrecord(
+        source / "train.tfrecord",
+        record("u1", 7 / 12, 1.0, 0.0),
+        record("u2", 0.25, 0.5, 11 / 12),
+        record("lost", 0.5, 0.5, 0.5),
+    )
     tfrecord(source / "dev.tfrecord", record("u3", 7 / 12, 0.0, 1.0))
-    pick = pick_a_pic(tmp_path / "pick", [("u0", "u9", "a dog"), ("u1", "u2", "a fox"), ("u2", "u7", "a fox"), ("u8", "u3", "a bear")])
+    pick = pick_a_pic(
+        tmp_path / "pick", [("u0", "u9", "a dog"), ("u1", "u2", "a fox"), ("u2", "u7", "a fox"), ("u8", "u3", "a bear")]
+    )
     summary = richhf.convert(source, None, tmp_path / "out", pickapic=pick)
     items = {item.id: item for item in read_annotations(tmp_path / "out", decode_images=True)}
     # s = 1 + 4 x: 7/12 -> 3.333 (3.5), 1 -> 5, 0 -> 1, 11/12 -> 4.667 (4.5)
@@ -146,13 +163,25 @@ def test_richhf_with_pick_a_pic(tmp_path):
     assert items["u2"].scores == {"alignment": 2.0, "aesthetics": 3.0, "plausibility": 4.5}
     assert items["u3"].scores == {"alignment": pytest.approx(10 / 3, abs=1e-6), "aesthetics": 1.0, "plausibility": 5.0}
     assert [items[u].split for u in ("u1", "u2", "u3")] == ["train", "train", "dev"]
-    assert items["u1"].prompt == items["u2"].prompt == "a fox" and items["u1"].group == items["u2"].group and items["u3"].prompt == "a bear"
+    assert (
+        items["u1"].prompt == items["u2"].prompt == "a fox"
+        and items["u1"].group == items["u2"].group
+        and items["u3"].prompt == "a bear"
+    )
     assert [items[u].image.read_bytes() for u in ("u1", "u2", "u3")] == [png(1), png(101), png(103)]
-    assert {p.name for p in (tmp_path / "out/images").iterdir()} == {"u1.jpg", "u2.jpg", "u3.jpg"}, "no image that nobody rated"
-    assert summary.skipped == {"image not in Pick-a-Pic, so no prompt": 1} and summary.pairs == 3 and "overall_score" in summary.notes[0]
+    assert {p.name for p in (tmp_path / "out/images").iterdir()} == {"u1.jpg", "u2.jpg", "u3.jpg"}, (
+        "no image that nobody rated"
+    )
+    assert (
+        summary.skipped == {"image not in Pick-a-Pic, so no prompt": 1}
+        and summary.pairs == 3
+        and "overall_score" in summary.notes[0]
+    )
 
 
-@pytest.mark.parametrize(("artifact_to", "dimensions"), [("realism", {"realism"}), ("both", {"realism", "plausibility"})])
+@pytest.mark.parametrize(
+    ("artifact_to", "dimensions"), [("realism", {"realism"}), ("both", {"realism", "plausibility"})]
+)
 def test_where_the_artifact_score_goes(tmp_path, artifact_to, dimensions):
     source = tfrecord(tmp_path / "test.tfrecord", record("u1", 0.5, 0.5, 1.0))
     pick = pick_a_pic(tmp_path / "pick", [("u1", "u2", "a fox")], images=False)
@@ -160,7 +189,9 @@ def test_where_the_artifact_score_goes(tmp_path, artifact_to, dimensions):
     (tmp_path / "images/u1.png").write_bytes(png(0))
     richhf.convert(source, tmp_path / "images", tmp_path / "out", pickapic=pick, artifact_to=artifact_to)
     (item,) = read_annotations(tmp_path / "out")
-    assert set(item.scores) - {"alignment", "aesthetics"} == dimensions and all(item.scores[d] == 5.0 for d in dimensions)
+    assert set(item.scores) - {"alignment", "aesthetics"} == dimensions and all(
+        item.scores[d] == 5.0 for d in dimensions
+    )
     with pytest.raises(ConfigError, match="wanted artifact_to plausibility, realism, both, got 'all'"):
         richhf.convert(source, None, tmp_path / "more", pickapic=pick, artifact_to="all")
 
@@ -189,8 +220,12 @@ def test_a_broken_richhf_record_is_named(tmp_path, broken, words):
     pick = pick_a_pic(tmp_path / "pick", [("u1", "u2", "a fox")])
     with pytest.raises(DataError) as error:
         richhf.convert(source, None, tmp_path / "out", pickapic=pick)
-    assert str(error.value).startswith(f"{source}: record 2: ") and all(word in str(error.value) for word in words), error.value
-    assert richhf.convert(source, None, tmp_path / "out", pickapic=pick, skip_broken=True).skipped == {"broken record": 1}
+    assert str(error.value).startswith(f"{source}: record 2: ") and all(word in str(error.value) for word in words), (
+        error.value
+    )
+    assert richhf.convert(source, None, tmp_path / "out", pickapic=pick, skip_broken=True).skipped == {
+        "broken record": 1
+    }
 
 
 def test_richhf_needs_prompts_from_somewhere(tmp_path):

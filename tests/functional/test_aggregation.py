@@ -12,8 +12,12 @@ Q = torch.tensor([[[0.5, 0.0, 0.5], [0.0, 1.0, 0.0]], [[0.25, 0.5, 0.25], [0.0, 
 def test_reward_by_hand():
     log_q = Q.log()
     # mu = [[3, 3], [3, 5]], sigma = [[2, 0], [sqrt 2, 0]]
-    torch.testing.assert_close(score_deviation(log_q, BINS), torch.tensor([[2, 1e-6], [2**0.5, 1e-6]], dtype=torch.float64))
-    torch.testing.assert_close(aggregate_reward(log_q, BINS, torch.tensor([1.0, 2.0])), torch.tensor([9.0, 13.0], dtype=torch.float64))
+    torch.testing.assert_close(
+        score_deviation(log_q, BINS), torch.tensor([[2, 1e-6], [2**0.5, 1e-6]], dtype=torch.float64)
+    )
+    torch.testing.assert_close(
+        aggregate_reward(log_q, BINS, torch.tensor([1.0, 2.0])), torch.tensor([9.0, 13.0], dtype=torch.float64)
+    )
     got = aggregate_reward(log_q, BINS, torch.tensor([[1.0, 0.0], [2.0, -1.0]]), risk=0.5)
     torch.testing.assert_close(got, torch.tensor([2.0, 2 * (3 - 0.5 * 2**0.5) - 5 + 0.5e-6], dtype=torch.float64))
 

@@ -1,4 +1,5 @@
-"""Votes under a distribution: NLL, CRPS against its two definitions, proper scoring; calibration of win probabilities."""
+"""Votes under a distribution: NLL, CRPS against its two definitions, proper scoring; calibration of win
+probabilities."""
 
 import math
 
@@ -69,7 +70,9 @@ def test_reliability_curve_by_hand():
     probability, outcome = torch.tensor([0.1, 0.3, 0.6, 0.8, 1.0]), torch.tensor([0.0, 1.0, 1.0, 0.5, 1.0])
     predicted, observed, count = metrics.reliability_curve(probability, outcome, bins=4)
     assert count.tolist() == [1, 1, 1, 2]
-    assert predicted.tolist() == pytest.approx([0.1, 0.3, 0.6, 0.9]) and observed.tolist() == pytest.approx([0, 1, 1, 0.75])
+    assert predicted.tolist() == pytest.approx([0.1, 0.3, 0.6, 0.9]) and observed.tolist() == pytest.approx(
+        [0, 1, 1, 0.75]
+    )
     predicted, observed, count = metrics.reliability_curve(probability[:1], outcome[:1], bins=4)
     assert predicted[1:].isnan().all() and observed[1:].isnan().all() and count.sum() == 1
     for bad in (1.1, math.nan):
@@ -85,15 +88,20 @@ def test_win_calibration():
     outcome = (torch.rand(20_000, generator=generator) < probability).double()
     assert metrics.win_calibration_error(probability, outcome) < 0.015  # sampling noise of 2,000 pairs per bin
     overconfident = (probability > 0.5).double()
-    assert metrics.win_calibration_error(overconfident, outcome) == pytest.approx(0.25, abs=0.01)  # says 1, is right 3 of 4 times
+    assert metrics.win_calibration_error(overconfident, outcome) == pytest.approx(
+        0.25, abs=0.01
+    )  # says 1, is right 3 of 4 times
     swapped = metrics.win_calibration_error(1 - probability, 1 - outcome)
     assert swapped == pytest.approx(metrics.win_calibration_error(probability, outcome), abs=1e-3)
     assert metrics.win_calibration_error(torch.tensor([0.8, 0.8]), torch.tensor([1.0, 0.0])) == pytest.approx(0.3)
-    # Both ways round: 0.05 and 1 - 0.95 share a bin, one right and one wrong, |0.05 - 0.5|; as called alone it would be (0.05 + 0.95) / 2.
+    # Both ways round: 0.05 and 1 - 0.95 share a bin, one right and one wrong, |0.05 - 0.5|; as called alone it would be
+    # (0.05 + 0.95) / 2.
     lone = torch.tensor([0.05, 0.95]), torch.tensor([0.0, 0.0])
     assert metrics.win_calibration_error(*lone) == pytest.approx(0.45)
     assert metrics.win_calibration_error(torch.tensor([0.95, 0.95]), torch.tensor([1.0, 0.0])) == pytest.approx(0.45)
     assert metrics.win_calibration_error(torch.tensor([0.5]), torch.tensor([0.5])) == 0
     assert math.isnan(metrics.win_calibration_error(torch.empty(0), torch.empty(0)))
     log_q = torch.randn(50, 2, 9, generator=generator).log_softmax(-1)
-    assert 0 <= metrics.win_calibration_error(win_probability(log_q[:, 0], log_q[:, 1]).clamp(0, 1), torch.ones(50)) <= 1
+    assert (
+        0 <= metrics.win_calibration_error(win_probability(log_q[:, 0], log_q[:, 1]).clamp(0, 1), torch.ones(50)) <= 1
+    )

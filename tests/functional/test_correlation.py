@@ -25,7 +25,11 @@ def random_items(seed, size=60, levels=None):
 @pytest.mark.parametrize("seed", range(5))
 def test_against_scipy(seed, levels):
     x, y = random_items(seed, levels=levels)
-    for ours, theirs in ((metrics.plcc, stats.pearsonr), (metrics.srcc, stats.spearmanr), (metrics.krcc, stats.kendalltau)):
+    for ours, theirs in (
+        (metrics.plcc, stats.pearsonr),
+        (metrics.srcc, stats.spearmanr),
+        (metrics.krcc, stats.kendalltau),
+    ):
         assert ours(x, y) == pytest.approx(theirs(x.numpy(), y.numpy()).statistic, abs=1e-9)
     assert torch.equal(metrics.average_ranks(x), torch.from_numpy(stats.rankdata(x.numpy())))
 
@@ -57,7 +61,9 @@ def vqeg(x, b1, b2, b3, b4):
 def test_logistic_fit_against_scipy(seed):
     generator = torch.Generator().manual_seed(seed)
     x = 4 * torch.rand(80, generator=generator, dtype=torch.float64) + 1
-    y = torch.from_numpy(vqeg(x.numpy(), 4.5, 1.3, 2.8, 0.4)) + 0.3 * torch.randn(80, generator=generator, dtype=torch.float64)
+    y = torch.from_numpy(vqeg(x.numpy(), 4.5, 1.3, 2.8, 0.4)) + 0.3 * torch.randn(
+        80, generator=generator, dtype=torch.float64
+    )
     start = (y.max().item(), y.min().item(), x.mean().item(), x.std().item() / 4)
     best, _ = optimize.curve_fit(vqeg, x.numpy(), y.numpy(), p0=start, maxfev=20000, ftol=1e-15, xtol=1e-15, gtol=1e-15)
     wanted = stats.pearsonr(vqeg(x.numpy(), *best), y.numpy()).statistic
@@ -70,8 +76,12 @@ def test_logistic_fit_on_awkward_data():
     generator = torch.Generator().manual_seed(0)
     exact = torch.linspace(-4, 4, 50).double()
     assert metrics.logistic4_plcc(exact, exact.sigmoid() * 3 + 1) == pytest.approx(1, abs=1e-9)
-    assert metrics.logistic4_plcc(exact, 2 * exact) == pytest.approx(1, abs=1e-6)  # a line is a logistic of infinite width
-    assert metrics.logistic4_plcc(exact, (exact > 0.3).double()) == pytest.approx(1, abs=1e-6)  # a step is one of width 0
+    assert metrics.logistic4_plcc(exact, 2 * exact) == pytest.approx(
+        1, abs=1e-6
+    )  # a line is a logistic of infinite width
+    assert metrics.logistic4_plcc(exact, (exact > 0.3).double()) == pytest.approx(
+        1, abs=1e-6
+    )  # a step is one of width 0
     falling = metrics.logistic4_plcc(exact, -exact + 0.1 * torch.randn(50, generator=generator).double())
     assert -1 < falling < -0.99  # an anti-correlated judge is not a good one
     for size in (5, 6, 20, 200):

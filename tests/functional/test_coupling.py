@@ -22,7 +22,9 @@ def test_follow_is_the_weight_of_the_trace(weight, order):
     assert found["follow_ci"] == pytest.approx([weight, weight])
     own, _, _ = pairs(weight)
     gap = (own[:, 0] - own[:, 1]).abs().mean().item()
-    assert found["trace_effect"] == pytest.approx(weight * gap) and found["image_effect"] == pytest.approx((1 - weight) * gap)
+    assert found["trace_effect"] == pytest.approx(weight * gap) and found["image_effect"] == pytest.approx(
+        (1 - weight) * gap
+    )
 
 
 def test_by_hand_with_a_malformed_pair_and_a_tie():

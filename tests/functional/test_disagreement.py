@@ -42,7 +42,11 @@ def test_equal_judges_do_not_disagree_and_nan_takes_no_part():
     log_q = torch.randn(12, 3, generator=generator).log_softmax(-1)
     group = torch.arange(12) // 4
     same = disagreement(log_q, log_q, group, BINS)
-    assert same["mu_gap"] == same["mu_bias"] == same["flips"] == 0 and same["kl"] == pytest.approx(0) and same["plcc"] == pytest.approx(1)
+    assert (
+        same["mu_gap"] == same["mu_bias"] == same["flips"] == 0
+        and same["kl"] == pytest.approx(0)
+        and same["plcc"] == pytest.approx(1)
+    )
     holes = log_q.clone()
     holes[[1, 6]] = math.nan
     other = torch.randn(12, 3, generator=generator).log_softmax(-1)
@@ -53,7 +57,11 @@ def test_equal_judges_do_not_disagree_and_nan_takes_no_part():
         for name in ("mu_gap", "mu_bias", "kl", "plcc"):
             assert whole[name] == pytest.approx(part[name]), name
     # a student without an answer orders no pair, so those pairs of a teacher that has one are not counted either
-    assert disagreement(other, holes, group, BINS)["pairs"] == disagreement(holes, other, group, BINS)["pairs"] == 3 + 3 + 6
+    assert (
+        disagreement(other, holes, group, BINS)["pairs"]
+        == disagreement(holes, other, group, BINS)["pairs"]
+        == 3 + 3 + 6
+    )
     nothing = disagreement(log_q * math.nan, log_q, group, BINS)
     assert nothing["items"] == 0 and nothing["mu_gap"] is None and nothing["mu_gap_ci"] is None
 

@@ -36,7 +36,8 @@ def test_hand_numbers():
     mu = torch.tensor([[[4.0, 3.0], [2.0, 1.0]]])
     human = torch.tensor([[4.0, 2.0]])
     assert gdso.pointwise_error(mu, human, 4.0).tolist() == [[[0.0, 0.25], [0.0, 0.25]]]
-    # winner 4: gaps 2, 3 against 2 -> errors 0, 1 -> mean .5 / 4; winner 3: gaps 1, 2 -> 1, 0; loser 2: gaps -2, -1 -> 0, 1
+    # winner 4: gaps 2, 3 against 2 -> errors 0, 1 -> mean .5 / 4; winner 3: gaps 1, 2 -> 1, 0; loser 2: gaps -2, -1 ->
+    # 0, 1
     assert gdso.pairwise_gap_error(mu, human, 4.0).tolist() == [[[0.125, 0.125], [0.125, 0.125]]]
     assert gdso.gdso_reward(mu, human, 4.0, 1.0, 2.0).tolist() == [[[2.75, 2.5], [2.75, 2.5]]]
     assert gdso.pairwise_loss(mu, human, 4.0).item() == 0.125
@@ -53,14 +54,23 @@ def test_against_the_papers_sums(seed):
     error = naive_gap_error(mu, human, 4.0, everyone)
     assert torch.allclose(gdso.pairwise_gap_error(mu, human, 4.0), error, atol=1e-12)
     pairs, _, group = mu.shape
-    eq_11 = sum(
-        abs((mu[b, j, i] - mu[b, 1 - j, k]) - (human[b, j] - human[b, 1 - j]))
-        for b in range(pairs) for j in range(2) for i in range(group) for k in range(group)
-    ) / (2 * group**2 * 4.0) / pairs  # fmt: skip
+    eq_11 = (
+        sum(
+            abs((mu[b, j, i] - mu[b, 1 - j, k]) - (human[b, j] - human[b, 1 - j]))
+            for b in range(pairs)
+            for j in range(2)
+            for i in range(group)
+            for k in range(group)
+        )
+        / (2 * group**2 * 4.0)
+        / pairs
+    )
     assert gdso.pairwise_loss(mu, human, 4.0).item() == pytest.approx(eq_11.item(), abs=1e-12)
-    eq_8 = -sum(
-        log_q[b, j, i, int(2 * (human[b, j] - 1))] for b in range(pairs) for j in range(2) for i in range(group)
-    ) / (2 * group) / pairs  # fmt: skip
+    eq_8 = (
+        -sum(log_q[b, j, i, int(2 * (human[b, j] - 1))] for b in range(pairs) for j in range(2) for i in range(group))
+        / (2 * group)
+        / pairs
+    )
     assert gdso.pointwise_loss(log_q, human, BINS).item() == pytest.approx(eq_8.item(), abs=1e-12)
     reward = gdso.gdso_reward(mu, human, 4.0, 0.3, 0.7)
     assert torch.allclose(reward, 0.3 * (1 - (mu - human[..., None]).abs() / 4) + 0.7 * (1 - error), atol=1e-12)
@@ -79,7 +89,9 @@ def test_swapping_sides_and_permuting_the_group():
         one = loss(values, targets, rest, valid)
         assert loss(values.flip(1), targets.flip(1), rest, valid.flip(1)).item() == pytest.approx(one.item(), abs=1e-12)
     # A common shift of predictions does not change gaps, hence not the pairwise error.
-    assert torch.allclose(gdso.pairwise_gap_error(mu + 0.7, human, 4.0, valid), gdso.pairwise_gap_error(mu, human, 4.0, valid), atol=1e-12)
+    assert torch.allclose(
+        gdso.pairwise_gap_error(mu + 0.7, human, 4.0, valid), gdso.pairwise_gap_error(mu, human, 4.0, valid), atol=1e-12
+    )
 
 
 def test_gradient_signs_and_paths():
@@ -103,7 +115,9 @@ def test_gradient_signs_and_paths():
 def test_soft_targets():
     _, human, log_q, valid = random_case(seed=2, drop=0.3)
     hard = gdso.pointwise_loss(log_q, human, BINS, valid)
-    assert gdso.pointwise_loss(log_q, human, BINS, valid, two_hot(human, BINS)).item() == pytest.approx(hard.item(), abs=1e-12)
+    assert gdso.pointwise_loss(log_q, human, BINS, valid, two_hot(human, BINS)).item() == pytest.approx(
+        hard.item(), abs=1e-12
+    )
     off_bin = human.clamp(1, 4.5) + 0.1
     with pytest.raises(ValueError, match="soft label"):
         gdso.pointwise_loss(log_q, off_bin, BINS)
@@ -122,12 +136,17 @@ def test_soft_targets():
 def test_malformed_samples_have_no_influence(seed):
     mu, human, log_q, valid = random_case(seed=seed, drop=0.45)
     valid[0, 1] = False  # a whole side without a valid sample
-    assert torch.allclose(gdso.pairwise_gap_error(mu, human, 4.0, valid), naive_gap_error(mu, human, 4.0, valid), atol=1e-12)
+    assert torch.allclose(
+        gdso.pairwise_gap_error(mu, human, 4.0, valid), naive_gap_error(mu, human, 4.0, valid), atol=1e-12
+    )
     results = []
     for poison in (0.0, 1e6, math.nan, math.inf, -math.inf):
         bad_mu = torch.where(valid, mu, torch.full_like(mu, poison)).requires_grad_()
         bad_log_q = torch.where(valid[..., None], log_q, torch.full_like(log_q, poison)).requires_grad_()
-        pairwise, pointwise = gdso.pairwise_loss(bad_mu, human, 4.0, valid), gdso.pointwise_loss(bad_log_q, human, BINS, valid)
+        pairwise, pointwise = (
+            gdso.pairwise_loss(bad_mu, human, 4.0, valid),
+            gdso.pointwise_loss(bad_log_q, human, BINS, valid),
+        )
         (pairwise + pointwise).backward()
         assert (bad_mu.grad[~gdso.gap_valid(valid)] == 0).all() and (bad_log_q.grad[~valid] == 0).all()
         reward = gdso.gdso_reward(bad_mu, human, 4.0, 0.5, 0.5, valid)
@@ -146,7 +165,9 @@ def test_reward_of_malformed_samples():
     reward = gdso.gdso_reward(mu, human, 4.0, 0.5, 0.25, valid)
     assert reward[0, 0, 2] == reward[0, 0, :2].min()
     assert reward[0, 0, 0] != reward[0, 0, 1]
-    assert torch.allclose(reward[1, 0], 0.75 * torch.tensor([1.0, 0.75, 0.5]))  # no gap: the pointwise part carries both weights
+    assert torch.allclose(
+        reward[1, 0], 0.75 * torch.tensor([1.0, 0.75, 0.5])
+    )  # no gap: the pointwise part carries both weights
     assert (reward[1, 1] == 0).all()
     assert (gdso.gdso_reward(mu, human, 4.0, 0.0, 1.0, valid)[1] == 0).all()  # no pointwise weight to fall back on
     assert gdso.gap_valid(valid)[1].any().item() is False
@@ -162,8 +183,12 @@ def test_micro_batches_add_up():
         sums["pairwise"][1] += gdso.gap_valid(v).sum().item()
         sums["pointwise"][0] += gdso.pointwise_terms(log_q[part], human[part], BINS, v).sum().item()
         sums["pointwise"][1] += v.sum().item()
-    assert sums["pairwise"][0] / sums["pairwise"][1] == pytest.approx(gdso.pairwise_loss(mu, human, 4.0, valid).item(), abs=1e-12)
-    assert sums["pointwise"][0] / sums["pointwise"][1] == pytest.approx(gdso.pointwise_loss(log_q, human, BINS, valid).item(), abs=1e-12)
+    assert sums["pairwise"][0] / sums["pairwise"][1] == pytest.approx(
+        gdso.pairwise_loss(mu, human, 4.0, valid).item(), abs=1e-12
+    )
+    assert sums["pointwise"][0] / sums["pointwise"][1] == pytest.approx(
+        gdso.pointwise_loss(log_q, human, BINS, valid).item(), abs=1e-12
+    )
 
 
 def test_arguments_are_not_changed_and_shapes_are_checked():

@@ -1,4 +1,5 @@
-"""Advantages, clipped terms, KL estimators and token aggregation: hand numbers, gradients, properties, micro-batches."""
+"""Advantages, clipped terms, KL estimators and token aggregation: hand numbers, gradients, properties,
+micro-batches."""
 
 import math
 
@@ -32,9 +33,13 @@ def test_advantage_properties():
     for normalisation in ("std", "none"):
         advantages = grpo.group_advantages(rewards, normalisation=normalisation)
         assert torch.allclose(grpo.group_advantages(rewards + 7, normalisation=normalisation), advantages, atol=1e-9)
-        assert torch.allclose(grpo.group_advantages(rewards[..., order], normalisation=normalisation), advantages[..., order], atol=1e-12)
+        assert torch.allclose(
+            grpo.group_advantages(rewards[..., order], normalisation=normalisation), advantages[..., order], atol=1e-12
+        )
         assert advantages.sum(-1).abs().max() < 1e-9
-    assert torch.allclose(grpo.group_advantages(3 * rewards, eps=0.0), grpo.group_advantages(rewards, eps=0.0), atol=1e-9)
+    assert torch.allclose(
+        grpo.group_advantages(3 * rewards, eps=0.0), grpo.group_advantages(rewards, eps=0.0), atol=1e-9
+    )
     assert grpo.group_advantages(torch.eye(16).double()[0], eps=0.0).max() <= math.sqrt(15) + 1e-9
     # One group is one input: changing another group changes nothing.
     changed = rewards.clone()
@@ -48,7 +53,9 @@ def test_groups_without_spread_give_exactly_zero():
         assert (grpo.group_advantages(same, eps=0.0, normalisation=normalisation) == 0).all()
     valid = torch.tensor([True, False, False])
     assert (grpo.group_advantages(torch.tensor([1.0, -5.0, 3.0]), valid=valid) == 0).all()
-    assert (grpo.group_advantages(torch.tensor([1.0, math.nan, 3.0]), valid=~torch.ones(3, dtype=torch.bool)) == 0).all()
+    assert (
+        grpo.group_advantages(torch.tensor([1.0, math.nan, 3.0]), valid=~torch.ones(3, dtype=torch.bool)) == 0
+    ).all()
 
 
 def test_malformed_samples_stay_out_of_the_statistics():
@@ -59,7 +66,9 @@ def test_malformed_samples_stay_out_of_the_statistics():
         assert torch.allclose(advantages[:3], wanted)
         assert advantages[3] == 0 if not math.isfinite(reward) else advantages[3] < 0
     lowest = grpo.group_advantages(torch.tensor([1.0, 2.0, 4.0, 1.0]), valid=valid)
-    assert lowest[3] == lowest[0]  # gdso_reward's lowest valid reward: no better and no worse than the worst valid sample
+    assert (
+        lowest[3] == lowest[0]
+    )  # gdso_reward's lowest valid reward: no better and no worse than the worst valid sample
 
 
 def test_advantage_errors():
@@ -110,7 +119,9 @@ def test_clip_stops_the_gradient_only_where_it_pushes_further_out():
     rollout = torch.zeros(4, 1).double()
     learner = torch.tensor([2.0, 2.0, 0.5, 0.5]).double().log()[:, None].requires_grad_()
     advantages = torch.tensor([1.0, -1.0, 1.0, -1.0]).double()
-    terms, metrics = grpo.clipped_policy_terms(learner, rollout, advantages, torch.ones(4, 1, dtype=torch.bool), 0.2, 0.2)
+    terms, metrics = grpo.clipped_policy_terms(
+        learner, rollout, advantages, torch.ones(4, 1, dtype=torch.bool), 0.2, 0.2
+    )
     assert torch.allclose(terms[:, 0], torch.tensor([-1.2, 2.0, -0.5, 0.8]).double())
     (gradient,) = torch.autograd.grad(terms.sum(), learner)
     assert torch.allclose(gradient[:, 0], torch.tensor([0.0, 2.0, -0.5, 0.0]).double())
@@ -126,7 +137,9 @@ def test_sequence_ratio_is_the_geometric_mean():
     assert torch.allclose(grpo.sequence_ratio(logprobs, torch.zeros(2, 3), mask), torch.tensor([[2.0], [1.0]]))
     one_token = torch.tensor([[False, True, False], [True, False, False]])
     token = grpo.token_ratio(logprobs, torch.zeros(2, 3))
-    assert torch.allclose(grpo.sequence_ratio(logprobs, torch.zeros(2, 3), one_token)[:, 0], torch.stack([token[0, 1], token[1, 0]]))
+    assert torch.allclose(
+        grpo.sequence_ratio(logprobs, torch.zeros(2, 3), one_token)[:, 0], torch.stack([token[0, 1], token[1, 0]])
+    )
 
 
 @pytest.mark.parametrize("ratio", ["token", "sequence"])
@@ -179,7 +192,8 @@ def test_kl_by_hand_and_equality():
 
 
 def test_kl_estimators_in_expectation():
-    """Over all tokens of a small vocabulary, exactly: k1 and k3 average to KL, k3 >= 0, k2's gradient is KL's gradient."""
+    """Over all tokens of a small vocabulary, exactly: k1 and k3 average to KL, k3 >= 0, k2's gradient is KL's
+    gradient."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(6, generator=generator, dtype=torch.float64).requires_grad_()
     ref = torch.randn(6, generator=generator, dtype=torch.float64).log_softmax(-1)
@@ -191,7 +205,8 @@ def test_kl_estimators_in_expectation():
     assert (grpo.kl_terms(logprobs, ref, "k3") >= 0).all()
     (exact,) = torch.autograd.grad(kl, logits, retain_graph=True)
     gradients = {
-        e: torch.autograd.grad((sampling * grpo.kl_terms(logprobs, ref, e)).sum(), logits, retain_graph=True)[0] for e in ("k1", "k2", "k3")
+        e: torch.autograd.grad((sampling * grpo.kl_terms(logprobs, ref, e)).sum(), logits, retain_graph=True)[0]
+        for e in ("k1", "k2", "k3")
     }
     assert torch.allclose(gradients["k2"], exact, atol=1e-12)
     assert gradients["k1"].abs().max() < 1e-12  # as a loss, k1 does nothing on average
@@ -209,8 +224,10 @@ def test_aggregation_by_hand():
     terms = torch.tensor([[1.0, 2.0, 3.0], [4.0, 99.0, 99.0], [99.0, 99.0, 99.0]])
     mask = torch.tensor([[True, True, True], [True, False, False], [False, False, False]])
     for mode, length, wanted in (
-        ("sequence_mean", None, (2 + 4, 2)), ("token_mean", None, (10, 4)), ("fixed_length", 5, (10, 10))
-    ):  # fmt: skip
+        ("sequence_mean", None, (2 + 4, 2)),
+        ("token_mean", None, (10, 4)),
+        ("fixed_length", 5, (10, 10)),
+    ):
         total, denominator = grpo.aggregate_tokens(terms, mask, mode, length)
         assert (total.item(), denominator.item()) == wanted
     total, denominator = grpo.aggregate_tokens(terms, torch.zeros_like(mask))
@@ -223,7 +240,9 @@ def test_micro_batches_equal_one_batch(mode, length):
     mask[3] = False
 
     def loss_parts(rows, learner, width=7):
-        terms, _ = grpo.clipped_policy_terms(learner[rows, :width], rollout[rows, :width], advantages[rows], mask[rows, :width], 0.2, 0.2)
+        terms, _ = grpo.clipped_policy_terms(
+            learner[rows, :width], rollout[rows, :width], advantages[rows], mask[rows, :width], 0.2, 0.2
+        )
         return grpo.aggregate_tokens(terms, mask[rows, :width], mode, length)
 
     whole = logprobs.clone().requires_grad_()

@@ -1,4 +1,5 @@
-"""Bootstrap intervals: equal to naive resampling with the same draws, prompts and not items resampled, coverage, undefined input."""
+"""Bootstrap intervals: equal to naive resampling with the same draws, prompts and not items resampled, coverage,
+undefined input."""
 
 import math
 import time
@@ -26,16 +27,24 @@ def test_draws_are_resamples():
     assert not torch.equal(draws, torch.cat(list(intervals._prompt_draws(7, 500, 4, like))))
 
 
-@pytest.mark.parametrize(("vectorised", "metric"), [(metrics.plcc_interval, metrics.plcc), (metrics.srcc_interval, metrics.srcc)])
+@pytest.mark.parametrize(
+    ("vectorised", "metric"), [(metrics.plcc_interval, metrics.plcc), (metrics.srcc_interval, metrics.srcc)]
+)
 def test_vectorised_correlations_equal_the_loop(vectorised, metric, monkeypatch):
     predicted, human, group = random_items()
-    loop = metrics.bootstrap_interval(lambda items: metric(predicted[items], human[items]), group, resamples=200, seed=5)
+    loop = metrics.bootstrap_interval(
+        lambda items: metric(predicted[items], human[items]), group, resamples=200, seed=5
+    )
     assert vectorised(predicted, human, group, resamples=200, seed=5) == pytest.approx(loop, abs=1e-9)
     assert loop[0] < metric(predicted, human) < loop[1]
     assert vectorised(1e4 + predicted, 7 * human - 3, group, resamples=200, seed=5) == pytest.approx(loop, abs=1e-6)
-    monkeypatch.setattr(intervals, "_CELLS", 25 * 50)  # four parts of 50 resamples: same statistics, other draws allowed
+    monkeypatch.setattr(
+        intervals, "_CELLS", 25 * 50
+    )  # four parts of 50 resamples: same statistics, other draws allowed
     parts = vectorised(predicted, human, group, resamples=200, seed=5)
-    parted_loop = metrics.bootstrap_interval(lambda items: metric(predicted[items], human[items]), group, resamples=200, seed=5)
+    parted_loop = metrics.bootstrap_interval(
+        lambda items: metric(predicted[items], human[items]), group, resamples=200, seed=5
+    )
     assert parts == pytest.approx(parted_loop, abs=1e-9)
 
 
@@ -74,7 +83,9 @@ def test_coverage_of_a_known_ratio():
     total = torch.full((60,), 6.0)
     hits = 0
     for seed in range(400):
-        rate = (0.7 + 0.2 * torch.randn(60, generator=generator)).clamp(0.4, 1.0)  # prompts differ; clamped symmetrically
+        rate = (0.7 + 0.2 * torch.randn(60, generator=generator)).clamp(
+            0.4, 1.0
+        )  # prompts differ; clamped symmetrically
         correct = torch.binomial(total, rate, generator=generator)
         low, high = metrics.ratio_interval(correct, total, resamples=300, seed=seed)
         hits += low <= 0.7 <= high
@@ -123,15 +134,20 @@ def test_undefined_input():
 
 
 def test_a_resample_of_one_repeated_prompt_is_undefined():
-    """Three prompts, constant inside each: every ninth resample holds one value only and must not become rounding noise."""
+    """Three prompts, constant inside each: every ninth resample holds one value only and must not become rounding
+    noise."""
     group = torch.arange(3).repeat_interleave(7)
     for seed in range(5):
         generator = torch.Generator().manual_seed(seed)
         value = torch.rand(3, generator=generator, dtype=torch.float64)[group]
-        other = value + torch.randn(21, generator=generator, dtype=torch.float64)  # varies inside a prompt: only x is constant there
+        other = value + torch.randn(
+            21, generator=generator, dtype=torch.float64
+        )  # varies inside a prompt: only x is constant there
         for interval, metric in ((metrics.plcc_interval, metrics.plcc), (metrics.srcc_interval, metrics.srcc)):
             settings = {"resamples": 60, "level": 0.6}
-            loop = metrics.bootstrap_interval(lambda items, m=metric, y=other, x=value: m(x[items], y[items]), group, **settings)
+            loop = metrics.bootstrap_interval(
+                lambda items, m=metric, y=other, x=value: m(x[items], y[items]), group, **settings
+            )
             assert interval(value, other, group, **settings) == pytest.approx(loop, abs=1e-9)
 
 

@@ -1,4 +1,5 @@
-"""On-policy distillation: sign, stop-gradient, mask, micro-batches, and the gradient of the reverse KL in expectation."""
+"""On-policy distillation: sign, stop-gradient, mask, micro-batches, and the gradient of the reverse KL in
+expectation."""
 
 import math
 
@@ -11,7 +12,10 @@ MASK = torch.tensor([[True, True, False], [True, False, False]])
 
 
 def test_loss_and_gradient_by_hand():
-    teacher, old = torch.tensor([[-1.0, -2.0, -3.0], [-0.5, 0.0, 0.0]]), torch.tensor([[-2.0, -1.5, -9.0], [-0.5, 0.0, 0.0]])
+    teacher, old = (
+        torch.tensor([[-1.0, -2.0, -3.0], [-0.5, 0.0, 0.0]]),
+        torch.tensor([[-2.0, -1.5, -9.0], [-0.5, 0.0, 0.0]]),
+    )
     advantages = opd.opd_advantages(teacher, old)
     assert advantages.tolist() == [[1.0, -0.5, 6.0], [0.0, 0.0, 0.0]]
     student = old.clone().requires_grad_()
@@ -61,7 +65,9 @@ def test_masked_tokens_have_no_influence(poison):
 def test_micro_batches_equal_one_batch_and_shapes_are_checked():
     student, advantages = torch.randn(2, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     parts = [
-        grpo.aggregate_tokens(opd.opd_terms(student[n : n + 1], advantages[n : n + 1], MASK[n : n + 1]), MASK[n : n + 1], "token_mean")
+        grpo.aggregate_tokens(
+            opd.opd_terms(student[n : n + 1], advantages[n : n + 1], MASK[n : n + 1]), MASK[n : n + 1], "token_mean"
+        )
         for n in range(2)
     ]
     total = sum(p[0] for p in parts) / sum(p[1] for p in parts)

@@ -43,9 +43,13 @@ def test_hand_numbers():
     human = torch.tensor([5.0, 4.5, 3.0, 3.0, 2.0, 4.0])
     predicted = torch.tensor([4.0, 4.0, 3.0, 1.0, 3.5, 9.0])
     group = torch.tensor([0, 0, 0, 0, 1, 2])
-    # pairs with untied humans: 5-4.5 (predicted tie: wrong), 5-3, 5-3, 4.5-3, 4.5-3 right; 3-3 not counted; groups 1 and 2 are single
+    # pairs with untied humans: 5-4.5 (predicted tie: wrong), 5-3, 5-3, 4.5-3, 4.5-3 right; 3-3 not counted; groups 1
+    # and 2 are single
     assert metrics.human_pair_accuracy(predicted, human, group) == (4, 5)
-    assert metrics.human_pair_accuracy(predicted, human, group, min_gap=0.5) == (4, 4)  # 0.5 itself is not a margin pair
+    assert metrics.human_pair_accuracy(predicted, human, group, min_gap=0.5) == (
+        4,
+        4,
+    )  # 0.5 itself is not a margin pair
     assert metrics.human_pair_accuracy(-predicted, human, group) == (0, 5)
     assert metrics.human_pair_accuracy(torch.zeros(6), human, group) == (0, 5)  # a constant judge ranks nothing
     correct, total = metrics.hpa_by_group(predicted, human, group)
@@ -63,7 +67,9 @@ def test_against_a_loop(seed, min_gap):
     correct, total = metrics.hpa_by_group(predicted, human, group, min_gap)
     for place, label in enumerate(group.unique()):
         mine = group == label
-        assert (correct[place], total[place]) == naive_hpa(*(t[mine].tolist() for t in (predicted, human, group)), min_gap)
+        assert (correct[place], total[place]) == naive_hpa(
+            *(t[mine].tolist() for t in (predicted, human, group)), min_gap
+        )
 
 
 def test_means_of_annotators_carry_rounding():
@@ -74,7 +80,10 @@ def test_means_of_annotators_carry_rounding():
     assert metrics.human_pair_accuracy(predicted, human, group, min_gap=0.5) == (2, 2)
     tied = torch.tensor([11 / 3, 11 / 3 + 2e-7, 1.0], dtype=torch.float64)
     assert metrics.human_pair_accuracy(predicted, tied, group) == (2, 2)
-    assert metrics.pair_accuracy_with_ties(predicted, tied, group, 1.0) == (2, 3)  # human tie said tie, 2-1 wrongly so, 3-1 right
+    assert metrics.pair_accuracy_with_ties(predicted, tied, group, 1.0) == (
+        2,
+        3,
+    )  # human tie said tie, 2-1 wrongly so, 3-1 right
 
 
 def test_unusable_values():
@@ -91,7 +100,9 @@ def test_clusters_pool_dimensions_without_mixing_them():
     predicted, human, prompt = random_items(1, size=80, groups=6)
     dimension = torch.arange(80) % 2
     correct, total = metrics.hpa_by_group(predicted, human, prompt * 2 + dimension, cluster=prompt)
-    parts = [metrics.hpa_by_group(predicted[dimension == d], human[dimension == d], prompt[dimension == d]) for d in (0, 1)]
+    parts = [
+        metrics.hpa_by_group(predicted[dimension == d], human[dimension == d], prompt[dimension == d]) for d in (0, 1)
+    ]
     assert torch.equal(correct, parts[0][0] + parts[1][0]) and torch.equal(total, parts[0][1] + parts[1][1])
     with pytest.raises(ValueError, match="one cluster"):
         metrics.hpa_by_group(predicted, human, prompt, cluster=dimension)
@@ -116,7 +127,9 @@ def test_tie_calibration_against_a_search(seed):
     best = max(gaps, key=lambda t: (naive_tie_accuracy(*lists, t)[0], -t))
     assert metrics.tie_threshold(predicted, human, group) == best
     for threshold in (0.0, best, 0.6):
-        assert metrics.pair_accuracy_with_ties(predicted, human, group, threshold) == naive_tie_accuracy(*lists, threshold)
+        assert metrics.pair_accuracy_with_ties(predicted, human, group, threshold) == naive_tie_accuracy(
+            *lists, threshold
+        )
     dev = torch.isin(group, group.unique()[::2])
     accuracy, threshold = metrics.tie_aware_accuracy(predicted, human, group, dev)
     assert threshold == metrics.tie_threshold(predicted[dev], human[dev], group[dev])
@@ -130,7 +143,9 @@ def test_tie_calibration_edges():
     assert metrics.tie_threshold(predicted, human, group) == pytest.approx(0.2, abs=1e-6)
     assert metrics.pair_accuracy_with_ties(predicted, human, group, 0.25) == (2, 2)
     nan = torch.full((4,), math.nan)
-    assert metrics.tie_threshold(nan, human, group) == 0 and metrics.pair_accuracy_with_ties(nan, human, group, 9.0) == (0, 2)
+    assert metrics.tie_threshold(nan, human, group) == 0 and metrics.pair_accuracy_with_ties(
+        nan, human, group, 9.0
+    ) == (0, 2)
     assert math.isnan(metrics.tie_threshold(predicted, human, torch.arange(4)))
     everything = torch.ones(4, dtype=torch.bool)
     assert all(map(math.isnan, metrics.tie_aware_accuracy(predicted, human, torch.arange(4), everything)))

@@ -72,4 +72,6 @@ def test_thurstone():
     swapped = rank.thurstone_nll(b.log(), a.log(), BINS)
     assert torch.exp(-nll[0]) + torch.exp(-swapped[0]) == pytest.approx(1.0) and swapped[1].isfinite()
     logits = random_log_q(2, 2, 9).requires_grad_()
-    assert torch.autograd.gradcheck(lambda z: rank.thurstone_nll(z[0].log_softmax(-1), z[1].log_softmax(-1), BINS), (logits,))
+    assert torch.autograd.gradcheck(
+        lambda z: rank.thurstone_nll(z[0].log_softmax(-1), z[1].log_softmax(-1), BINS), (logits,)
+    )

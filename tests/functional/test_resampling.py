@@ -18,7 +18,9 @@ def random_items(seed=0, prompts=20):
 
 def test_krcc_interval_equals_the_loop():
     predicted, human, group = random_items()
-    loop = metrics.bootstrap_interval(lambda items: metrics.krcc(predicted[items], human[items]), group, resamples=150, seed=3)
+    loop = metrics.bootstrap_interval(
+        lambda items: metrics.krcc(predicted[items], human[items]), group, resamples=150, seed=3
+    )
     assert resampling.krcc_interval(predicted, human, group, resamples=150, seed=3) == pytest.approx(loop, abs=1e-9)
     assert loop[0] < metrics.krcc(predicted, human) < loop[1]
     constant = torch.ones_like(human)
@@ -28,11 +30,14 @@ def test_krcc_interval_equals_the_loop():
 def test_resampled_plcc_is_what_the_interval_is_made_of():
     predicted, human, group = random_items()
     values = resampling.resampled_plcc(predicted, human, group, resamples=200, seed=2)
-    assert resampling.percentile_interval(values) == metrics.plcc_interval(predicted, human, group, resamples=200, seed=2)
+    assert resampling.percentile_interval(values) == metrics.plcc_interval(
+        predicted, human, group, resamples=200, seed=2
+    )
 
 
 def test_a_missing_prediction_leaves_the_draws_alone():
-    """Two judges stay paired although one has no answer for some prompt: its value is that of the items that are left."""
+    """Two judges stay paired although one has no answer for some prompt: its value is that of the items that are
+    left."""
     predicted, human, group = random_items()
     gone = group == group[0]
     broken = torch.where(gone, math.nan, predicted)

@@ -1,4 +1,5 @@
-"""Distillation KL: direction, zero at equality, no gradient into the teacher; label mixing, temperature, averaging of traces."""
+"""Distillation KL: direction, zero at equality, no gradient into the teacher; label mixing, temperature, averaging of
+traces."""
 
 import math
 
@@ -59,7 +60,9 @@ def test_mix_labels():
     assert torch.allclose(mixed, torch.tensor([[0.6, 0.4], [0.6, 0.4]]))
     assert torch.equal(risd.mix_labels(teacher, label, 0.0), teacher)
     assert torch.equal(risd.mix_labels(teacher[:1], label[:1], 1.0), label[:1])
-    assert risd.score_kl(risd.mix_labels(teacher[:1], label[:1], 1.0).log(), teacher[:1].log()).item() == pytest.approx(math.log(5))
+    assert risd.score_kl(risd.mix_labels(teacher[:1], label[:1], 1.0).log(), teacher[:1].log()).item() == pytest.approx(
+        math.log(5)
+    )
     with pytest.raises(ValueError, match="label weight"):
         risd.mix_labels(teacher, label, 1.5)
 

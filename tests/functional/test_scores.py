@@ -77,7 +77,9 @@ def test_gaussian_label_sum_and_mean_are_exact_everywhere():
     assert (label >= 0).all()
     assert (label.sum(-1) - 1).abs().max() < 1e-9
     assert (label @ BINS - means).abs().max() < 1e-9
-    assert torch.allclose(label.flip(-1), scores.gaussian_soft_label(6 - means, stds, BINS), atol=1e-9)  # symmetric scale
+    assert torch.allclose(
+        label.flip(-1), scores.gaussian_soft_label(6 - means, stds, BINS), atol=1e-9
+    )  # symmetric scale
     # No jumps along the mean, and a wider normal never gives a narrower label.
     assert (label[1:, 3:] - label[:-1, 3:]).abs().max() < 0.1
     variance = label @ BINS**2 - means**2
@@ -85,7 +87,8 @@ def test_gaussian_label_sum_and_mean_are_exact_everywhere():
 
 
 def test_gaussian_label_near_the_end_is_the_tilted_normal():
-    """Among all distributions with this mean it is the one nearest to the normal in KL: every feasible step away raises KL."""
+    """Among all distributions with this mean it is the one nearest to the normal in KL: every feasible step away raises
+    KL."""
     mean, std = torch.tensor(4.6).double(), torch.tensor(0.6).double()
     label = scores.gaussian_soft_label(mean, std, BINS)
     mass = torch.special.ndtr((BINS + 0.25 - mean) / std) - torch.special.ndtr((BINS - 0.25 - mean) / std)
@@ -110,7 +113,9 @@ def test_gaussian_label_in_the_middle_is_the_renormalised_normal():
     assert torch.allclose(label, torch.tensor(mass).double() / sum(mass), atol=1e-12)
     # Off the middle, DeQA's affine correction, solved by hand: close to ours where the ends are far.
     mean, std = 3.4, 0.4
-    p = torch.tensor([normal_cdf((s + 0.25 - mean) / std) - normal_cdf((s - 0.25 - mean) / std) for s in BINS.tolist()]).double()
+    p = torch.tensor(
+        [normal_cdf((s + 0.25 - mean) / std) - normal_cdf((s - 0.25 - mean) / std) for s in BINS.tolist()]
+    ).double()
     alpha = (mean - 3) / ((p * BINS).sum() - 3 * p.sum())
     affine = (alpha * p + (1 - alpha * p.sum()) / 9).clamp_min(0)
     got = scores.gaussian_soft_label(torch.tensor(mean).double(), torch.tensor(std).double(), BINS)
@@ -124,9 +129,11 @@ def test_gaussian_label_falls_back_to_two_hot_and_refuses_nonsense():
     assert end[0, 8] == 1  # nothing else has mean 5
     one = torch.tensor([3.0])
     for mean, std, bins, message in (
-        (one, -one, BINS, "std must be"), (one, one * math.nan, BINS, "std must be"), (one + 3, one, BINS, "must lie in"),
+        (one, -one, BINS, "std must be"),
+        (one, one * math.nan, BINS, "std must be"),
+        (one + 3, one, BINS, "must lie in"),
         (one, one, torch.tensor([1.0, 2.0, 5.0]), "evenly spaced"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(ValueError, match=message):
             scores.gaussian_soft_label(mean, std, bins)
 
@@ -136,7 +143,10 @@ def test_targets_by_name():
     assert torch.equal(scores.label_targets(human, "hard", 0.5, BINS), torch.eye(9).double()[torch.tensor([[0, 5]])])
     assert torch.equal(scores.label_targets(human + 0.25, "two_hot", 0.5, BINS), scores.two_hot(human + 0.25, BINS))
     wide = scores.label_targets(human[:, 1:], "gaussian", 0.7, BINS)
-    assert torch.equal(wide, scores.gaussian_soft_label(human[:, 1:], torch.full((1, 1), 0.7, dtype=torch.float64), BINS)) and wide[0, 0, 5] < 0.5
+    assert (
+        torch.equal(wide, scores.gaussian_soft_label(human[:, 1:], torch.full((1, 1), 0.7, dtype=torch.float64), BINS))
+        and wide[0, 0, 5] < 0.5
+    )
     with pytest.raises(ValueError, match="one of the bins"):
         scores.label_targets(human + 0.25, "hard", 0.5, BINS)
     with pytest.raises(ValueError, match="gaussian"):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from zr_ray import driver
+from zr_ray.run import driver
 
 JOBS = Path(__file__).resolve().parents[2] / "jobs"
 

@@ -1,4 +1,5 @@
-"""The main job as a user runs it: bad input is refused in one line; two ranks train; a killed run resumes to the same numbers."""
+"""The main job as a user runs it: bad input is refused in one line; two ranks train; a killed run resumes to the same
+numbers."""
 
 import io
 import json
@@ -15,10 +16,22 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
-    "gdso.steps=4", "gdso.pairs_per_step=8", "gdso.group_size=2", "gdso.reference_refresh_steps=2", "data.world.train_groups=16",
-    "data.world.test_groups=4", "evaluation.every_steps=2", "evaluation.bootstrap_resamples=50", "evaluation.items=8", "checkpoint.every_steps=2",
-    "learner.warmup_steps=1", "rollout.threads=1", "learner.threads=1", "rollout.max_num_seqs=64", "rollout.max_model_len=160",
-]  # fmt: skip
+    "gdso.steps=4",
+    "gdso.pairs_per_step=8",
+    "gdso.group_size=2",
+    "gdso.reference_refresh_steps=2",
+    "data.world.train_groups=16",
+    "data.world.test_groups=4",
+    "evaluation.every_steps=2",
+    "evaluation.bootstrap_resamples=50",
+    "evaluation.items=8",
+    "checkpoint.every_steps=2",
+    "learner.warmup_steps=1",
+    "rollout.threads=1",
+    "learner.threads=1",
+    "rollout.max_num_seqs=64",
+    "rollout.max_model_len=160",
+]
 
 
 @pytest.fixture()
@@ -50,9 +63,19 @@ def uninterrupted(ray_cluster, run_job, tmp_path_factory):
 def test_run_folder_holds_everything(uninterrupted):
     run, log = uninterrupted
     result = json.loads((run / "result.json").read_text())
-    assert result["status"] == "SUCCEEDED" and [r["method"] for r in result["rows"]] == ["zero-shot", "base, reasoning", "gdso"]
+    assert result["status"] == "SUCCEEDED" and [r["method"] for r in result["rows"]] == [
+        "zero-shot",
+        "base, reasoning",
+        "gdso",
+    ]
     assert result["noise_ceiling"]["pooled"]["hpa"] > 0.8
-    for name in ("config.resolved.yaml", "environment.json", "report.html", "judge/model.safetensors", "judge/scoring_format.json"):
+    for name in (
+        "config.resolved.yaml",
+        "environment.json",
+        "report.html",
+        "judge/model.safetensors",
+        "judge/scoring_format.json",
+    ):
         assert (run / name).is_file(), name
     assert list((run / "tensorboard").glob("events*")) and list((run / "checkpoints").glob("step_000004"))
     assert "run whole" in log and "step 4/4" in log and "status SUCCEEDED" in log
@@ -67,9 +90,12 @@ def test_on_policy_ratio_and_sync_at_every_step(uninterrupted):
 
 
 def test_killed_run_resumes_to_the_same_numbers(job_environment, uninterrupted, gdso, tmp_path):
-    """SIGKILL of a driver in a process of its own after step 3: the checkpoint of step 2 is the newest, step 3's line must be dropped and made again."""
+    """SIGKILL of a driver in a process of its own after step 3: the checkpoint of step 2 is the newest, step 3's line
+    must be dropped and made again."""
     command = [sys.executable, str(ROOT / "jobs" / "gdso.py"), *SMALL, f"run.root={tmp_path}", "run.name=killed"]
-    process = subprocess.Popen(command, cwd=ROOT, env=job_environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=job_environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     file = tmp_path / "killed" / "metrics.jsonl"
     deadline = time.time() + 240
     while not (file.is_file() and len(file.read_text().splitlines()) >= 3):
@@ -86,8 +112,18 @@ def test_killed_run_resumes_to_the_same_numbers(job_environment, uninterrupted, 
 
 def test_two_ranks_follow_one_rank(ray_cluster, uninterrupted, gdso, tmp_path):
     """Two DeepSpeed ranks with ZeRO-2 that share one rollout actor: the same first step up to rounding."""
-    code, log, errors = gdso(*SMALL, f"run.root={tmp_path}", "run.name=two", "learner.workers=2", "learner.zero_stage=2",
-                             "rollout.cpus=0.5", "learner.cpus=0.5", "gdso.steps=2", "evaluation.before=false", "evaluation.every_steps=0")  # fmt: skip
+    code, log, errors = gdso(
+        *SMALL,
+        f"run.root={tmp_path}",
+        "run.name=two",
+        "learner.workers=2",
+        "learner.zero_stage=2",
+        "rollout.cpus=0.5",
+        "learner.cpus=0.5",
+        "gdso.steps=2",
+        "evaluation.before=false",
+        "evaluation.every_steps=0",
+    )
     assert code == 0, log + errors
     one, two = metrics_of(uninterrupted[0]), metrics_of(tmp_path / "two")
     assert one[0]["rollout/tokens_per_sample"] == two[0]["rollout/tokens_per_sample"]
@@ -98,7 +134,7 @@ def test_two_ranks_follow_one_rank(ray_cluster, uninterrupted, gdso, tmp_path):
 
 def bad_data(tmp_path, **changes):
     """A data folder with one broken record on line 2."""
-    from zr_ray.data.world.build import write_world
+    from zr_ray.world.build import write_world
 
     write_world(tmp_path / "data", train_groups=2, test_groups=2, seed=1)
     file = tmp_path / "data" / "annotations.jsonl"
@@ -116,7 +152,9 @@ def two_token_labels(tmp_path):
     folder = tmp_path / "judge"
     shutil.copytree(judge_folder("builtin"), folder)
     path = folder / "scoring_format.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"labels": ["1", "2", "3", "4", "5", "6", "7", "8", "small red"]}))
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"labels": ["1", "2", "3", "4", "5", "6", "7", "8", "small red"]})
+    )
     return folder
 
 
@@ -125,11 +163,23 @@ BAD = {
     "group of one": (lambda t: ["gdso.group_size=1"], "gdso.group_size must be at least 2 for a group baseline, got 1"),
     "wrong type": (lambda t: ["learner.lr=fast"], "learner.lr"),
     "temperature": (lambda t: ["rollout.temperature=0.7"], "must be 1.0, got 0.7"),
-    "stage 0 in bf16": (lambda t: ["learner.zero_stage=0", "learner.dtype=bfloat16"], "zero_stage must be at least 1 with learner.dtype bfloat16"),
-    "missing model": (lambda t: [f"judge.path={t}/nowhere"], "judge.path must be one of builtin, small, student, or a Hugging Face model folder"),
-    "two-token label": (lambda t: [f"judge.path={two_token_labels(t)}"], "score label 'small red' must be exactly one token"),
+    "stage 0 in bf16": (
+        lambda t: ["learner.zero_stage=0", "learner.dtype=bfloat16"],
+        "zero_stage must be at least 1 with learner.dtype bfloat16",
+    ),
+    "missing model": (
+        lambda t: [f"judge.path={t}/nowhere"],
+        "judge.path must be one of builtin, small, student, or a Hugging Face model folder",
+    ),
+    "two-token label": (
+        lambda t: [f"judge.path={two_token_labels(t)}"],
+        "score label 'small red' must be exactly one token",
+    ),
     "missing config": (lambda t: ["--config", f"{t}/none.yaml"], "none.yaml"),
-    "off-scale score": (lambda t: [f"data.path={bad_data(t, scores={'realism': 7.0})}", "--dry-run"], r"annotations.jsonl.*2"),
+    "off-scale score": (
+        lambda t: [f"data.path={bad_data(t, scores={'realism': 7.0})}", "--dry-run"],
+        r"annotations.jsonl.*2",
+    ),
     "missing image": (lambda t: [f"data.path={bad_data(t, image='images/gone.png')}", "--dry-run"], "gone.png"),
     "unknown dimension": (lambda t: [f"data.path={bad_data(t, scores={'beauty': 3.0})}", "--dry-run"], "beauty"),
     "empty split": (lambda t: [f"data.path={bad_data(t)}", "evaluation.split=dev", "--dry-run"], "dev"),

@@ -12,16 +12,37 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-JOB = ROOT / "jobs/pretrain_generator.py"
+JOB = ROOT / "jobs/builtin/pretrain_generator.py"
 TINY = [
-    "compiled=false", "codec.scenes=64", "codec.steps=2", "optimiser.batch=2", "model.width=24", "model.heads=2", "model.layers=1",
-    "flow.map_layer=0", "cadence.checkpoint_min=0.005", "cadence.metrics_steps=1", "cadence.grid_steps=1", "cadence.grid_min=0.01",
-]  # fmt: skip
+    "compiled=false",
+    "codec.scenes=64",
+    "codec.steps=2",
+    "optimiser.batch=2",
+    "model.width=24",
+    "model.heads=2",
+    "model.layers=1",
+    "flow.map_layer=0",
+    "cadence.checkpoint_min=0.005",
+    "cadence.metrics_steps=1",
+    "cadence.grid_steps=1",
+    "cadence.grid_min=0.01",
+]
 
 
 def arguments(output: Path, minutes: float, *overrides: str) -> list[str]:
     config = ROOT / "jobs/configs/generator_tiny.yaml"
-    line = ["--config", str(config), "--minutes", str(minutes), "--device", "cpu", "--output", str(output), "--threads", "1"]
+    line = [
+        "--config",
+        str(config),
+        "--minutes",
+        str(minutes),
+        "--device",
+        "cpu",
+        "--output",
+        str(output),
+        "--threads",
+        "1",
+    ]
     return [*line, *TINY, *overrides]
 
 
@@ -38,7 +59,9 @@ def test_goes_on_after_a_kill_and_writes_a_loadable_pipeline(main, tmp_path, cap
     deadline = time.monotonic() + 400
     try:
         while not (tmp_path / "generator" / "model_index.json").exists():
-            assert time.monotonic() < deadline and job.poll() is None, "the job wrote no pipeline within 400 s, or ended"
+            assert time.monotonic() < deadline and job.poll() is None, (
+                "the job wrote no pipeline within 400 s, or ended"
+            )
             time.sleep(0.05)
     finally:
         job.kill()
@@ -51,7 +74,7 @@ def test_goes_on_after_a_kill_and_writes_a_loadable_pipeline(main, tmp_path, cap
     assert steps == list(range(1, len(steps) + 1)) and len(steps) > killed[-1]["step"]
     assert list((tmp_path / "grids").glob("step_*.png")) and list((tmp_path / "tensorboard").iterdir())
     assert not list(tmp_path.glob("*.partial"))
-    from zr_ray.models.tiny_generator import generate, load_generator
+    from zr_ray.builtin.tiny_generator import generate, load_generator
 
     images = generate(load_generator(tmp_path / "generator"), ["small red circle"], seed=0, steps=2, guidance_scale=1.0)
     assert images.shape == (1, 64, 64, 3)

@@ -1,4 +1,5 @@
-"""RISD, OPD and the audit as a user runs them, in one cluster: offline and online give one loss; what they leave behind.
+"""RISD, OPD and the audit as a user runs them, in one cluster: offline and online give one loss; what they leave
+behind.
 
 Four jobs with their engines take over a minute on two quiet cores: run with ZR_SLOW=1 in the environment.
 """
@@ -11,12 +12,19 @@ import pytest
 
 pytestmark = pytest.mark.skipif(not os.environ.get("ZR_SLOW"), reason="over a minute: set ZR_SLOW=1")
 TEACHER = [
-    "teacher.path=builtin", "label.traces=2", "rollout.threads=1", "rollout.max_num_seqs=64", "rollout.max_model_len=160",
-]  # fmt: skip
+    "teacher.path=builtin",
+    "label.traces=2",
+    "rollout.threads=1",
+    "rollout.max_num_seqs=64",
+    "rollout.max_model_len=160",
+]
 SMALL = [
-    "learner.threads=1", "learner.warmup_steps=1", "evaluation.every_steps=0", "evaluation.bootstrap_resamples=50",
+    "learner.threads=1",
+    "learner.warmup_steps=1",
+    "evaluation.every_steps=0",
+    "evaluation.bootstrap_resamples=50",
     "checkpoint.every_steps=4",
-]  # fmt: skip
+]
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +36,7 @@ def job(ray_cluster, run_job):
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     """Folder of all runs, with the data that they share."""
-    from zr_ray.data.world.build import write_world
+    from zr_ray.world.build import write_world
 
     root = tmp_path_factory.mktemp("runs")
     write_world(root / "data", train_groups=5, test_groups=2, seed=9)
@@ -59,7 +67,9 @@ def test_both_modes_give_the_same_losses(offline, root):
 
 def test_run_folder_holds_a_student(offline):
     result = json.loads((offline / "result.json").read_text())
-    assert [row["method"] for row in result["rows"]] == ["zero-shot", "teacher, reasoning", "risd"] and result["status"] == "SUCCEEDED"
+    assert [row["method"] for row in result["rows"]] == ["zero-shot", "teacher, reasoning", "risd"] and result[
+        "status"
+    ] == "SUCCEEDED"
     assert result["rows"][2]["tokens_per_score"] == 1 and result["rows"][1]["tokens_per_score"] > 4
     assert result["teacher_gap"]["pooled"]["items"] == 32 and "nll" in result["rows"][2]["pooled"]
     held = np.load(offline / "predictions.npz")
@@ -80,21 +90,40 @@ def test_opd_is_on_policy_and_leaves_a_judge(job, root, offline):
         f"data.path={root / 'data'}",
         "weights.tolerance=5e-5",
     ]
-    assert job("opd", *arguments, f"teacher.path={offline / 'judge'}", "judge.path=builtin", "run.name=opd", "evaluation.before=false") == 0
+    assert (
+        job(
+            "opd",
+            *arguments,
+            f"teacher.path={offline / 'judge'}",
+            "judge.path=builtin",
+            "run.name=opd",
+            "evaluation.before=false",
+        )
+        == 0
+    )
     lines = metrics(root / "opd")
     for line in lines:
         assert line["policy/ratio_max_abs_diff"] < 1e-4 and line["sync/max_abs_diff"] < 5e-5, line
     assert lines[0]["opd/reverse_kl"] != 0  # the teacher is another judge
     result = json.loads((root / "opd" / "result.json").read_text())
-    assert [row["method"] for row in result["rows"]] == ["teacher, reasoning", "opd"] and (root / "opd" / "judge" / "config.json").is_file()
+    assert [row["method"] for row in result["rows"]] == ["teacher, reasoning", "opd"] and (
+        root / "opd" / "judge" / "config.json"
+    ).is_file()
 
 
 def test_audit_reports_and_refuses(job, root, offline, capsys):
     arguments = [
-        *TEACHER, f"judge.path={offline / 'judge'}", f"run.root={root}", f"data.path={root / 'data'}", "student.threads=1",
+        *TEACHER,
+        f"judge.path={offline / 'judge'}",
+        f"run.root={root}",
+        f"data.path={root / 'data'}",
+        "student.threads=1",
         "audit.items=12",
-        "audit.highest_frac=0.2", "audit.worst=3", "audit.bootstrap_resamples=50", "audit.split=train",
-    ]  # fmt: skip
+        "audit.highest_frac=0.2",
+        "audit.worst=3",
+        "audit.bootstrap_resamples=50",
+        "audit.split=train",
+    ]
     assert job("audit", *arguments, "run.name=audit", "audit.mu_gap_limit=4", "audit.bias_limit=4") == 0
     report = json.loads((root / "audit" / "audit.json").read_text())
     assert (

@@ -1,10 +1,11 @@
-"""The GDSO objective on made-up outputs: any split over micro-batches gives the same loss and gradient; malformed samples stay out."""
+"""The GDSO objective on made-up outputs: any split over micro-batches gives the same loss and gradient; malformed
+samples stay out."""
 
 import numpy as np
 import pytest
 import torch
 
-from zr_ray.config import GdsoSection
+from zr_ray.config.sections import GdsoSection
 from zr_ray.functional import scores
 from zr_ray.loops.objective import GdsoObjective, collect, mean_metrics, rollout_metrics
 from zr_ray.models.judge import JudgeOutputs
@@ -29,14 +30,30 @@ def make(config, seed=0, malformed=((1, 0, 2),)):
                 n = int(rng.integers(2, T + 1))
                 labels = torch.from_numpy(rng.normal(size=K).astype(np.float32)).log_softmax(-1).numpy() - 0.1
                 bad = (b, side, g) in malformed
-                group.append(Judgement("k", g, rng.integers(0, 9, n).astype(np.int32), -rng.random(n).astype(np.float32), None if bad else n - 1, None if bad else labels, 7))
+                group.append(
+                    Judgement(
+                        "k",
+                        g,
+                        rng.integers(0, 9, n).astype(np.int32),
+                        -rng.random(n).astype(np.float32),
+                        None if bad else n - 1,
+                        None if bad else labels,
+                        7,
+                    )
+                )
                 lengths.append(n)
             groups.append(group)
     rollouts = collect(pairs, requests, groups, config, LABEL_IDS)
     logprobs = torch.zeros(B * 2 * G, T)
     for i, values in enumerate(rollouts.rollout_logprobs):
         logprobs[i, : len(values)] = torch.from_numpy(values)
-    labels = torch.stack([torch.from_numpy(j.score_logprobs) if j.score_logprobs is not None else torch.full((K,), -np.log(K)) for g in groups for j in g])
+    labels = torch.stack(
+        [
+            torch.from_numpy(j.score_logprobs) if j.score_logprobs is not None else torch.full((K,), -np.log(K))
+            for g in groups
+            for j in g
+        ]
+    )
     return rollouts, logprobs, torch.tensor(lengths), labels
 
 
@@ -51,7 +68,13 @@ def run(config, batches, seed=0, malformed=((1, 0, 2),)):
         width = int(lengths[index].max())
         mask = torch.arange(width)[None] < lengths[index][:, None]
         valid = rollouts.valid.flatten()[index]
-        value, metrics = objective(JudgeOutputs(logprobs[index][:, :width], mask, labels[index], valid, torch.where(valid, lengths[index] - 1, -1)), units, logprobs.detach()[index][:, :width] - 0.3)
+        value, metrics = objective(
+            JudgeOutputs(
+                logprobs[index][:, :width], mask, labels[index], valid, torch.where(valid, lengths[index] - 1, -1)
+            ),
+            units,
+            logprobs.detach()[index][:, :width] - 0.3,
+        )
         loss = loss + value
         sums = {k: sums.get(k, 0.0) + v for k, v in metrics.items()}
     loss.backward()
@@ -78,7 +101,9 @@ def test_on_policy_ratio_is_one_and_the_gradient_is_advantage_over_count():
     advantages = rollouts.advantages.flatten()
     for i in range(B * 2 * G):  # -A / T_i / N at every real token, Eq. (4)
         expected = -advantages[i] / lengths[i] / (B * 2 * G)
-        torch.testing.assert_close(gradient[i, : lengths[i]], expected.expand(int(lengths[i])).float(), atol=1e-7, rtol=1e-4)
+        torch.testing.assert_close(
+            gradient[i, : lengths[i]], expected.expand(int(lengths[i])).float(), atol=1e-7, rtol=1e-4
+        )
         assert not gradient[i, lengths[i] :].any()
 
 
@@ -113,17 +138,22 @@ def test_a_parsed_score_is_the_label_that_was_sampled_not_the_likeliest_one():
 def test_dr_grpo_divides_by_the_length_limit():
     """Every token weighs A / (N * limit), whatever the output's length; no division by the group's std."""
     direct = {"alpha_pointwise": 0, "alpha_pairwise": 0}
-    config = GdsoSection(group_size=G, beta_kl=0, advantage_normalisation="none", token_aggregation="fixed_length", **direct)
+    config = GdsoSection(
+        group_size=G, beta_kl=0, advantage_normalisation="none", token_aggregation="fixed_length", **direct
+    )
     rollouts, _, lengths, _ = make(config)
     _, gradient, _, _, _ = run(config, [[0, 1, 2]])
     centred = rollouts.advantages.flatten()
     for i in range(B * 2 * G):
         expected = -centred[i] / (B * 2 * G * 10)
-        torch.testing.assert_close(gradient[i, : lengths[i]], expected.expand(int(lengths[i])).float(), atol=1e-7, rtol=1e-4)
+        torch.testing.assert_close(
+            gradient[i, : lengths[i]], expected.expand(int(lengths[i])).float(), atol=1e-7, rtol=1e-4
+        )
 
 
 def test_soft_pointwise_targets():
-    """A Gaussian label pulls towards its neighbours too; on a bin, two-hot is the hard label. d CE / d label log-probs = (q - y) / n."""
+    """A Gaussian label pulls towards its neighbours too; on a bin, two-hot is the hard label. d CE / d label log-probs
+    = (q - y) / n."""
     plain = {"group_size": G, "alpha_pairwise": 0, "beta_kl": 0, "lambda_pairwise": 0}
     hard = run(GdsoSection(**plain), [[0, 1, 2]])
     two_hot = run(GdsoSection(pointwise_target="two_hot", **plain), [[0, 1, 2]])

@@ -1,4 +1,5 @@
-"""OPD's objective by hand, the teacher's log-probs against a plain forward, and real steps that bring the reverse KL down."""
+"""OPD's objective by hand, the teacher's log-probs against a plain forward, and real steps that bring the reverse KL
+down."""
 
 import math
 import shutil
@@ -8,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from zr_ray.config import LearnerSection
+from zr_ray.config.sections import LearnerSection
 from zr_ray.data.images import load_image
 from zr_ray.errors import JudgeError
 from zr_ray.loops.opd import FrozenTeacher, OpdObjective, rollout_sums, step_questions
@@ -28,7 +29,13 @@ def judgement(logprobs, score_index=0):
 def outputs(logprobs, lengths):
     mask = torch.arange(logprobs.shape[1])[None] < torch.tensor(lengths)[:, None]
     n = len(lengths)
-    return JudgeOutputs(logprobs * mask, mask, torch.full((n, K), -3.0), torch.ones(n, dtype=torch.bool), torch.zeros(n, dtype=torch.long))
+    return JudgeOutputs(
+        logprobs * mask,
+        mask,
+        torch.full((n, K), -3.0),
+        torch.ones(n, dtype=torch.bool),
+        torch.zeros(n, dtype=torch.long),
+    )
 
 
 def test_loss_gradient_and_sums_by_hand():
@@ -44,7 +51,10 @@ def test_loss_gradient_and_sums_by_hand():
     torch.testing.assert_close(gradient, wanted)
     # the units of a micro-batch come in any order; the parts add up
     objective = OpdObjective(teacher, old, 2, totals)
-    parts = [objective(outputs(logprobs[[2, 3]], [1, 2]), [1], None)[0], objective(outputs(logprobs[[0, 1]], [2, 1]), [0], None)[0]]
+    parts = [
+        objective(outputs(logprobs[[2, 3]], [1, 2]), [1], None)[0],
+        objective(outputs(logprobs[[0, 1]], [2, 1]), [0], None)[0],
+    ]
     torch.testing.assert_close(sum(parts), loss)
     assert objective.ratio_max_abs_diff == 0
 

@@ -1,4 +1,5 @@
-"""RISD's objective by hand, its data order, and real steps: the student moves to the teacher, one forward for four questions."""
+"""RISD's objective by hand, its data order, and real steps: the student moves to the teacher, one forward for four
+questions."""
 
 import math
 
@@ -6,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from zr_ray.config import LearnerSection
-from zr_ray.config_risd import RisdSection
+from zr_ray.config.risd import RisdSection
+from zr_ray.config.sections import LearnerSection
 from zr_ray.data.images import load_image
 from zr_ray.data.labels import Label, fingerprint
-from zr_ray.loops.direct import judge_directly
+from zr_ray.judging.ask import question, score
+from zr_ray.judging.direct import judge_directly
 from zr_ray.loops.distillation_journal import compared, labelled, mean_log_q
 from zr_ray.loops.risd import OfflineTeacher, RisdObjective, distillation_targets, step_items
-from zr_ray.loops.rollout import question, score
 from zr_ray.models.judge import JudgeOutputs
 from zr_ray.models.preprocess import PixelPreprocessor
 from zr_ray.models.questions import QuestionPacker, QuestionRow
@@ -28,7 +29,11 @@ def outputs(label_logprobs):
     """What a packed forward over U items in four dimensions returns; label_logprobs: [U, D, K]."""
     flat = label_logprobs.reshape(-1, K)
     return JudgeOutputs(
-        flat[:, :1], torch.ones(len(flat), 1, dtype=torch.bool), flat, torch.ones(len(flat), dtype=torch.bool), torch.zeros(len(flat))
+        flat[:, :1],
+        torch.ones(len(flat), 1, dtype=torch.bool),
+        flat,
+        torch.ones(len(flat), dtype=torch.bool),
+        torch.zeros(len(flat)),
     )
 
 
@@ -56,7 +61,9 @@ def test_loss_and_gradient_by_hand(case):
     torch.testing.assert_close(gradient[valid], by_hand[valid])
     assert (gradient[~valid] == 0).all()
     gaps = ((targets.exp() - student.detach().softmax(-1)) @ torch.tensor(SCORE_BINS)).abs()
-    assert math.isclose(sums["student/mu_gap"], float(gaps[valid].mean()), rel_tol=1e-5) and math.isclose(sums["loss/total"], float(loss))
+    assert math.isclose(sums["student/mu_gap"], float(gaps[valid].mean()), rel_tol=1e-5) and math.isclose(
+        sums["loss/total"], float(loss)
+    )
 
 
 def test_loss_adds_up_over_any_split(case):
@@ -89,7 +96,11 @@ def test_targets_are_the_teacher_unless_asked_otherwise(case, world_items):
 def test_every_item_comes_once_an_epoch_and_steps_are_repeatable():
     steps = [step_items(step, 6, 15, seed=3) for step in range(5)]
     assert sorted(i for s in steps for i in s) == sorted(list(range(15)) * 2)
-    assert steps == [step_items(step, 6, 15, seed=3) for step in range(5)] != [step_items(step, 6, 15, seed=4) for step in range(5)]
+    assert (
+        steps
+        == [step_items(step, 6, 15, seed=3) for step in range(5)]
+        != [step_items(step, 6, 15, seed=4) for step in range(5)]
+    )
     assert [i for s in steps for i in s][:15] != [i for s in steps for i in s][15:]
 
 
@@ -117,7 +128,9 @@ def test_label_sets_line_up_with_items(world_items):
     assert abs(float(judged.mu[0, 0]) - 1.0) < 0.1 and abs(float(judged.mu[3, 3]) - SCORE_BINS[6]) < 0.1
     said = mean_log_q(judged)
     gap = compared(said, said.roll(1, 0), items, 20, 0)
-    assert gap["dimensions"]["realism"]["items"] == 2 and gap["pooled"]["items"] == 14  # no label on one side or the other
+    assert (
+        gap["dimensions"]["realism"]["items"] == 2 and gap["pooled"]["items"] == 14
+    )  # no label on one side or the other
     assert gap["pooled"]["kl"] > 1 and compared(said, said, items, 20, 0)["pooled"]["mu_gap"] == 0
 
 

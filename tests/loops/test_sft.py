@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from zr_ray.config_sft import SftSection
+from zr_ray.config.sft import SftSection
 from zr_ray.loops.sft import SftObjective, score_targets
 from zr_ray.models.judge import JudgeOutputs
 
@@ -16,7 +16,9 @@ def outputs():
     labels[0, 4] = math.log(0.2)
     logprobs = torch.tensor([[math.log(0.2), 0.0, 0.0, 0.0], [-1.0, -2.0, math.log(0.1), -3.0]])
     mask = torch.tensor([[True, False, False, False], [True] * 4])
-    return JudgeOutputs(logprobs.requires_grad_(), mask, labels.requires_grad_(), torch.tensor([True, True]), torch.tensor([0, 2]))
+    return JudgeOutputs(
+        logprobs.requires_grad_(), mask, labels.requires_grad_(), torch.tensor([True, True]), torch.tensor([0, 2])
+    )
 
 
 def test_loss_by_hand_and_gradients():
@@ -27,9 +29,13 @@ def test_loss_by_hand_and_gradients():
     assert metrics["loss/score"] == pytest.approx(score) and metrics["loss/chain"] == pytest.approx(chain)
     assert loss.item() == pytest.approx(score + 0.5 * chain)
     loss.backward()
-    assert out.score_logprobs.grad[0].nonzero().flatten().tolist() == [4] and out.score_logprobs.grad[1].nonzero().flatten().tolist() == [0]
+    assert out.score_logprobs.grad[0].nonzero().flatten().tolist() == [4] and out.score_logprobs.grad[
+        1
+    ].nonzero().flatten().tolist() == [0]
     assert out.logprobs.grad[0].abs().sum() == 0  # a direct answer has no chain
-    assert out.logprobs.grad[1].tolist() == pytest.approx([-1 / 12, -1 / 12, 0, -1 / 12])  # the label counts once, as the score
+    assert out.logprobs.grad[1].tolist() == pytest.approx(
+        [-1 / 12, -1 / 12, 0, -1 / 12]
+    )  # the label counts once, as the score
 
 
 def test_microbatches_add_up():
@@ -37,7 +43,9 @@ def test_microbatches_add_up():
     parts = 0.0
     for unit in (0, 1):
         o = outputs()
-        one = JudgeOutputs(o.logprobs[[unit]], o.mask[[unit]], o.score_logprobs[[unit]], o.valid[[unit]], o.score_index[[unit]])
+        one = JudgeOutputs(
+            o.logprobs[[unit]], o.mask[[unit]], o.score_logprobs[[unit]], o.valid[[unit]], o.score_index[[unit]]
+        )
         parts += SftObjective(torch.eye(9)[[4, 0]], 2, 1.0)(one, [unit], None)[0].item()
     assert whole.item() == pytest.approx(parts)
 

@@ -21,7 +21,11 @@ def rows(judge, world_items):
     """Three rows of four completions each, of different lengths, some without a score."""
     _, text, _ = judge
     rng = np.random.default_rng(3)
-    words = [t for t in range(text.vocab_size) if t not in text.forbidden_ids and t not in text.label_ids and t != text.end_id]
+    words = [
+        t
+        for t in range(text.vocab_size)
+        if t not in text.forbidden_ids and t not in text.label_ids and t != text.end_id
+    ]
     made = []
     for n, item in enumerate(world_items[:3]):
         completions, indices = [], []
@@ -33,7 +37,9 @@ def rows(judge, world_items):
             else:
                 completions.append(np.array([*body, *text.marker_ids, text.label_ids[g], text.end_id], np.int32))
                 indices.append(len(body) + len(text.marker_ids))
-        made.append(Row(text.question(item.prompt, "alignment"), load_image(item.image), tuple(completions), tuple(indices)))
+        made.append(
+            Row(text.question(item.prompt, "alignment"), load_image(item.image), tuple(completions), tuple(indices))
+        )
     return made
 
 
@@ -46,14 +52,17 @@ def test_branches_equal_separate_sequences(judge, rows):
             for completion, index in zip(row.completions, row.score_indices, strict=True):
                 alone = module(packer.pack([Row(row.question, row.image, (completion,), (index,))]))
                 length = len(completion)
-                torch.testing.assert_close(together.logprobs[n, :length], alone.logprobs[0], atol=1e-5, rtol=1e-6)  # random words reach -10 nats
+                torch.testing.assert_close(
+                    together.logprobs[n, :length], alone.logprobs[0], atol=1e-5, rtol=1e-6
+                )  # random words reach -10 nats
                 torch.testing.assert_close(together.score_logprobs[n], alone.score_logprobs[0], atol=1e-5, rtol=0)
                 assert together.mask[n].sum() == length
                 n += 1
 
 
 def test_packed_forward_equals_the_plain_transformers_forward(judge, rows):
-    """A reference that shares nothing with the packer: transformers' own processor-style call, full causal mask, its own positions."""
+    """A reference that shares nothing with the packer: transformers' own processor-style call, full causal mask, its
+    own positions."""
     module, text, packer = judge
     row = rows[1]
     pixel_values, grid = packer.pixels([row.image])
@@ -63,11 +72,16 @@ def test_packed_forward_equals_the_plain_transformers_forward(judge, rows):
     ids = torch.tensor([[*prompt, *row.completions[0]]])
     with torch.no_grad():
         logits = module.model(
-            input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixel_values, image_grid_thw=grid,
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            pixel_values=pixel_values,
+            image_grid_thw=grid,
             mm_token_type_ids=(ids == text.image_token_id).int(),
-        ).logits[0, len(prompt) - 1 : -1]  # fmt: skip
+        ).logits[0, len(prompt) - 1 : -1]
         logits[:, list(text.forbidden_ids)] = -torch.inf
-        expected = logits.log_softmax(-1).gather(-1, torch.tensor(row.completions[0], dtype=torch.long)[:, None]).squeeze(-1)
+        expected = (
+            logits.log_softmax(-1).gather(-1, torch.tensor(row.completions[0], dtype=torch.long)[:, None]).squeeze(-1)
+        )
         got = module(packer.pack(rows)).logprobs[4, : len(expected)]
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
 
@@ -123,5 +137,7 @@ def test_score_index_needs_the_marker(judge):
 
 
 def test_missing_model_folder_says_what_to_do(tmp_path):
-    with pytest.raises(JudgeError, match="judge.path must be one of builtin, small, student, or a Hugging Face model folder"):
+    with pytest.raises(
+        JudgeError, match="judge.path must be one of builtin, small, student, or a Hugging Face model folder"
+    ):
         judge_folder(str(tmp_path / "nowhere"))

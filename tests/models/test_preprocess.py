@@ -18,7 +18,9 @@ CLIP = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862
 def folders(tmp_path_factory, judge_path):
     """The built-in processor, and one with Qwen-VL's real patch size, CLIP's mean and std and a range of areas."""
     real = tmp_path_factory.mktemp("real")
-    Qwen2VLImageProcessor(patch_size=16, size={"shortest_edge": 64 * 64, "longest_edge": 160 * 160}, **CLIP).save_pretrained(real)
+    Qwen2VLImageProcessor(
+        patch_size=16, size={"shortest_edge": 64 * 64, "longest_edge": 160 * 160}, **CLIP
+    ).save_pretrained(real)
     return {"builtin": judge_path, "real": real}
 
 
@@ -26,7 +28,10 @@ def pictures(height, width, count=3):
     """uint8 images: noise (the worst case for a resize), and smooth colour."""
     rng = np.random.default_rng(height * 1000 + width)
     noise = [rng.integers(0, 256, (height, width, 3), dtype=np.uint8) for _ in range(count)]
-    smooth = [Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)).resize((width, height), 3) for _ in range(count)]
+    smooth = [
+        Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)).resize((width, height), 3)
+        for _ in range(count)
+    ]
     return noise + [np.asarray(image) for image in smooth]
 
 
@@ -74,7 +79,9 @@ def test_a_pixel_lands_in_its_patch(folders):
     ours = PixelPreprocessor.load(folders["builtin"])
     assert (ours.patch_size, ours.merge_size, ours.temporal_patch_size) == (8, 2, 2)
     images = torch.zeros(1, 3, 64, 64)
-    images[0, 1, 19, 45] = 1.0  # patch row 2, column 5: block (1, 2) of 4 x 4, inside it (0, 1); pixel (3, 5) of the patch
+    images[0, 1, 19, 45] = (
+        1.0  # patch row 2, column 5: block (1, 2) of 4 x 4, inside it (0, 1); pixel (3, 5) of the patch
+    )
     patches, _ = ours(images)
     bright = (patches > 0).nonzero().tolist()
     patch = (1 * 4 + 2) * 4 + 0 * 2 + 1

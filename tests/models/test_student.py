@@ -39,7 +39,8 @@ def variant(judge_path, folder, questions, image_last=False):
 
 @torch.no_grad()
 def separate_forwards(student, images, prompts, dimensions=DIMENSIONS):
-    """[B, D, K] by plain transformers calls, one image and one question each: its own positions, causal mask and vocabulary."""
+    """[B, D, K] by plain transformers calls, one image and one question each: its own positions, causal mask and
+    vocabulary."""
     model, text, rows = student.judge.model, student.text, []
     for image, prompt in zip(images, prompts, strict=True):
         patches, grid = student.preprocess(image[None])
@@ -50,7 +51,11 @@ def separate_forwards(student, images, prompts, dimensions=DIMENSIONS):
             ids = torch.tensor([[*question[:at], *[text.image_token_id] * count, *question[at + 1 :]]])
             types = (ids == text.image_token_id).int()
             logits = model(
-                input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=patches, image_grid_thw=grid, mm_token_type_ids=types
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                pixel_values=patches,
+                image_grid_thw=grid,
+                mm_token_type_ids=types,
             ).logits
             rows.append(logits[0, -1, list(text.label_ids)].log_softmax(-1))
     return torch.stack(rows).view(len(images), len(dimensions), -1)
@@ -78,7 +83,9 @@ def test_any_template_is_exact(name, judge_path, tmp_path, images):
     questions, image_last, sequences = TEMPLATES[name]
     student = variant(judge_path, tmp_path / "judge", questions, image_last)
     assert len(student.questions.layout(PROMPTS[0], DIMENSIONS, (8, 8))) == sequences
-    torch.testing.assert_close(student(images, PROMPTS).log_q, separate_forwards(student, images, PROMPTS), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        student(images, PROMPTS).log_q, separate_forwards(student, images, PROMPTS), atol=1e-5, rtol=0
+    )
 
 
 def test_unrolled_sequences_equal_branches(student, images, monkeypatch):
@@ -91,7 +98,9 @@ def test_unrolled_sequences_equal_branches(student, images, monkeypatch):
 def test_batch_and_order_do_not_change_an_item(student, images):
     together = student(images, PROMPTS).log_q
     for i in range(3):
-        torch.testing.assert_close(student(images[i : i + 1], PROMPTS[i : i + 1]).log_q[0], together[i], atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            student(images[i : i + 1], PROMPTS[i : i + 1]).log_q[0], together[i], atol=1e-5, rtol=0
+        )
     turned = student(images.flip(0), PROMPTS[::-1]).log_q.flip(0)
     torch.testing.assert_close(turned, together, atol=1e-5, rtol=0)
 
@@ -105,7 +114,9 @@ def test_some_dimensions_in_any_order(student, images):
 
 def test_images_that_need_a_resize(student):
     images = torch.rand(2, 3, 100, 80, generator=torch.Generator().manual_seed(5))
-    torch.testing.assert_close(student(images, PROMPTS[:2]).log_q, separate_forwards(student, images, PROMPTS[:2]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        student(images, PROMPTS[:2]).log_q, separate_forwards(student, images, PROMPTS[:2]), atol=1e-5, rtol=0
+    )
 
 
 def test_learner_rows_equal_the_forward_on_pixels(student):
@@ -118,7 +129,10 @@ def test_learner_rows_equal_the_forward_on_pixels(student):
     for i, array in enumerate(arrays):
         alone = student(torch.from_numpy(array).permute(2, 0, 1)[None].float() / 255, PROMPTS[i : i + 1]).log_q[0]
         torch.testing.assert_close(labels[i].log_softmax(-1), alone, atol=1e-5, rtol=0)
-    assert packed.input_ids.shape == (3, max(student.questions.length(row, student.questions.image_tokens(row.image)) for row in rows))
+    assert packed.input_ids.shape == (
+        3,
+        max(student.questions.length(row, student.questions.image_tokens(row.image)) for row in rows),
+    )
 
 
 @pytest.mark.parametrize("size", [(64, 64), (48, 80)])
@@ -143,7 +157,9 @@ def test_pixel_gradient_by_finite_differences_in_float64(judge_path, size):
             bump = torch.zeros_like(images).view(-1)
             bump[flat] = 1e-4
             numeric = (reward(images + bump.view_as(images)) - reward(images - bump.view_as(images))) / 2e-4
-            torch.testing.assert_close(gradient.view(-1)[flat], numeric, rtol=1e-4, atol=1e-7 * float(gradient.abs().max()))
+            torch.testing.assert_close(
+                gradient.view(-1)[flat], numeric, rtol=1e-4, atol=1e-7 * float(gradient.abs().max())
+            )
 
 
 def test_float64_equals_float32_and_gradients_reach_frozen_students(judge_path, student, images):
@@ -165,6 +181,8 @@ def test_wrong_calls_say_what_to_do(student, images):
 
 def test_common_prefix_by_hand():
     assert common_prefix([np.array([1, 2, 3, 4]), np.array([1, 2, 5, 4])]) == 2
-    assert common_prefix([np.array([1, 2, 3]), np.array([1, 2, 3, 4])]) == 2  # one is the beginning of the other: each keeps a token
+    assert (
+        common_prefix([np.array([1, 2, 3]), np.array([1, 2, 3, 4])]) == 2
+    )  # one is the beginning of the other: each keeps a token
     assert common_prefix([np.array([7, 8])]) == 1
     assert common_prefix([np.array([1, 2]), np.array([3, 2])]) == 0

@@ -1,4 +1,5 @@
-"""A student with linear-attention layers (Qwen3.5) cannot branch: its questions are unrolled, and the result is as exact."""
+"""A student with linear-attention layers (Qwen3.5) cannot branch: its questions are unrolled, and the result is as
+exact."""
 
 import shutil
 
@@ -20,22 +21,50 @@ def student(judge_path, tmp_path_factory):
     shutil.copytree(judge_path, folder, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
     base = AutoConfig.from_pretrained(judge_path)
     text = dict(
-        vocab_size=base.text_config.vocab_size, hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=32, linear_num_key_heads=2, linear_num_value_heads=2, linear_key_head_dim=16,
-        linear_value_head_dim=16, max_position_embeddings=512, layer_types=["linear_attention", "full_attention"] * 2,
+        vocab_size=base.text_config.vocab_size,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=32,
+        linear_num_key_heads=2,
+        linear_num_value_heads=2,
+        linear_key_head_dim=16,
+        linear_value_head_dim=16,
+        max_position_embeddings=512,
+        layer_types=["linear_attention", "full_attention"] * 2,
         rope_parameters={
-            "rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1], "mrope_interleaved": True, "partial_rotary_factor": 0.25
+            "rope_type": "default",
+            "rope_theta": 1e4,
+            "mrope_section": [2, 1, 1],
+            "mrope_interleaved": True,
+            "partial_rotary_factor": 0.25,
         },
-        pad_token_id=0, eos_token_id=base.text_config.eos_token_id, bos_token_id=None,
-    )  # fmt: skip
+        pad_token_id=0,
+        eos_token_id=base.text_config.eos_token_id,
+        bos_token_id=None,
+    )
     vision = dict(
-        depth=2, hidden_size=48, intermediate_size=96, num_heads=2, patch_size=8, spatial_merge_size=2, temporal_patch_size=2,
-        out_hidden_size=64, num_position_embeddings=64,
-    )  # fmt: skip
-    tokens = {name: getattr(base, name) for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")}
+        depth=2,
+        hidden_size=48,
+        intermediate_size=96,
+        num_heads=2,
+        patch_size=8,
+        spatial_merge_size=2,
+        temporal_patch_size=2,
+        out_hidden_size=64,
+        num_position_embeddings=64,
+    )
+    tokens = {
+        name: getattr(base, name)
+        for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = Qwen3_5ForConditionalGeneration(Qwen3_5Config(text_config=text, vision_config=vision, tie_word_embeddings=False, **tokens))
+        model = Qwen3_5ForConditionalGeneration(
+            Qwen3_5Config(text_config=text, vision_config=vision, tie_word_embeddings=False, **tokens)
+        )
         for parameter in model.parameters():
             parameter.data += 0.1 * torch.randn_like(parameter) * (parameter.ndim > 1)
     model.float().save_pretrained(folder)

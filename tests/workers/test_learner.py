@@ -1,10 +1,11 @@
-"""The learner on real DeepSpeed, one rank: the update does not depend on how the rows are cut, and checkpoints continue it exactly."""
+"""The learner on real DeepSpeed, one rank: the update does not depend on how the rows are cut, and checkpoints continue
+it exactly."""
 
 import numpy as np
 import pytest
 import torch
 
-from zr_ray.config import LearnerSection
+from zr_ray.config.sections import LearnerSection
 from zr_ray.data.images import load_image
 from zr_ray.errors import CheckpointError, ConfigError
 from zr_ray.models.packing import Row
@@ -17,12 +18,21 @@ def units(judge_path, world_items):
 
     text = JudgeText(judge_path)
     rng = np.random.default_rng(1)
-    words = [t for t in range(text.vocab_size) if t not in text.forbidden_ids and t not in text.label_ids and t != text.end_id]
+    words = [
+        t
+        for t in range(text.vocab_size)
+        if t not in text.forbidden_ids and t not in text.label_ids and t != text.end_id
+    ]
 
     def row(item, length):
         body = rng.choice(words, size=length)
         completion = np.array([*body, *text.marker_ids, text.label_ids[length % 9], text.end_id], np.int32)
-        return Row(text.question(item.prompt, "realism"), load_image(item.image), (completion, completion[::-1].copy()), (length + 1, None))
+        return Row(
+            text.question(item.prompt, "realism"),
+            load_image(item.image),
+            (completion, completion[::-1].copy()),
+            (length + 1, None),
+        )
 
     return [[row(world_items[2 * i], 3 + i), row(world_items[2 * i + 1], 9 - i)] for i in range(4)]
 
@@ -69,7 +79,7 @@ def test_reference_and_policy_share_a_frozen_tower(judge_path, units):
     for freeze in (("model.visual",), ()):
         learner, towers, seen = Learner(judge_path, section(freeze=freeze), keep_reference=True), [], {}
         for module in (learner.reference, learner.engine.module):
-            module.model.model.visual.register_forward_hook(lambda *_: towers.append(1))
+            module.model.model.visual.register_forward_hook(lambda *_, towers=towers: towers.append(1))
         learner.reference.model.lm_head.weight.data.mul_(1.1)  # the reference is another policy
 
         def compared(outputs, indices, reference, seen=seen):
@@ -139,7 +149,11 @@ def test_batches_are_the_cheapest_of_all_cuts():
     """Against every possible cut of a few units."""
     rng = np.random.default_rng(0)
     for _ in range(50):
-        lengths, rows, limit = sorted(rng.integers(1, 40, 7).tolist(), reverse=True), rng.integers(1, 4, 7).tolist(), int(rng.integers(40, 300))
+        lengths, rows, limit = (
+            sorted(rng.integers(1, 40, 7).tolist(), reverse=True),
+            rng.integers(1, 4, 7).tolist(),
+            int(rng.integers(40, 300)),
+        )
 
         def cost(ends, lengths=lengths, rows=rows, limit=limit):
             total = 0.0

@@ -1,4 +1,5 @@
-"""A teacher behind the reward interface: its distribution is the mean over its traces, item by item; what it cannot answer says why."""
+"""A teacher behind the reward interface: its distribution is the mean over its traces, item by item; what it cannot
+answer says why."""
 
 import numpy as np
 import pytest
@@ -38,7 +39,9 @@ def test_the_distribution_is_the_mean_over_traces(teacher, noise_image):
     assert len(engine.said) == 2
     for d, (request, group) in enumerate(engine.said):
         np.testing.assert_array_equal(request.image, noise_image)
-        assert engine.text.tokenizer.decode(request.token_ids) == engine.text.tokenizer.decode(engine.text.question(item.prompt, item.dimensions[d]))
+        assert engine.text.tokenizer.decode(request.token_ids) == engine.text.tokenizer.decode(
+            engine.text.question(item.prompt, item.dimensions[d])
+        )
         rows = [np.exp(j.score_logprobs.astype(np.float64)) for j in group if j.score_index is not None]
         q = np.mean([row / row.sum() for row in rows], axis=0)
         np.testing.assert_allclose(answer.q[d], q, atol=1e-6)
@@ -56,5 +59,7 @@ def test_neighbours_and_repeats_change_nothing(teacher, noise_image):
     ]
     (alone,) = teacher.answer([item])
     *faults, together = teacher.answer([*others, item])
-    assert [f.status for f in faults] == ["no_gradient", "prompt_too_long", "empty_prompt"] and all(isinstance(f, ItemFault) for f in faults)
+    assert [f.status for f in faults] == ["no_gradient", "prompt_too_long", "empty_prompt"] and all(
+        isinstance(f, ItemFault) for f in faults
+    )
     np.testing.assert_allclose(together.q, alone.q, atol=1e-5)

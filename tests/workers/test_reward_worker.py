@@ -32,7 +32,16 @@ def test_mixed_batch(worker):
         RewardItem(IMAGE, "purple", DIMENSIONS, (1.0, 1.0, 0.0, 0.0)),
     ]
     answers = worker.answer(items)
-    assert [getattr(a, "status", "ok") for a in answers] == ["ok", "ok", "bad_pixels", "bad_prompt", "undecodable", "ok", "ok", "ok"]
+    assert [getattr(a, "status", "ok") for a in answers] == [
+        "ok",
+        "ok",
+        "bad_pixels",
+        "bad_prompt",
+        "undecodable",
+        "ok",
+        "ok",
+        "ok",
+    ]
     assert answers[1].mu.shape == (1,) and answers[1].gradient is None
     x = torch.from_numpy(IMAGE)[None].requires_grad_()
     scores = worker.student(x, ["a red star"])
@@ -40,7 +49,9 @@ def test_mixed_batch(worker):
     reward.sum().backward()
     assert answers[5].reward == pytest.approx(float(reward), abs=1e-5)
     np.testing.assert_allclose(answers[5].gradient * answers[5].scale, x.grad[0].numpy(), atol=1e-7, rtol=1e-4)
-    np.testing.assert_allclose(answers[0].gradient * answers[0].scale, -answers[6].gradient * answers[6].scale, atol=1e-7, rtol=1e-4)
+    np.testing.assert_allclose(
+        answers[0].gradient * answers[0].scale, -answers[6].gradient * answers[6].scale, atol=1e-7, rtol=1e-4
+    )
     assert all(worker.phases[phase] > 0 for phase in ("batch", "preprocess", "forward", "backward"))
 
 
@@ -54,7 +65,9 @@ def test_a_failing_item_leaves_its_neighbours(worker, monkeypatch):
 
     monkeypatch.setattr(worker.student, "forward", fails_for_purple)
     answers = worker.answer([RewardItem(IMAGE, p, DIMENSIONS) for p in ("red", "purple", "blue")])
-    assert [getattr(a, "status", "ok") for a in answers] == ["ok", "failed", "ok"] and "no purple today" in answers[1].reason
+    assert [getattr(a, "status", "ok") for a in answers] == ["ok", "failed", "ok"] and "no purple today" in answers[
+        1
+    ].reason
 
 
 def test_scale_is_an_exact_power_of_two():

@@ -1,17 +1,18 @@
-"""The rollout worker on a real vLLM engine: same log-probs as the learner's forward, versions, pushes that are proved."""
+"""The rollout worker on a real vLLM engine: same log-probs as the learner's forward, versions, pushes that are
+proved."""
 
 import numpy as np
 import pytest
 import torch
 
-from zr_ray.config import WeightsSection
+from zr_ray.config.sections import WeightsSection
 from zr_ray.errors import WeightSyncError
+from zr_ray.judging.ask import generate, question, score, workers_of_rank
 from zr_ray.loops.push import WeightPush
-from zr_ray.loops.rollout import generate, question, score, workers_of_rank
 from zr_ray.models.judge import load_packed_judge
 from zr_ray.models.packing import Row
 from zr_ray.rubric import DIMENSIONS
-from zr_ray.weights import logprob_difference, make_buckets
+from zr_ray.workers.weights import logprob_difference, make_buckets
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,8 @@ def requests(judge, world_items):
 def forward(judge, requests, groups):
     module, _, packer = judge
     rows = [
-        Row(r.token_ids, r.image, tuple(j.token_ids for j in g), tuple(j.score_index for j in g)) for r, g in zip(requests, groups, strict=True)
+        Row(r.token_ids, r.image, tuple(j.token_ids for j in g), tuple(j.score_index for j in g))
+        for r, g in zip(requests, groups, strict=True)
     ]
     with torch.no_grad():
         return module(packer.pack(rows))
@@ -116,7 +118,7 @@ def test_push_is_verified_and_a_stale_engine_is_noticed(fleet, judge_path, reque
 
 
 def test_buckets_hold_every_parameter_once(judge):
-    from zr_ray.weights import read_buckets
+    from zr_ray.workers.weights import read_buckets
 
     named = list(judge[0].model.named_parameters())
     blobs = list(make_buckets(named, 2**20))

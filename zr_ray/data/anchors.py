@@ -1,10 +1,11 @@
 """The same training data on a scale of five: labels without half-points.
 
-A label drops to its rubric anchor, the integer below it. That is the annotation workflow without its half-point comparison: the paper
-compares items inside one integer bin [k, k + 1) and moves distinguishable ones by half a point (method section 2). Rounding down keeps
-the order, so no preference is invented; pairs inside one bin tie and are no pairs any more. The shift of the mean by up to half
-a point is the same for every judge trained on it and changes neither HPA nor correlations by itself.
-Test and dev items keep every annotator's score: the question is what a judge learns from five levels, not how it is graded.
+A label drops to its rubric anchor, the integer below it. That is the annotation workflow without its half-point
+comparison: the paper compares items inside one integer bin [k, k + 1) and moves distinguishable ones by half a point
+(method section 2). Rounding down keeps the order, so no preference is invented; pairs inside one bin tie and are no
+pairs any more. The shift of the mean by up to half a point is the same for every judge trained on it and changes
+neither HPA nor correlations by itself. Test and dev items keep every annotator's score: the question is what a judge
+learns from five levels, not how it is graded.
 """
 
 from __future__ import annotations
@@ -19,13 +20,16 @@ from zr_ray.data.annotations import read_annotations, write_annotations
 
 
 def write_anchor_labels(source: Path, target: Path) -> int:
-    """Copy a data set with the training labels rounded down to integers; images are hard links where the file system allows.
+    """Copy a data set with the training labels rounded down to integers; images are hard links where the file system
+    allows.
 
     Returns: the number of labels that changed. Does nothing but count if the target is already complete.
     Raises: DataError if the source breaks the format."""
     source, target = Path(source).absolute(), Path(target).absolute()
     items = list(read_annotations(source))
-    changed = sum(score != math.floor(score) for item in items if item.split == "train" for score in item.scores.values())
+    changed = sum(
+        score != math.floor(score) for item in items if item.split == "train" for score in item.scores.values()
+    )
     if (target / "annotations.jsonl").is_file():
         return changed
     copies = []

@@ -1,22 +1,23 @@
 """Annotated text-image data on disk: the one format everything downstream sees.
 
-A data set is a folder with image files and either `annotations.jsonl` (one record a line) or `annotations.parquet` (the same columns,
-one record a row). A record:
+A data set is a folder with image files and either `annotations.jsonl` (one record a line) or `annotations.parquet` (the
+same columns, one record a row). A record:
 
     id         string, unique in the data set
     group      string; records of one group share their prompt and split, and are compared with one another
     split      "train", "dev" or "test"
     prompt     string
     image      path of the image file, relative to the folder and inside it
-    scores     {dimension: score}. Train: one rubric score, a bin of S (1.0, 1.5, ... 5.0). Dev and test: one number in [1, 5], or a
-               list with every annotator's score. Dimensions are those of `rubric.DIMENSIONS`; a dimension without a score is left out
-    origin     optional string: where image and scores come from ("rendered" for the simulated world, "generated", "human", ...);
-               "unknown" when absent
+    scores     {dimension: score}. Train: one rubric score, a bin of S (1.0, 1.5, ... 5.0). Dev and test: one number in
+               [1, 5], or a list with every annotator's score. Dimensions are those of `rubric.DIMENSIONS`; a dimension
+               without a score is left out
+    origin     optional string: where image and scores come from ("rendered" for the simulated world, "generated",
+               "human", ...); "unknown" when absent
     truth      optional {dimension: number in [1, 5]}: true scores, simulated data only
     reasoning  optional {dimension: string}: reasoning text without marker and score
 
-Parquet columns have one type, so there `scores` is a struct of lists, and absent entries are null. In both formats a list of one
-number means that number. Unknown fields are refused: a misspelt field would otherwise be lost silently.
+Parquet columns have one type, so there `scores` is a struct of lists, and absent entries are null. In both formats a
+list of one number means that number. Unknown fields are refused: a misspelt field would otherwise be lost silently.
 """
 
 from __future__ import annotations
@@ -55,8 +56,8 @@ def read_annotations(
 ) -> Iterator[AnnotatedImage]:
     """Stream the records of a data set in file order, checking every one of them, also those outside `split`.
 
-    Args: path: the folder, or its annotation file. split: only records of this split; None for all. decode_images: also decode the
-    image of every record that is returned (slow, finds damaged and huge files before a run does).
+    Args: path: the folder, or its annotation file. split: only records of this split; None for all. decode_images: also
+    decode the image of every record that is returned (slow, finds damaged and huge files before a run does).
     Raises: DataError naming file and line at the first record that breaks the format; at the end if the split is empty.
     """
     if split is not None and split not in SPLITS:
@@ -68,18 +69,21 @@ def read_annotations(
     for where, raw in _raw_parquet(file) if file.suffix == ".parquet" else json_lines(file):
         item = checked_record(raw, where, file.parent)
         if item.id in ids:
-            raise DataError(f"{where}: wanted unique ids, id {item.id!r} is already at {ids[item.id]}; rename or remove one of the two")
+            raise DataError(
+                f"{where}: wanted unique ids, id {item.id!r} is already at {ids[item.id]}; rename or remove one of"
+                " the two"
+            )
         ids[item.id] = where.rpartition(": ")[2]
         prompt, group_split, first = groups.setdefault(item.group, (item.prompt, item.split, ids[item.id]))
         if prompt != item.prompt:
             raise DataError(
-                f"{where}: wanted one prompt per group, group {item.group!r} has {prompt!r} at {first} and {item.prompt!r} here; "
-                "give the records different groups"
+                f"{where}: wanted one prompt per group, group {item.group!r} has {prompt!r} at {first} and"
+                f" {item.prompt!r} here; give the records different groups"
             )
         if group_split != item.split:
             raise DataError(
-                f"{where}: wanted one split per group, group {item.group!r} is {group_split!r} at {first} and {item.split!r} here; "
-                "move the whole group to one split"
+                f"{where}: wanted one split per group, group {item.group!r} is {group_split!r} at {first} and"
+                f" {item.split!r} here; move the whole group to one split"
             )
         counts[item.split] += 1
         if split is None or item.split == split:
@@ -88,7 +92,10 @@ def read_annotations(
             yield item
     if not (counts[split] if split else sum(counts.values())):
         held = ", ".join(f"{name} {count}" for name, count in counts.items())
-        raise DataError(f"{file}: wanted records of split {split or 'any'!r}, got none (records: {held}); add some or choose another")
+        raise DataError(
+            f"{file}: wanted records of split {split or 'any'!r}, got none (records: {held}); add some or choose"
+            " another"
+        )
 
 
 def _decoded(item: AnnotatedImage, where: str, max_pixels: int) -> None:
@@ -102,12 +109,17 @@ def _annotation_file(path: Path) -> Path:
     """The annotation file of a folder, or the file itself."""
     if path.is_file():
         if path.suffix[1:] not in FILES:
-            raise DataError(f"{path}: wanted a .jsonl or .parquet file, got {path.name!r}; name the annotation file or its folder")
+            raise DataError(
+                f"{path}: wanted a .jsonl or .parquet file, got {path.name!r}; name the annotation file or its folder"
+            )
         return path
     found = [path / name for name in FILES.values() if (path / name).is_file()]
     if len(found) != 1:
         got = "both" if found else "neither" if path.is_dir() else "no such folder"
-        raise DataError(f"{path}: wanted {' or '.join(FILES.values())} in this folder, got {got}; name the file, or correct the path")
+        raise DataError(
+            f"{path}: wanted {' or '.join(FILES.values())} in this folder, got {got}; name the file, or correct the"
+            " path"
+        )
     return found[0]
 
 
@@ -120,7 +132,9 @@ def _raw_parquet(file: Path) -> Iterator[tuple[str, dict]]:
                     number += 1
                     yield f"{file}: line {number}", _without_nulls(row)
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{file}: wanted a Parquet file, pyarrow says after record {number}: {error}; write the file again") from error
+        raise DataError(
+            f"{file}: wanted a Parquet file, pyarrow says after record {number}: {error}; write the file again"
+        ) from error
 
 
 def _without_nulls(row: dict) -> dict:
@@ -139,14 +153,17 @@ def write_annotations(root: Path | str, items: Iterable[AnnotatedImage], format:
     """Write the annotation file of a folder that already holds the images; atomic (temporary file, fsync, rename).
 
     Args: items: streamed; their images must lie inside `root`. format: "jsonl" or "parquet". Returns: the file.
-    Raises: DataError if the format is unknown, the folder already has a file of the other format, or an image lies outside.
+    Raises: DataError if the format is unknown, the folder already has a file of the other format, or an image lies
+    outside.
     """
     root = Path(root).absolute()
     if format not in FILES:
         raise DataError(f"wanted format {' or '.join(FILES)}, got {format!r}; correct it")
     other = [root / name for kind, name in FILES.items() if kind != format and (root / name).exists()]
     if other:
-        raise DataError(f"{other[0]} is already there and would make the folder ambiguous; remove it or write that format")
+        raise DataError(
+            f"{other[0]} is already there and would make the folder ambiguous; remove it or write that format"
+        )
     target = root / FILES[format]
     with atomic_file(target) as file:
         (_write_jsonl if format == "jsonl" else _write_parquet)(file, (_raw(item, root) for item in items))
@@ -158,7 +175,14 @@ def _raw(item: AnnotatedImage, root: Path) -> dict:
         raise DataError(f"item {item.id!r}: wanted an image inside {root}, got {item.image}; copy it there first")
     image = item.image.relative_to(root).as_posix()
     scores = {d: list(s) if isinstance(s, tuple) else s for d, s in item.scores.items()}
-    record = {"id": item.id, "group": item.group, "split": item.split, "prompt": item.prompt, "image": image, "scores": scores}
+    record = {
+        "id": item.id,
+        "group": item.group,
+        "split": item.split,
+        "prompt": item.prompt,
+        "image": image,
+        "scores": scores,
+    }
     optional = {"origin": item.origin, "truth": item.truth, "reasoning": item.reasoning}
     return record | {name: value for name, value in optional.items() if value}
 

@@ -14,14 +14,19 @@ REQUIRED = ("id", "group", "split", "prompt", "image", "scores")
 OPTIONAL = ("origin", "truth", "reasoning")
 
 
-def check_head(raw: dict, where: str, required: tuple[str, ...], optional: tuple[str, ...], strings: tuple[str, ...]) -> None:
-    """What every kind of record must fulfil: its fields, non-empty `strings`, a known split. where: file and line.   Raises: DataError."""
+def check_head(
+    raw: dict, where: str, required: tuple[str, ...], optional: tuple[str, ...], strings: tuple[str, ...]
+) -> None:
+    """What every kind of record must fulfil: its fields, non-empty `strings`, a known split. where: file and line.
+    Raises: DataError."""
     missing = [name for name in required if name not in raw]
     if missing:
         raise DataError(f"{where}: wanted fields {', '.join(required)}, missing {', '.join(missing)}; add them")
     unknown = sorted(set(raw) - set(required) - set(optional))
     if unknown:
-        raise DataError(f"{where}: got unknown field {unknown[0]!r}; known: {', '.join(required + optional)}; rename or remove it")
+        raise DataError(
+            f"{where}: got unknown field {unknown[0]!r}; known: {', '.join(required + optional)}; rename or remove it"
+        )
     for name in strings:
         if name in raw and (not isinstance(raw[name], str) or not raw[name].strip()):
             raise DataError(f"{where}: wanted a non-empty string in {name!r}, got {raw[name]!r}; fill it in")
@@ -36,13 +41,24 @@ def checked_record(raw: dict, where: str, root: Path) -> AnnotatedImage:
     for dimension, text in reasoning.items():
         if not isinstance(text, str):
             raise DataError(f"{where}: wanted a string in reasoning.{dimension}, got {text!r}; correct it")
-    scores = {d: _score(value, raw["split"], f"{where}: scores.{d}") for d, value in _per_dimension(raw, "scores", where).items()}
+    scores = {
+        d: _score(value, raw["split"], f"{where}: scores.{d}")
+        for d, value in _per_dimension(raw, "scores", where).items()
+    }
     if not scores:
         raise DataError(f"{where}: wanted a score in at least one dimension, got none; add one or remove the record")
     truth = {d: _on_scale(value, f"{where}: truth.{d}") for d, value in _per_dimension(raw, "truth", where).items()}
     image = image_path(raw["image"], where, root)
     return AnnotatedImage(
-        raw["id"], raw["group"], raw["split"], raw["prompt"], image, scores, raw.get("origin", "unknown"), truth, reasoning
+        raw["id"],
+        raw["group"],
+        raw["split"],
+        raw["prompt"],
+        image,
+        scores,
+        raw.get("origin", "unknown"),
+        truth,
+        reasoning,
     )
 
 
@@ -52,13 +68,18 @@ def _per_dimension(raw: dict, name: str, where: str) -> dict:
         raise DataError(f"{where}: wanted {{dimension: value}} in {name!r}, got {value!r}; correct it")
     unknown = [d for d in value if d not in DIMENSIONS]
     if unknown:
-        raise DataError(f"{where}: got unknown dimension {unknown[0]!r} in {name!r}; known: {', '.join(DIMENSIONS)}; rename or remove it")
+        raise DataError(
+            f"{where}: got unknown dimension {unknown[0]!r} in {name!r}; known: {', '.join(DIMENSIONS)}; rename or"
+            " remove it"
+        )
     return value
 
 
 def _on_scale(value: object, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not SCORE_BINS[0] <= value <= SCORE_BINS[-1]:
-        raise DataError(f"{where}: wanted a number in [{SCORE_BINS[0]:g}, {SCORE_BINS[-1]:g}], got {value!r}; rescale or remove it")
+        raise DataError(
+            f"{where}: wanted a number in [{SCORE_BINS[0]:g}, {SCORE_BINS[-1]:g}], got {value!r}; rescale or remove it"
+        )
     return float(value)
 
 
@@ -69,20 +90,28 @@ def _score(value: object, split: str, where: str) -> float | tuple[float, ...]:
         given = tuple(_on_scale(entry, where) for entry in value)
         if len(given) > 1:
             if split == "train":
-                raise DataError(f"{where}: wanted one rubric score in split 'train', got {len(given)} annotators' scores; aggregate them")
+                raise DataError(
+                    f"{where}: wanted one rubric score in split 'train', got {len(given)} annotators' scores; aggregate"
+                    " them"
+                )
             return given
         value = given[0]
     score = _on_scale(value, where)
     if split == "train" and score not in SCORE_BINS:
-        raise DataError(f"{where}: wanted a bin of {', '.join(map(str, SCORE_BINS))}, got {score!r}; round it to a half-point")
+        raise DataError(
+            f"{where}: wanted a bin of {', '.join(map(str, SCORE_BINS))}, got {score!r}; round it to a half-point"
+        )
     return score
 
 
 def image_path(name: str, where: str, root: Path) -> Path:
-    """Absolute path of an image named relative to `root`.   Raises: DataError if it is absolute, outside, or no file."""
+    """Absolute path of an image named relative to `root`.   Raises: DataError if it is absolute, outside, or no
+    file."""
     path = Path(os.path.normpath(root.absolute() / name))
     if os.path.isabs(name) or not path.is_relative_to(os.path.normpath(root.absolute())):
-        raise DataError(f"{where}: wanted an image path relative to and inside {root}, got {name!r}; move the image there")
+        raise DataError(
+            f"{where}: wanted an image path relative to and inside {root}, got {name!r}; move the image there"
+        )
     if not path.is_file():
         raise DataError(f"{where}: wanted an image file at {path}, there is none; correct 'image' or add the file")
     return path

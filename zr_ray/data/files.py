@@ -25,7 +25,9 @@ def json_lines(file: Path) -> Iterator[tuple[str, dict]]:
             try:
                 raw = json.loads(line)
             except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-                raise DataError(f"{where}: wanted one JSON object in UTF-8, got {line[:60]!r} ({error}); correct the line") from error
+                raise DataError(
+                    f"{where}: wanted one JSON object in UTF-8, got {line[:60]!r} ({error}); correct the line"
+                ) from error
             if not isinstance(raw, dict):
                 raise DataError(f"{where}: wanted a JSON object, got {type(raw).__name__}; write one record a line")
             yield where, raw
@@ -33,7 +35,8 @@ def json_lines(file: Path) -> Iterator[tuple[str, dict]]:
 
 @contextmanager
 def atomic_file(target: Path) -> Iterator[BinaryIO]:
-    """A file to write that appears under `target` only when the block ends without an exception (temporary file, fsync, rename)."""
+    """A file to write that appears under `target` only when the block ends without an exception (temporary file, fsync,
+    rename)."""
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
         with open(temporary, "wb") as file:

@@ -22,9 +22,11 @@ class ImageTooLarge(DataError):
 
 
 def load_image(path: Path | str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Decode an image file. Only the header is read before the size check; EXIF rotation is applied, transparency dropped.
+    """Decode an image file. Only the header is read before the size check; EXIF rotation is applied, transparency
+    dropped.
 
-    Returns: [H, W, 3] uint8 RGB.   Raises: DataError if the file is missing, undecodable, not 8 bits a channel, or too large.
+    Returns: [H, W, 3] uint8 RGB.   Raises: DataError if the file is missing, undecodable, not 8 bits a channel, or too
+    large.
     """
     try:
         return decode_image(path, str(path), max_pixels)
@@ -32,7 +34,9 @@ def load_image(path: Path | str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         raise DataError(f"{path}: wanted an image file, there is none; correct the path or add the file") from error
 
 
-def decode_image(source: Path | str | BinaryIO, name: str, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] | None = None) -> np.ndarray:
+def decode_image(
+    source: Path | str | BinaryIO, name: str, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] | None = None
+) -> np.ndarray:
     """The same for an open file or bytes in memory, of the given Pillow formats only. `name` stands in the errors.
 
     Raises: ImageTooLarge, or another DataError; FileNotFoundError for a path that is not there."""
@@ -46,14 +50,20 @@ def decode_image(source: Path | str | BinaryIO, name: str, max_pixels: int = MAX
                         "scale the image down or raise max_pixels"
                     )
                 if image.mode.startswith(("I", "F")):
-                    raise DataError(f"{name}: wanted 8 bits a channel, got Pillow mode {image.mode}; convert the image to 8-bit RGB")
+                    raise DataError(
+                        f"{name}: wanted 8 bits a channel, got Pillow mode {image.mode}; convert the image to 8-bit RGB"
+                    )
                 return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     except FileNotFoundError:
         raise
     except Image.DecompressionBombError as error:
-        raise ImageTooLarge(f"{name}: wanted at most {max_pixels} pixels, got a decompression bomb ({error}); remove the image") from error
+        raise ImageTooLarge(
+            f"{name}: wanted at most {max_pixels} pixels, got a decompression bomb ({error}); remove the image"
+        ) from error
     except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise DataError(f"{name}: wanted a decodable image, Pillow says: {error}; write the file again or remove its record") from error
+        raise DataError(
+            f"{name}: wanted a decodable image, Pillow says: {error}; write the file again or remove its record"
+        ) from error
 
 
 def check_images(items: Iterable[AnnotatedImage], max_pixels: int = MAX_PIXELS) -> int:

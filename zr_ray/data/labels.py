@@ -3,8 +3,8 @@
     <folder>/manifest.json         what made the labels; a folder only takes labels of one provenance
              part-000000.parquet   one row an item, see SCHEMA; a part is complete or not there, and never changes
 
-An item is named by the hash of its prompt and image file, so the same picture is labelled once whatever data set it is in, and labels
-of another picture can never be taken for its own. One process writes at a time (`locked`).
+An item is named by the hash of its prompt and image file, so the same picture is labelled once whatever data set it is
+in, and labels of another picture can never be taken for its own. One process writes at a time (`locked`).
 Left out on purpose: how labels are made (`loops/label.py`), and removal.
 """
 
@@ -34,7 +34,10 @@ SCHEMA = pa.schema(
     [
         ("fingerprint", pa.string()),
         ("id", pa.string()),  # of the item it was labelled as; information only
-        ("log_q", pa.struct([(d, pa.list_(pa.float32())) for d in DIMENSIONS])),  # K nats, mean of the valid traces; null without one
+        (
+            "log_q",
+            pa.struct([(d, pa.list_(pa.float32())) for d in DIMENSIONS]),
+        ),  # K nats, mean of the valid traces; null without one
         ("valid", pa.struct([(d, pa.int32()) for d in DIMENSIONS])),  # well-formed traces
         ("tokens", pa.struct([(d, pa.int32()) for d in DIMENSIONS])),  # generated tokens of all traces
         ("worker", pa.string()),  # host and process that labelled it
@@ -62,7 +65,9 @@ def fingerprint(item: AnnotatedImage) -> str:
     try:
         content = item.image.read_bytes()
     except OSError as error:
-        raise DataError(f"item {item.id!r}: image {item.image} cannot be read ({error.strerror}); add the file") from error
+        raise DataError(
+            f"item {item.id!r}: image {item.image} cannot be read ({error.strerror}); add the file"
+        ) from error
     return hashlib.sha256(item.prompt.encode() + b"\0" + content).hexdigest()[:32]
 
 
@@ -76,7 +81,8 @@ class LabelSet:
     """One folder of labels. Verbs: locked, read, append."""
 
     def __init__(self, folder: Path, provenance: dict, about: dict | None = None) -> None:
-        """Open the folder, or make it. provenance: JSON values that decide the labels. about: further facts, written once.
+        """Open the folder, or make it. provenance: JSON values that decide the labels. about: further facts, written
+        once.
 
         Raises: ConfigError if the folder holds labels of another provenance."""
         self.folder = Path(folder)
@@ -93,12 +99,15 @@ class LabelSet:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """The right to append, for this process; ends with the block or the process. Raises ConfigError if another one has it."""
+        """The right to append, for this process; ends with the block or the process. Raises ConfigError if another one
+        has it."""
         with open(self.folder / ".lock", "w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise ConfigError(f"another run is labelling into {self.folder}; wait for it, or choose another label.path") from None
+                raise ConfigError(
+                    f"another run is labelling into {self.folder}; wait for it, or choose another label.path"
+                ) from None
             yield
 
     def parts(self) -> list[Path]:
@@ -112,10 +121,14 @@ class LabelSet:
             try:
                 rows = pq.read_table(path, schema=SCHEMA).to_pylist()
             except (pa.ArrowException, OSError) as error:
-                raise DataError(f"{path}: wanted a part of a label set, pyarrow says: {error}; remove it, it is made again") from error
+                raise DataError(
+                    f"{path}: wanted a part of a label set, pyarrow says: {error}; remove it, it is made again"
+                ) from error
             for row in rows:
                 if row["fingerprint"] in labels:
-                    raise DataError(f"{path}: item {row['id']!r} is labelled twice; remove this file, what it lacks is made again")
+                    raise DataError(
+                        f"{path}: item {row['id']!r} is labelled twice; remove this file, what it lacks is made again"
+                    )
                 labels[row["fingerprint"]] = _label(row)
         return labels
 
@@ -130,9 +143,14 @@ class LabelSet:
 
 
 def _label(row: dict) -> Label:
-    log_q = [row["log_q"][d] if row["log_q"] and row["log_q"][d] is not None else [np.nan] * len(SCORE_BINS) for d in DIMENSIONS]
+    log_q = [
+        row["log_q"][d] if row["log_q"] and row["log_q"][d] is not None else [np.nan] * len(SCORE_BINS)
+        for d in DIMENSIONS
+    ]
     counts = [[(row[name] or {}).get(d) or 0 for d in DIMENSIONS] for name in ("valid", "tokens")]
-    return Label(np.asarray(log_q, np.float32), np.asarray(counts[0]), np.asarray(counts[1]), row["worker"], row["error"])
+    return Label(
+        np.asarray(log_q, np.float32), np.asarray(counts[0]), np.asarray(counts[1]), row["worker"], row["error"]
+    )
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -1,4 +1,5 @@
-"""Several annotated data sets as one: so that a judge can be trained on rendered, generated and human data together (`data.path`).
+"""Several annotated data sets as one: so that a judge can be trained on rendered, generated and human data together
+(`data.path`).
 
 Left out on purpose: weights per source; a set counts by the pairs that it holds, so take more or fewer prompts of it.
 """
@@ -15,17 +16,23 @@ from zr_ray.errors import DataError
 from zr_ray.records import AnnotatedImage
 
 
-def mix_annotations(root: Path | str, sources: Mapping[str, Path], *, splits: Mapping[str, tuple[str, ...]] | None = None) -> dict[str, int]:
+def mix_annotations(
+    root: Path | str, sources: Mapping[str, Path], *, splits: Mapping[str, tuple[str, ...]] | None = None
+) -> dict[str, int]:
     """Copy the images of every source into `root/images/<name>` and write one `annotations.jsonl`, last and atomically.
 
-    Ids and groups get the source's name in front, so equal ids of two sources do not meet; all else stays, `origin` too.
+    Ids and groups get the source's name in front, so equal ids of two sources do not meet; all else stays, `origin`
+    too.
     Args: sources: name -> folder of a data set. splits: name -> the splits taken from it; all where a name is absent.
-    Returns: name -> records taken.   Raises: DataError on a broken source, an unfit name, or a source that gives nothing."""
+    Returns: name -> records taken.   Raises: DataError on a broken source, an unfit name, or a source that gives
+    nothing."""
     root = Path(root).absolute()
     counts = dict.fromkeys(sources, 0)
     unfit = [name for name in sources if not name.replace("_", "").replace("-", "").isalnum()]
     if unfit or not sources:
-        raise DataError(f"wanted sources named by letters, digits, - and _, got {unfit or 'none'}; call them e.g. rendered=FOLDER")
+        raise DataError(
+            f"wanted sources named by letters, digits, - and _, got {unfit or 'none'}; call them e.g. rendered=FOLDER"
+        )
     if any(Path(folder).resolve() == root.resolve() for folder in sources.values()):
         raise DataError(f"{root} is one of the sources and would be overwritten; name another folder")
 
@@ -41,7 +48,10 @@ def mix_annotations(root: Path | str, sources: Mapping[str, Path], *, splits: Ma
                 counts[name] += 1
                 yield replace(item, id=f"{name}/{item.id}", group=f"{name}/{item.group}", image=path)
             if not counts[name]:
-                raise DataError(f"{folder}: wanted records of split {', '.join(wanted or ())}, got none; choose another split or source")
+                raise DataError(
+                    f"{folder}: wanted records of split {', '.join(wanted or ())}, got none; choose another split or"
+                    " source"
+                )
 
     root.mkdir(parents=True, exist_ok=True)
     write_annotations(root, items())

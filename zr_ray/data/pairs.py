@@ -23,7 +23,8 @@ def group_items(items: Iterable[AnnotatedImage]) -> dict[str, list[AnnotatedImag
 
 
 def preference_pairs(items: Iterable[AnnotatedImage], dimensions: Sequence[str] = DIMENSIONS) -> list[PreferencePair]:
-    """Every (winner, loser, dimension) inside a group whose aggregated scores differ; ties give no pair (method section 2).
+    """Every (winner, loser, dimension) inside a group whose aggregated scores differ; ties give no pair (method section
+    2).
 
     Items without a score in a dimension take no part in it. Order: group, dimension, then as the items come.
     """
@@ -47,20 +48,22 @@ def _permutation(seed: int, stream: int, epoch: int, size: int) -> np.ndarray:
 class PairSchedule:
     """Which pairs a step trains on: a pure function of (seed, step), so a resumed run needs no saved position.
 
-    Slot k of the endless sequence belongs to dimension k mod D' (D' dimensions that have pairs), so the counts per dimension of any
-    step differ by at most one. Each dimension runs through its own pairs in a fresh permutation per epoch of its own, without a
-    break at the epoch boundary.
+    Slot k of the endless sequence belongs to dimension k mod D' (D' dimensions that have pairs), so the counts per
+    dimension of any step differ by at most one. Each dimension runs through its own pairs in a fresh permutation per
+    epoch of its own, without a break at the epoch boundary.
     """
 
     def __init__(self, pairs: Sequence[PreferencePair], pairs_per_step: int, seed: int) -> None:
         """Raises: DataError if there are no pairs; ConfigError if pairs_per_step is below 1 or the seed negative."""
         if not pairs:
             raise DataError(
-                "wanted at least one same-prompt pair with different scores, got none; each group needs two items or more with "
-                "different scores in some dimension"
+                "wanted at least one same-prompt pair with different scores, got none; each group needs two items or"
+                " more with different scores in some dimension"
             )
         if pairs_per_step < 1 or seed < 0:
-            raise ConfigError(f"wanted pairs_per_step at least 1 and a seed at least 0, got {pairs_per_step} and {seed}; correct them")
+            raise ConfigError(
+                f"wanted pairs_per_step at least 1 and a seed at least 0, got {pairs_per_step} and {seed}; correct them"
+            )
         by_dimension: dict[str, list[PreferencePair]] = {}
         for pair in pairs:
             by_dimension.setdefault(pair.dimension, []).append(pair)
@@ -71,7 +74,8 @@ class PairSchedule:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps after which every pair has been visited at least once (dimensions with fewer pairs come round earlier)."""
+        """Steps after which every pair has been visited at least once (dimensions with fewer pairs come round
+        earlier)."""
         slots = max((len(pairs) - 1) * len(self.streams) + stream + 1 for stream, pairs in enumerate(self.streams))
         return -(-slots // self.pairs_per_step)
 

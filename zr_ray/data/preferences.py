@@ -1,20 +1,22 @@
 """Pairs without gaps: which of two images of one prompt people preferred, and no score of either.
 
-They stand in `preferences.jsonl`, one record a line, beside the images and beside `annotations.jsonl` where that exists too:
+They stand in `preferences.jsonl`, one record a line, beside the images and beside `annotations.jsonl` where that exists
+too:
 
     group      string; as in annotations.jsonl: one prompt and one split per group
     split      "train", "dev" or "test"
     prompt     string
     winner     path of the preferred image, relative to the folder and inside it
     loser      path of the other image; differs from winner
-    dimension  one of `rubric.DIMENSIONS`, or "overall" when people chose by everything at once. No judge is asked about "overall": a
-               loss on such a pair has to combine the expected scores of the four dimensions
-    votes      optional [for the winner, for the loser], numbers of annotators, winner >= loser; absent: one choice of unknown weight
+    dimension  one of `rubric.DIMENSIONS`, or "overall" when people chose by everything at once. No judge is asked about
+               "overall": a loss on such a pair has to combine the expected scores of the four dimensions
+    votes      optional [for the winner, for the loser], numbers of annotators, winner >= loser; absent: one choice of
+    unknown weight
     origin     optional string, as in annotations.jsonl; "unknown" when absent
 
-The same pair may stand there twice and both ways round: two people chose. Unknown fields are refused.
-A preference orders two images and says nothing of how far apart they are. GDSO matches that distance (Eqs. 7, 8, 10, 11), so it cannot
-use these pairs: `require_scores` says so. The losses in `functional/rank.py` can.
+The same pair may stand there twice and both ways round: two people chose. Unknown fields are refused. A preference
+orders two images and says nothing of how far apart they are. GDSO matches that distance (Eqs. 7, 8, 10, 11), so it
+cannot use these pairs: `require_scores` says so. The losses in `functional/rank.py` can.
 """
 
 from __future__ import annotations
@@ -68,14 +70,18 @@ class Preference:
 
 
 def read_preferences(path: Path | str, *, split: str | None = None) -> Iterator[Preference]:
-    """Stream the preferences of a folder (or of its file) in file order, checking every one, also those outside `split`.
+    """Stream the preferences of a folder (or of its file) in file order, checking every one, also those outside
+    `split`.
 
-    Raises: DataError naming file and line at the first record that breaks the format; at the end if the split is empty."""
+    Raises: DataError naming file and line at the first record that breaks the format; at the end if the split is
+    empty."""
     if split is not None and split not in SPLITS:
         raise DataError(f"wanted a split of {', '.join(SPLITS)}, got {split!r}; correct the name")
     file = Path(path) / FILE if Path(path).is_dir() else Path(path)
     if not file.is_file():
-        raise DataError(f"{file}: wanted a file of preferences, there is none; correct the path, or convert a data set of pairs")
+        raise DataError(
+            f"{file}: wanted a file of preferences, there is none; correct the path, or convert a data set of pairs"
+        )
     groups: dict[str, tuple[str, str, str]] = {}
     counts = dict.fromkeys(SPLITS, 0)
     for where, raw in json_lines(file):
@@ -84,37 +90,56 @@ def read_preferences(path: Path | str, *, split: str | None = None) -> Iterator[
         prompt, group_split, first = groups.setdefault(one.group, (one.prompt, one.split, line))
         if (prompt, group_split) != (one.prompt, one.split):
             raise DataError(
-                f"{where}: wanted one prompt and one split per group, group {one.group!r} has {prompt!r} in {group_split!r} at {first} and "
-                f"{one.prompt!r} in {one.split!r} here; give the records different groups, or move the whole group to one split"
+                f"{where}: wanted one prompt and one split per group, group {one.group!r} has {prompt!r} in"
+                f" {group_split!r} at {first} and {one.prompt!r} in {one.split!r} here; give the records different"
+                " groups, or move the whole group to one split"
             )
         counts[one.split] += 1
         if split is None or one.split == split:
             yield one
     if not (counts[split] if split else sum(counts.values())):
         held = ", ".join(f"{name} {count}" for name, count in counts.items())
-        raise DataError(f"{file}: wanted preferences of split {split or 'any'!r}, got none (records: {held}); add some or choose another")
+        raise DataError(
+            f"{file}: wanted preferences of split {split or 'any'!r}, got none (records: {held}); add some or choose"
+            " another"
+        )
 
 
 def checked_preference(raw: dict, where: str, root: Path) -> Preference:
-    """The preference of a raw record. where: file and line, for messages. root: folder of the images.   Raises: DataError."""
+    """The preference of a raw record. where: file and line, for messages. root: folder of the images.   Raises:
+    DataError."""
     check_head(raw, where, REQUIRED, OPTIONAL, strings=(*REQUIRED, "origin"))
     if raw["dimension"] not in (*DIMENSIONS, OVERALL):
-        raise DataError(f"{where}: wanted dimension {', '.join((*DIMENSIONS, OVERALL))}, got {raw['dimension']!r}; rename it")
+        raise DataError(
+            f"{where}: wanted dimension {', '.join((*DIMENSIONS, OVERALL))}, got {raw['dimension']!r}; rename it"
+        )
     winner, loser = (image_path(raw[side], f"{where}: {side}", root) for side in ("winner", "loser"))
     if winner == loser:
-        raise DataError(f"{where}: wanted two different images, got {raw['winner']!r} as winner and loser; correct or remove the record")
+        raise DataError(
+            f"{where}: wanted two different images, got {raw['winner']!r} as winner and loser; correct or remove the"
+            " record"
+        )
     votes = _votes(raw["votes"], where) if "votes" in raw else None
     return Preference(
         raw["group"], raw["split"], raw["prompt"], winner, loser, raw["dimension"], votes, raw.get("origin", "unknown")
-    )  # fmt: skip
+    )
 
 
 def _votes(value: object, where: str) -> tuple[float, float]:
-    numbers = isinstance(value, list) and len(value) == 2 and all(type(v) in (int, float) and math.isfinite(v) and v >= 0 for v in value)
+    numbers = (
+        isinstance(value, list)
+        and len(value) == 2
+        and all(type(v) in (int, float) and math.isfinite(v) and v >= 0 for v in value)
+    )
     if not numbers or sum(value) == 0:
-        raise DataError(f"{where}: wanted votes [for the winner, for the loser], at least one in all, got {value!r}; correct them")
+        raise DataError(
+            f"{where}: wanted votes [for the winner, for the loser], at least one in all, got {value!r}; correct them"
+        )
     if value[0] < value[1]:
-        raise DataError(f"{where}: wanted at least as many votes for the winner as for the loser, got {value!r}; swap winner and loser")
+        raise DataError(
+            f"{where}: wanted at least as many votes for the winner as for the loser, got {value!r}; swap winner and"
+            " loser"
+        )
     return float(value[0]), float(value[1])
 
 
@@ -141,7 +166,8 @@ def _raw(one: Preference, root: Path) -> dict:
 
 
 def usable_losses(folder: Path | str) -> tuple[str, ...]:
-    """Names of the losses and rewards that the data of a folder can serve. Scores also order images, so with them every one is usable."""
+    """Names of the losses and rewards that the data of a folder can serve. Scores also order images, so with them every
+    one is usable."""
     folder = Path(folder)
     if folder.is_file():
         return PAIR_LOSSES if folder.name == FILE else (*SCORE_LOSSES, *PAIR_LOSSES)
@@ -154,7 +180,8 @@ def require_scores(folder: Path | str, loss: str) -> None:
     """Refuse, before anything is loaded, a loss or reward that the data of a folder cannot serve.
 
     Args: folder: data set, or its annotation or preference file. loss: a name of SCORE_LOSSES or PAIR_LOSSES.
-    Raises: DataError if the loss needs scores and the folder only has preferences, or has neither; ConfigError on an unknown name."""
+    Raises: DataError if the loss needs scores and the folder only has preferences, or has neither; ConfigError on an
+    unknown name."""
     known = (*SCORE_LOSSES, *PAIR_LOSSES)
     if loss not in known:
         raise ConfigError(f"wanted a loss of {', '.join(known)}, got {loss!r}; correct the name")

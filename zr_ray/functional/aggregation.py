@@ -1,4 +1,5 @@
-"""From score distributions to one reward per image: a weighted, optionally risk-averse sum over dimensions (Z-Reward, arXiv 2606.09076, section 5).
+"""From score distributions to one reward per image: a weighted, optionally risk-averse sum over dimensions (Z-Reward,
+arXiv 2606.09076, section 5).
 
 Axes: B images, D dimensions, K = 9 bins. Scores, means and standard deviations are in rubric points.
 Left out on purpose: normalising advantages across a group; that is policy-gradient training's.
@@ -29,10 +30,14 @@ def aggregate_reward(log_q: Tensor, bins: Tensor, weights: Tensor, risk: float =
 
         R = sum_d w_d (mu_d - k sigma_d)
 
-    Args: log_q: [B, D, K] normalised, nats. bins: [K] ascending, rubric points. weights: [D] or [B, D], any sign. risk: k, at least 0.
-    Returns: [B] rubric points times the weights' unit, differentiable.   Raises: ValueError if shapes differ or risk is negative."""
+    Args: log_q: [B, D, K] normalised, nats. bins: [K] ascending, rubric points. weights: [D] or [B, D], any sign. risk:
+    k, at least 0.
+    Returns: [B] rubric points times the weights' unit, differentiable.   Raises: ValueError if shapes differ or risk is
+    negative."""
     if log_q.ndim != 3 or weights.shape not in (log_q.shape[1:2], log_q.shape[:2]):
-        raise ValueError(f"weights must be [D] or [B, D] for log_q [B, D, K], got {tuple(weights.shape)} for {tuple(log_q.shape)}")
+        raise ValueError(
+            f"weights must be [D] or [B, D] for log_q [B, D, K], got {tuple(weights.shape)} for {tuple(log_q.shape)}"
+        )
     if not risk >= 0:
         raise ValueError(f"risk must be at least 0, got {risk}")
     value = expected_score(log_q, bins)

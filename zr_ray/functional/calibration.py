@@ -1,6 +1,7 @@
 """How good a score DISTRIBUTION is: likelihood and CRPS of the annotators' votes, calibration of P(a beats b).
 
-Axes: N items, V annotators, M pairs, K bins. Computed in float64. An item without votes, an empty bin and empty input give nan.
+Axes: N items, V annotators, M pairs, K bins. Computed in float64. An item without votes, an empty bin and empty input
+give nan.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ def vote_counts(scores: Tensor, bins: Tensor) -> Tensor:
 
 
 def annotator_nll(log_q: Tensor, votes: Tensor) -> Tensor:
-    """Mean negative log-likelihood of an item's votes: -(1/V) sum_v log q(s_v). Proper: lowest in expectation for the voters' own q.
+    """Mean negative log-likelihood of an item's votes: -(1/V) sum_v log q(s_v). Proper: lowest in expectation for the
+    voters' own q.
 
     Args: log_q: [N, K] normalised, nats. votes: [N, K] counts of `vote_counts`.
     Returns: [N] nats, at least 0 (inf if a vote fell on a bin with q = 0), nan without votes: use nanmean.
@@ -36,12 +38,14 @@ def annotator_nll(log_q: Tensor, votes: Tensor) -> Tensor:
 
 
 def crps(q: Tensor, bins: Tensor, votes: Tensor) -> Tensor:
-    """Continuous ranked probability score of an item's votes, mean over them; for a one-hot q it is the mean absolute error.
+    """Continuous ranked probability score of an item's votes, mean over them; for a one-hot q it is the mean absolute
+    error.
 
         CRPS(F, s) = sum_k (s_{k+1} - s_k) (F_k - 1[s <= s_k])^2 = E|X - s| - E|X - X'| / 2,   F_k = sum_{l <= k} q_l
 
     Args: q: [N, K] probabilities. bins: [K] ascending, rubric points. votes: [N, K] counts of `vote_counts`.
-    Returns: [N] rubric points, at least 0, nan without votes: use nanmean.   Raises: ValueError if the shapes differ."""
+    Returns: [N] rubric points, at least 0, nan without votes: use nanmean.   Raises: ValueError if the shapes
+    differ."""
     _check_votes(q, votes)
     q, votes, bins = q.detach().double(), votes.double(), bins.to(q.device).double()
     below = q.cumsum(-1)[:, :-1]
@@ -57,7 +61,9 @@ def reliability_curve(probability: Tensor, outcome: Tensor, bins: int = 10) -> t
     Returns: (mean probability [n], mean outcome [n], count [n]) float64; means are nan in empty bins.
     Raises: ValueError if shapes differ or a probability is outside [0, 1] (also nan)."""
     if probability.ndim != 1 or probability.shape != outcome.shape or bins < 1:
-        raise ValueError(f"need [M], [M] and bins >= 1, got {tuple(probability.shape)}, {tuple(outcome.shape)} and {bins}")
+        raise ValueError(
+            f"need [M], [M] and bins >= 1, got {tuple(probability.shape)}, {tuple(outcome.shape)} and {bins}"
+        )
     probability, outcome = probability.detach().double(), outcome.double()
     if not ((probability >= 0) & (probability <= 1)).all():
         raise ValueError("every probability must be in [0, 1]; clamp rounding or drop undefined pairs first")
@@ -71,7 +77,8 @@ def win_calibration_error(win_probability: Tensor, outcome: Tensor, bins: int = 
     """Expected calibration error of P(a beats b): sum_n (count_n / M) |mean probability_n - mean outcome_n|.
 
     Which item of a pair is called a is arbitrary, so every pair enters both ways round: swapping sides changes nothing.
-    Args: win_probability: [M] of `rank.win_probability`. outcome: [M] 1 if a was preferred, 0 if b, 0.5 if tied. bins: at least 1.
+    Args: win_probability: [M] of `rank.win_probability`. outcome: [M] 1 if a was preferred, 0 if b, 0.5 if tied. bins:
+    at least 1.
     Returns: in [0, 1], nan without pairs.   Raises: as `reliability_curve`."""
     probability, outcome = win_probability.detach().double(), outcome.double()
     both = torch.cat([probability, 1 - probability]), torch.cat([outcome, 1 - outcome])

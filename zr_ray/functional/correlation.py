@@ -1,7 +1,7 @@
 """Correlations of predicted with human scores: PLCC, SRCC, KRCC, and PLCC after the usual 4-parameter logistic.
 
-Axis: N items. Everything is computed in float64. Undefined values are nan, never 0 and never a crash: fewer than 2 items (5 for the
-logistic), all predictions or all human scores equal, or anything not finite.
+Axis: N items. Everything is computed in float64. Undefined values are nan, never 0 and never a crash: fewer than 2
+items (5 for the logistic), all predictions or all human scores equal, or anything not finite.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ _SIGMOID_CELLS = 1_000_000
 def plcc(predicted: Tensor, human: Tensor) -> float:
     """Pearson's linear correlation, raw: no logistic fit.
 
-    Args: predicted, human: [N].   Returns: in [-1, 1], or nan (see file header).   Raises: ValueError if the shapes differ."""
+    Args: predicted, human: [N].   Returns: in [-1, 1], or nan (see file header).   Raises: ValueError if the shapes
+    differ."""
     x, y = _items(predicted, human)
     if _undefined(x, y):
         return math.nan
@@ -39,7 +40,8 @@ def average_ranks(values: Tensor) -> Tensor:
 def srcc(predicted: Tensor, human: Tensor) -> float:
     """Spearman's rank correlation with average ranks for ties.
 
-    Args: predicted, human: [N].   Returns: in [-1, 1], or nan (see file header).   Raises: ValueError if the shapes differ."""
+    Args: predicted, human: [N].   Returns: in [-1, 1], or nan (see file header).   Raises: ValueError if the shapes
+    differ."""
     x, y = _items(predicted, human)
     return math.nan if _undefined(x, y) else plcc(average_ranks(x), average_ranks(y))
 
@@ -47,7 +49,8 @@ def srcc(predicted: Tensor, human: Tensor) -> float:
 def krcc(predicted: Tensor, human: Tensor) -> float:
     """Kendall's tau-b: (C - D) / sqrt((pairs untied in x) (pairs untied in y)). O(N^2) time, bounded memory.
 
-    Args: predicted, human: [N].   Returns: in [-1, 1], or nan (see file header).   Raises: ValueError if the shapes differ."""
+    Args: predicted, human: [N].   Returns: in [-1, 1], or nan (see file header).   Raises: ValueError if the shapes
+    differ."""
     x, y = _items(predicted, human)
     if _undefined(x, y):
         return math.nan
@@ -65,12 +68,13 @@ def logistic4_plcc(predicted: Tensor, human: Tensor) -> float:
 
         f(x) = b2 + (b1 - b2) / (1 + exp(-(x - b3) / |b4|))
 
-    For a given centre b3 and scale |b4| the best b1, b2 are a linear regression, and the fit's PLCC is the correlation of the bare sigmoid
-    with the human scores. So b3 and |b4| alone are searched: a grid, then a pattern search to 1e-7 standard deviations, without start
-    values, plateaus or singular steps. |b4| stays in [0.001, 100] standard deviations of x, from a step to a straight line, hence
-    the result is below |PLCC| by at most 1e-4. Measured against scipy's curve_fit on 200 random sets with signal: equal or better for N
-    of 100 and 1000, at most 5e-4 worse for N of 10 and 30; on pure noise each finds optima the other misses (up to 0.03).
-    A falling fit keeps its sign, departing from common scripts, which report an anti-correlated judge as a good one.
+    For a given centre b3 and scale |b4| the best b1, b2 are a linear regression, and the fit's PLCC is the correlation
+    of the bare sigmoid with the human scores. So b3 and |b4| alone are searched: a grid, then a pattern search to 1e-7
+    standard deviations, without start values, plateaus or singular steps. |b4| stays in [0.001, 100] standard
+    deviations of x, from a step to a straight line, hence the result is below |PLCC| by at most 1e-4. Measured against
+    scipy's curve_fit on 200 random sets with signal: equal or better for N of 100 and 1000, at most 5e-4 worse for N of
+    10 and 30; on pure noise each finds optima the other misses (up to 0.03). A falling fit keeps its sign, departing
+    from common scripts, which report an anti-correlated judge as a good one.
     Args: predicted, human: [N], N at least 5.   Returns: in [-1, 1], or nan (see file header).
     Raises: ValueError if the shapes differ."""
     x, y = _items(predicted, human)
@@ -85,7 +89,9 @@ def logistic4_plcc(predicted: Tensor, human: Tensor) -> float:
     for _ in range(100):
         reach = step * max(1.0, abs(centre))
         scales = (log_scale + step * moves).clamp(narrowest, widest)
-        new_centre, new_log_scale, new = _best_sigmoid(x, y, (centre + reach * moves).clamp(x.min() - 100, x.max() + 100), scales)
+        new_centre, new_log_scale, new = _best_sigmoid(
+            x, y, (centre + reach * moves).clamp(x.min() - 100, x.max() + 100), scales
+        )
         improved = abs(new) > abs(best) + 1e-13
         on_edge = abs(new_centre - centre) > 0.9 * reach or abs(new_log_scale - log_scale) > 0.9 * step
         if abs(new) > abs(best):
@@ -98,7 +104,8 @@ def logistic4_plcc(predicted: Tensor, human: Tensor) -> float:
 
 
 def _best_sigmoid(x: Tensor, y: Tensor, centres: Tensor, log_scales: Tensor) -> tuple[float, float, float]:
-    """(centre, log scale, correlation with y) of the sigmoid of x that correlates most, up to sign. y: mean 0, norm 1."""
+    """(centre, log scale, correlation with y) of the sigmoid of x that correlates most, up to sign. y: mean 0, norm
+    1."""
     best = (centres[0].item(), log_scales[0].item(), 0.0)
     for part in centres.split(max(1, _SIGMOID_CELLS // (len(log_scales) * len(x)))):
         curve = torch.sigmoid((x - part[:, None, None]) * (-log_scales).exp().unsqueeze(-1))
@@ -119,4 +126,8 @@ def _items(predicted: Tensor, human: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _undefined(x: Tensor, y: Tensor) -> bool:
-    return len(x) < 2 or not bool(x.isfinite().all() & y.isfinite().all()) or bool((x.min() == x.max()) | (y.min() == y.max()))
+    return (
+        len(x) < 2
+        or not bool(x.isfinite().all() & y.isfinite().all())
+        or bool((x.min() == x.max()) | (y.min() == y.max()))
+    )

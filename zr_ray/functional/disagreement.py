@@ -1,7 +1,8 @@
-"""How far a student's score distributions are from its teacher's: the quality watch of a deployed judge (Z-Reward, section 4).
+"""How far a student's score distributions are from its teacher's: the quality watch of a deployed judge (Z-Reward,
+section 4).
 
-Axes: N items, K bins, P prompts (groups). Items where either distribution is nan take no part; their prompts stay in the draws of the
-intervals. Left out on purpose: agreement with human scores (`metrics.py`); this needs none.
+Axes: N items, K bins, P prompts (groups). Items where either distribution is nan take no part; their prompts stay in
+the draws of the intervals. Left out on purpose: agreement with human scores (`metrics.py`); this needs none.
 """
 
 from __future__ import annotations
@@ -28,12 +29,14 @@ def disagreement(
 ) -> dict[str, float | list[float] | None]:
     """Teacher against student on the same items.
 
-        mu_gap    mean |mu_phi - mu_T|, rubric points          mu_bias   mean (mu_phi - mu_T): above 0 the student is kinder
+        mu_gap    mean |mu_phi - mu_T|, rubric points          mu_bias   mean (mu_phi - mu_T): above 0 the student is
+        kinder
         kl        mean KL(q_T || q_phi), nats (Eq. 15)         plcc      of mu_phi with mu_T
         flips     share of same-group pairs, untied for the teacher, that the student orders differently (or ties)
 
-    Args: teacher_log_q, student_log_q: [N, K] normalised nats. group: [N] long, whose items are compared. bins: [K] rubric points.
-        prompt: [N] long, what intervals resample, a union of groups; None: the group. resamples, seed: of the bootstrap.
+    Args: teacher_log_q, student_log_q: [N, K] normalised nats. group: [N] long, whose items are compared. bins: [K]
+        rubric points. prompt: [N] long, what intervals resample, a union of groups; None: the group. resamples, seed:
+        of the bootstrap.
     Returns: those five, `mu_gap_ci` and `flips_ci` (95 %), "items" and "pairs"; undefined values are None.
     Raises: ValueError if shapes differ."""
     if teacher_log_q.shape != student_log_q.shape or len(group) != len(teacher_log_q):

@@ -1,10 +1,10 @@
 """Group-wise Direct Score Optimisation: rewards and direct losses (Z-Reward, arXiv 2606.09076, section 3, Eq. 7-14).
 
 Axes: B pairs, J = 2 sides (0 winner, 1 loser), G group, T tokens, K = 9 bins, D dimensions.
-`valid` [B, 2, G] bool marks well-formed samples; None means all. A malformed sample enters no mean, may hold nan or inf, and gets a zero
-gradient here. (A nan further up, in the log-probs that made mu, must be masked there: 0 * nan is nan.)
-Losses come three ways: the scalar of the paper, and per-sample terms whose sum and count the caller may add over micro-batches and
-ranks. Rewards are detached: they are data to the policy term.
+`valid` [B, 2, G] bool marks well-formed samples; None means all. A malformed sample enters no mean, may hold nan or
+inf, and gets a zero gradient here. (A nan further up, in the log-probs that made mu, must be masked there: 0 * nan is
+nan.) Losses come three ways: the scalar of the paper, and per-sample terms whose sum and count the caller may add over
+micro-batches and ranks. Rewards are detached: they are data to the policy term.
 Left out on purpose: Bradley-Terry (see rank.py). The gap is matched, not enlarged without bound.
 """
 
@@ -21,7 +21,8 @@ def pointwise_error(expected_scores: Tensor, human_scores: Tensor, score_range: 
 
         e[b,j,i] = |mu[b,j,i] - s[b,j]| / score_range
 
-    Args: expected_scores: [B, 2, G] mu, rubric points. human_scores: [B, 2] s-hat, rubric points. score_range: S_max - S_min > 0.
+    Args: expected_scores: [B, 2, G] mu, rubric points. human_scores: [B, 2] s-hat, rubric points. score_range: S_max -
+    S_min > 0.
     Returns: [B, 2, G] in [0, 1]; nan stays nan.   Raises: ValueError if the sides do not line up."""
     _check_sides(expected_scores, human_scores, score_range)
     return (expected_scores - human_scores.to(expected_scores).unsqueeze(-1)).abs() / score_range
@@ -34,15 +35,19 @@ def gap_valid(valid: Tensor) -> Tensor:
     return valid & valid.flip(1).any(-1, keepdim=True)
 
 
-def pairwise_gap_error(expected_scores: Tensor, human_scores: Tensor, score_range: float, valid: Tensor | None = None) -> Tensor:
+def pairwise_gap_error(
+    expected_scores: Tensor, human_scores: Tensor, score_range: float, valid: Tensor | None = None
+) -> Tensor:
     """Mean distance between sampled and annotated score gaps (Eq. 10-11).
 
-        e[b,j,i] = mean_k |(mu[b,j,i] - mu[b,other,k]) - (s[b,j] - s[b,other])| / score_range,   k over the valid samples
+        e[b,j,i] = mean_k |(mu[b,j,i] - mu[b,other,k]) - (s[b,j] - s[b,other])| / score_range,   k over the valid
+        samples
 
     Eq. 10's reward is `1 - e` on rollout scores; Eq. 11's loss is `e.mean()` on learner scores.
-    Args: expected_scores: [B, 2, G] mu, rubric points. human_scores: [B, 2] s-hat, rubric points. score_range: S_max - S_min > 0.
-        valid: [B, 2, G] bool or None.
-    Returns: [B, 2, G] in [0, 2]; 0 when every gap matches, and 0 where `gap_valid(valid)` is False: count those out with it.
+    Args: expected_scores: [B, 2, G] mu, rubric points. human_scores: [B, 2] s-hat, rubric points. score_range: S_max -
+        S_min > 0. valid: [B, 2, G] bool or None.
+    Returns: [B, 2, G] in [0, 2]; 0 when every gap matches, and 0 where `gap_valid(valid)` is False: count those out
+    with it.
     Raises: ValueError if the sides do not line up."""
     _check_sides(expected_scores, human_scores, score_range)
     valid = _all_valid(expected_scores, valid)
@@ -66,12 +71,14 @@ def gdso_reward(
 ) -> Tensor:
     """Reward of each sample (Eq. 13): r = lambda_pt (1 - e_pt) + lambda_pw (1 - e_pw).
 
-    Ours (the paper is silent): a malformed sample gets the lowest reward among the valid ones of its own side; a side with none gets
-    0 everywhere, hence advantage 0. Where the other side has no valid sample there is no gap: the pointwise part then
+    Ours (the paper is silent): a malformed sample gets the lowest reward among the valid ones of its own side; a side
+    with none gets 0 everywhere, hence advantage 0. Where the other side has no valid sample there is no gap: the
+    pointwise part then
     carries the whole weight, r = (lambda_pt + lambda_pw)(1 - e_pt), or 0 if lambda_pt is 0.
     Args: expected_scores: [B, 2, G] mu of the rollout policy, rubric points. human_scores: [B, 2] s-hat, rubric points.
         score_range: S_max - S_min > 0. lambda_pointwise, lambda_pairwise: at least 0. valid: [B, 2, G] bool or None.
-    Returns: [B, 2, G] in [-lambda_pw, lambda_pt + lambda_pw], detached.   Raises: ValueError if the sides do not line up."""
+    Returns: [B, 2, G] in [-lambda_pw, lambda_pt + lambda_pw], detached.   Raises: ValueError if the sides do not line
+    up."""
     mu = expected_scores.detach()
     valid = _all_valid(mu, valid)
     with_gap = gap_valid(valid)
@@ -87,10 +94,11 @@ def gdso_reward(
 def pointwise_terms(
     score_log_q: Tensor, human_scores: Tensor, bins: Tensor, valid: Tensor | None = None, targets: Tensor | None = None
 ) -> Tensor:
-    """Per-sample cross-entropy of Eq. 8: -log q[b,j,i](s_j), or -sum_k targets_k log q_k with soft labels. Micro-batch with these.
+    """Per-sample cross-entropy of Eq. 8: -log q[b,j,i](s_j), or -sum_k targets_k log q_k with soft labels. Micro-batch
+    with these.
 
-    Args: score_log_q: [B, 2, G, K] learner log q, nats. human_scores: [B, 2] rubric points, each a bin unless targets are given.
-        bins: [K]. valid: [B, 2, G] bool or None. targets: [B, 2, K] soft labels that sum to 1, or None.
+    Args: score_log_q: [B, 2, G, K] learner log q, nats. human_scores: [B, 2] rubric points, each a bin unless targets
+        are given. bins: [K]. valid: [B, 2, G] bool or None. targets: [B, 2, K] soft labels that sum to 1, or None.
     Returns: [B, 2, G] nats, at least 0; 0 with zero gradient where invalid; denominator `valid.sum()`.
     Raises: ValueError if shapes do not line up or a hard score is no bin."""
     if score_log_q.ndim != 4 or score_log_q.shape[1] != 2 or score_log_q.shape[-1] != len(bins):
@@ -102,7 +110,9 @@ def pointwise_terms(
         raise ValueError(f"targets must be [B, 2, K] = {(*human_scores.shape, len(bins))}, got {tuple(targets.shape)}")
     valid = _all_valid(score_log_q[..., 0], valid)
     targets = targets.to(score_log_q).detach().unsqueeze(2)
-    counted = valid.unsqueeze(-1) & (targets > 0)  # a bin without label mass may have log q = -inf: it must not make nan
+    counted = valid.unsqueeze(-1) & (
+        targets > 0
+    )  # a bin without label mass may have log q = -inf: it must not make nan
     log_q = torch.where(counted, score_log_q, torch.zeros_like(score_log_q))
     return -(targets * log_q).sum(-1)
 
@@ -117,7 +127,9 @@ def pointwise_loss(
     return terms.sum() / _all_valid(terms, valid).sum().clamp_min(1)
 
 
-def pairwise_terms(expected_scores: Tensor, human_scores: Tensor, score_range: float, valid: Tensor | None = None) -> Tensor:
+def pairwise_terms(
+    expected_scores: Tensor, human_scores: Tensor, score_range: float, valid: Tensor | None = None
+) -> Tensor:
     """Per-sample gap error of Eq. 11: `pairwise_gap_error` on learner scores. Micro-batch with these.
 
     Each gap (i, k) is counted from both sides, as in the paper, and the gradient flows through both.
@@ -125,7 +137,9 @@ def pairwise_terms(expected_scores: Tensor, human_scores: Tensor, score_range: f
     return pairwise_gap_error(expected_scores, human_scores, score_range, valid)
 
 
-def pairwise_loss(expected_scores: Tensor, human_scores: Tensor, score_range: float, valid: Tensor | None = None) -> Tensor:
+def pairwise_loss(
+    expected_scores: Tensor, human_scores: Tensor, score_range: float, valid: Tensor | None = None
+) -> Tensor:
     """L_pw = (1/(2 G^2 (S_max - S_min))) sum_j sum_i sum_k |gap error|, averaged over pairs and valid samples (Eq. 11).
 
     Args, Raises: as `pairwise_gap_error`.   Returns: scalar in [0, 2]; 0 if no gap is valid."""
@@ -143,6 +157,9 @@ def _all_valid(like: Tensor, valid: Tensor | None) -> Tensor:
 
 def _check_sides(scores: Tensor, human_scores: Tensor, score_range: float) -> None:
     if scores.ndim != 3 or scores.shape[1] != 2 or human_scores.shape != scores.shape[:2]:
-        raise ValueError(f"expected [B, 2, G] scores and [B, 2] human_scores, got {tuple(scores.shape)} and {tuple(human_scores.shape)}")
+        raise ValueError(
+            f"expected [B, 2, G] scores and [B, 2] human_scores, got {tuple(scores.shape)} and"
+            f" {tuple(human_scores.shape)}"
+        )
     if not score_range > 0:
         raise ValueError(f"score_range must be S_max - S_min > 0, got {score_range}")

@@ -1,7 +1,8 @@
-"""Group-relative policy optimisation: advantages, clipped ratios, KL estimators, token aggregation (Z-Reward Eq. 3-4 and relatives).
+"""Group-relative policy optimisation: advantages, clipped ratios, KL estimators, token aggregation (Z-Reward Eq. 3-4
+and relatives).
 
-GRPO arXiv 2402.03300; DAPO 2503.14476; Dr. GRPO 2503.20783; GSPO 2507.18071; KL estimators k1-k3: Schulman, "Approximating KL
-Divergence", 2020. Log-probs are in nats, ratios have no unit.
+GRPO arXiv 2402.03300; DAPO 2503.14476; Dr. GRPO 2503.20783; GSPO 2507.18071; KL estimators k1-k3: Schulman,
+"Approximating KL Divergence", 2020. Log-probs are in nats, ratios have no unit.
 Axes: B pairs, J = 2 sides (0 winner, 1 loser), G group, N sequences, T tokens, K = 9 bins, D dimensions.
 A masked token may hold nan or inf: it enters no statistic and gets a zero gradient.
 Left out on purpose: entropy bonuses and critics; the paper uses neither.
@@ -15,19 +16,25 @@ import torch
 from torch import Tensor
 
 
-def group_advantages(rewards: Tensor, eps: float = 1e-4, normalisation: str = "std", valid: Tensor | None = None) -> Tensor:
+def group_advantages(
+    rewards: Tensor, eps: float = 1e-4, normalisation: str = "std", valid: Tensor | None = None
+) -> Tensor:
     """Advantage of each sample over its own group (Eq. 3); one group is one input.
 
         "std":  A_i = (r_i - mean r) / (std r + eps)        "none":  A_i = r_i - mean r  (Dr. GRPO: no difficulty bias)
 
-    std is the POPULATION standard deviation (divide by G): it is defined for one valid sample and keeps |A| <= sqrt(G - 1). Sample
-    std, as in TRL, gives the same advantages times sqrt((G - 1) / G), a learning-rate factor.
-    Samples with valid False stay out of mean and std; their own reward (the group's lowest, see `gdso_reward`) is then measured with
-    them; a non-finite one gets 0. A group whose valid rewards are all equal, or that has none, gets 0 everywhere.
-    Args: rewards: [..., G]. eps: same unit as rewards, at least 0. normalisation: "std" or "none". valid: [..., G] bool or None.
+    std is the POPULATION standard deviation (divide by G): it is defined for one valid sample and keeps |A| <= sqrt(G -
+    1). Sample std, as in TRL, gives the same advantages times sqrt((G - 1) / G), a learning-rate factor.
+    Samples with valid False stay out of mean and std; their own reward (the group's lowest, see `gdso_reward`) is then
+    measured with them; a non-finite one gets 0. A group whose valid rewards are all equal, or that has none, gets 0
+    everywhere.
+    Args: rewards: [..., G]. eps: same unit as rewards, at least 0. normalisation: "std" or "none". valid: [..., G] bool
+    or None.
     Returns: [..., G], detached.   Raises: ValueError if G < 2 or a name or shape is wrong."""
     if rewards.ndim == 0 or rewards.shape[-1] < 2:
-        raise ValueError(f"group_size must be at least 2 for a group baseline, got rewards of shape {tuple(rewards.shape)}")
+        raise ValueError(
+            f"group_size must be at least 2 for a group baseline, got rewards of shape {tuple(rewards.shape)}"
+        )
     if normalisation not in ("std", "none"):
         raise ValueError(f'normalisation must be "std" or "none", got {normalisation!r}')
     rewards = rewards.detach()
@@ -49,7 +56,8 @@ def group_advantages(rewards: Tensor, eps: float = 1e-4, normalisation: str = "s
 def token_ratio(logprobs: Tensor, rollout_logprobs: Tensor) -> Tensor:
     """Importance ratio of each token: exp(logprobs - rollout_logprobs).
 
-    Args: logprobs, rollout_logprobs: [N, T] nats, of the sampled tokens.   Returns: [N, T], above 0, gradient into logprobs only."""
+    Args: logprobs, rollout_logprobs: [N, T] nats, of the sampled tokens.   Returns: [N, T], above 0, gradient into
+    logprobs only."""
     return (logprobs - rollout_logprobs.detach()).exp()
 
 
@@ -77,12 +85,16 @@ def clipped_policy_terms(
 
         term[n,t] = -min( r A_n, clip(r, 1 - clip_low, 1 + clip_high) A_n ),   r = token_ratio[n,t] or sequence_ratio[n]
 
-    On-policy (r = 1): term = -A with gradient -A grad log pi, Eq. 4. With ratio "sequence" every token of a sequence has the same
-    term, so `aggregate_tokens(..., "sequence_mean")` is GSPO's objective. Engine mismatch: multiply by `truncated_correction`.
+    On-policy (r = 1): term = -A with gradient -A grad log pi, Eq. 4. With ratio "sequence" every token of a sequence
+    has the same term, so `aggregate_tokens(..., "sequence_mean")` is GSPO's objective. Engine mismatch: multiply by
+    `truncated_correction`.
     Args: logprobs: [N, T] learner, nats. rollout_logprobs: [N, T] of the policy that the ratio is taken against, nats.
-        advantages: [N]. mask: [N, T] bool, generated tokens. clip_low: in [0, 1). clip_high: at least 0. ratio: "token" or "sequence".
-    Returns: ([N, T] terms, 0 outside the mask, gradient into logprobs only; metrics over the mask: ratio_mean, ratio_min, ratio_max,
-    ratio_max_abs_diff = max |r - 1|, clip_frac = share of tokens whose gradient the clip removed; nan if the mask is empty).
+        advantages: [N]. mask: [N, T] bool, generated tokens. clip_low: in [0, 1). clip_high: at least 0. ratio: "token"
+        or "sequence".
+    Returns: ([N, T] terms, 0 outside the mask, gradient into logprobs only; metrics over the mask: ratio_mean,
+    ratio_min, ratio_max,
+    ratio_max_abs_diff = max |r - 1|, clip_frac = share of tokens whose gradient the clip removed; nan if the mask is
+    empty).
     Raises: ValueError on wrong shapes, clips or ratio name."""
     _check_tokens(logprobs, mask, rollout_logprobs)
     if advantages.shape != logprobs.shape[:1]:
@@ -106,9 +118,10 @@ def truncated_correction(old_logprobs: Tensor, rollout_logprobs: Tensor, truncat
 
         w[n,t] = min( exp(old_logprobs[n,t] - rollout_logprobs[n,t]), truncate )      (truncated importance sampling)
 
-    Args: old_logprobs: [N, T] learner, before the update, nats. rollout_logprobs: [N, T] engine, nats. truncate: at least 1.
-    Returns: [N, T] in (0, truncate], detached, exactly 1 where both agree; multiply it into the policy terms (masked tokens may
-    hold nan, so multiply under the mask).   Raises: ValueError if truncate < 1."""
+    Args: old_logprobs: [N, T] learner, before the update, nats. rollout_logprobs: [N, T] engine, nats. truncate: at
+    least 1.
+    Returns: [N, T] in (0, truncate], detached, exactly 1 where both agree; multiply it into the policy terms (masked
+    tokens may hold nan, so multiply under the mask).   Raises: ValueError if truncate < 1."""
     if not truncate >= 1:
         raise ValueError(f"truncate must be at least 1, so that agreeing engines get weight 1, got {truncate}")
     return (old_logprobs - rollout_logprobs).detach().exp().clamp_max(truncate)
@@ -121,8 +134,8 @@ def kl_terms(logprobs: Tensor, ref_logprobs: Tensor, estimator: str = "k3", mask
         k2 = d^2/2  biased value, on-policy gradient of KL(pi || pi_ref)
         k3 = exp(d) - d - 1   unbiased value, at least 0, the usual GRPO loss; gradient (1 - exp(d)) grad log pi
 
-    Args: logprobs: [N, T] learner, nats, tokens sampled from it. ref_logprobs: [N, T] nats. estimator: "k1", "k2" or "k3".
-        mask: [N, T] bool or None; outside it the term is 0 with zero gradient.
+    Args: logprobs: [N, T] learner, nats, tokens sampled from it. ref_logprobs: [N, T] nats. estimator: "k1", "k2" or
+        "k3". mask: [N, T] bool or None; outside it the term is 0 with zero gradient.
     Returns: [N, T] nats, gradient into logprobs only.   Raises: ValueError on an unknown estimator."""
     difference = ref_logprobs.detach() - logprobs
     if mask is not None:
@@ -136,19 +149,26 @@ def kl_terms(logprobs: Tensor, ref_logprobs: Tensor, estimator: str = "k3", mask
     raise ValueError(f'estimator must be "k1", "k2" or "k3", got {estimator!r}')
 
 
-def aggregate_tokens(terms: Tensor, mask: Tensor, mode: str = "sequence_mean", length: int | None = None) -> tuple[Tensor, Tensor]:
+def aggregate_tokens(
+    terms: Tensor, mask: Tensor, mode: str = "sequence_mean", length: int | None = None
+) -> tuple[Tensor, Tensor]:
     """(sum, denominator) of per-token terms: add both over micro-batches and ranks, then divide once.
 
         "sequence_mean"  sum_n (1/|y_n|) sum_t term  /  N            GRPO: every sequence weighs the same
         "token_mean"     sum_n sum_t term            /  sum_n |y_n|  DAPO: every token weighs the same
         "fixed_length"   sum_n sum_t term            /  N * length   Dr. GRPO: no length bias at all
 
-    N counts sequences with at least one masked-in token, so padding rows change nothing. A sequence must not be cut over calls.
+    N counts sequences with at least one masked-in token, so padding rows change nothing. A sequence must not be cut
+    over calls.
     Args: terms: [N, T]. mask: [N, T] bool. length: tokens, for "fixed_length" only (the generation limit).
-    Returns: (scalar sum with gradient, scalar denominator, at least 0, detached).   Raises: ValueError on shapes, mode or length."""
+    Returns: (scalar sum with gradient, scalar denominator, at least 0, detached).   Raises: ValueError on shapes, mode
+    or length."""
     _check_tokens(terms, mask)
     if (length is not None) != (mode == "fixed_length") or (length is not None and length < 1):
-        raise ValueError(f'length must be given, at least 1, with mode "fixed_length" and only there, got mode {mode!r}, length {length}')
+        raise ValueError(
+            f'length must be given, at least 1, with mode "fixed_length" and only there, got mode {mode!r}, length'
+            f" {length}"
+        )
     kept, tokens = _masked(terms, mask), mask.sum(-1)
     sequences = (tokens > 0).sum().to(terms.dtype)
     if mode == "sequence_mean":
@@ -173,6 +193,13 @@ def _ratio_metrics(ratios: Tensor, clipped: Tensor) -> dict[str, float]:
 
 
 def _check_tokens(terms: Tensor, mask: Tensor, *others: Tensor) -> None:
-    if terms.ndim != 2 or mask.shape != terms.shape or mask.dtype != torch.bool or any(o.shape != terms.shape for o in others):
+    if (
+        terms.ndim != 2
+        or mask.shape != terms.shape
+        or mask.dtype != torch.bool
+        or any(o.shape != terms.shape for o in others)
+    ):
         shapes = [tuple(t.shape) for t in (terms, mask, *others)]
-        raise ValueError(f"every [N, T] argument must have one shape and mask must be bool, got {shapes} and mask {mask.dtype}")
+        raise ValueError(
+            f"every [N, T] argument must have one shape and mask must be bool, got {shapes} and mask {mask.dtype}"
+        )

@@ -1,7 +1,8 @@
 """Percentile bootstrap intervals that resample PROMPTS: pairs and images of one prompt are not independent.
 
-Axes: N items, P prompts, R resamples. Every function with the same P, resamples and seed sees the same draws, so two judges on the same
-items can be compared. Resamples in which a statistic is undefined are left out; fewer than 2 prompts, or none defined, give (nan, nan).
+Axes: N items, P prompts, R resamples. Every function with the same P, resamples and seed sees the same draws, so two
+judges on the same items can be compared. Resamples in which a statistic is undefined are left out; fewer than 2
+prompts, or none defined, give (nan, nan).
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Interval of any statistic of items, by loop.
 
-    An item drawn n times appears n times in the index. A statistic that compares items inside a prompt would then count its pairs n^2
-    times: for those use `ratio_interval`.
-    Args: statistic: [n] long indices of items -> float (nan: undefined). group: [N] long, prompt of each item. resamples: at least 1.
-        seed: of the draws. level: in (0, 1).
+    An item drawn n times appears n times in the index. A statistic that compares items inside a prompt would then count
+    its pairs n^2 times: for those use `ratio_interval`.
+    Args: statistic: [n] long indices of items -> float (nan: undefined). group: [N] long, prompt of each item.
+        resamples: at least 1. seed: of the draws. level: in (0, 1).
     Returns: (low, high).   Raises: ValueError on resamples or level out of range."""
     prompts, place = group.unique(return_inverse=True)
     items = torch.arange(len(group), device=group.device)
@@ -36,7 +37,9 @@ def bootstrap_interval(
     return _percentiles(torch.tensor(values, dtype=torch.float64), level)
 
 
-def ratio_interval(correct: Tensor, total: Tensor, resamples: int = 2000, seed: int = 0, level: float = 0.95) -> tuple[float, float]:
+def ratio_interval(
+    correct: Tensor, total: Tensor, resamples: int = 2000, seed: int = 0, level: float = 0.95
+) -> tuple[float, float]:
     """Interval of sum(correct) / sum(total), such as HPA from `hpa_by_group`.
 
     Args: correct, total: [P] per prompt. resamples, seed, level: as `bootstrap_interval`.
@@ -45,12 +48,20 @@ def ratio_interval(correct: Tensor, total: Tensor, resamples: int = 2000, seed: 
 
 
 def paired_ratio_difference_interval(
-    correct_a: Tensor, total_a: Tensor, correct_b: Tensor, total_b: Tensor, resamples: int = 2000, seed: int = 0, level: float = 0.95
+    correct_a: Tensor,
+    total_a: Tensor,
+    correct_b: Tensor,
+    total_b: Tensor,
+    resamples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
 ) -> tuple[float, float]:
     """Interval of ratio a minus ratio b for two judges on the same prompts, both seeing the same draws.
 
-    Args: correct_a, total_a, correct_b, total_b: [P], same prompts in the same order. The rest: as `bootstrap_interval`.
-    Returns: (low, high); an interval without 0 is a difference.   Raises: ValueError if shapes differ or a setting is out of range."""
+    Args: correct_a, total_a, correct_b, total_b: [P], same prompts in the same order. The rest: as
+    `bootstrap_interval`.
+    Returns: (low, high); an interval without 0 is a difference.   Raises: ValueError if shapes differ or a setting is
+    out of range."""
     if correct_a.shape != correct_b.shape:
         raise ValueError(f"both judges need the same prompts, got {correct_a.shape[0]} and {correct_b.shape[0]}")
     a = _resampled_ratios(correct_a, total_a, resamples, seed)
@@ -69,13 +80,16 @@ def plcc_interval(
     if prompts == 0:
         return math.nan, math.nan
     sums = torch.zeros(prompts, 6, dtype=torch.float64, device=x.device).index_add(0, place, moments)
-    return _percentiles(_correlation(torch.cat([d @ sums for d in _prompt_draws(prompts, resamples, seed, group)])), level)
+    return _percentiles(
+        _correlation(torch.cat([d @ sums for d in _prompt_draws(prompts, resamples, seed, group)])), level
+    )
 
 
 def srcc_interval(
     predicted: Tensor, human: Tensor, group: Tensor, resamples: int = 1000, seed: int = 0, level: float = 0.95
 ) -> tuple[float, float]:
-    """Interval of SRCC: average ranks are taken again in every resample, from the weights of the sorted levels, without sorting.
+    """Interval of SRCC: average ranks are taken again in every resample, from the weights of the sorted levels, without
+    sorting.
 
     Args: predicted, human: [N]. group: [N] long. The rest: as `bootstrap_interval`.
     Returns: (low, high).   Raises: ValueError if shapes differ or a setting is out of range."""
@@ -110,7 +124,8 @@ def _resampled_ratios(correct: Tensor, total: Tensor, resamples: int, seed: int)
 
 
 def _prompt_draws(prompts: int, resamples: int, seed: int, like: Tensor) -> Iterator[Tensor]:
-    """[r, P] float64 how often each prompt was drawn, in parts that add up to R rows; nothing is drawn from fewer than 2 prompts."""
+    """[r, P] float64 how often each prompt was drawn, in parts that add up to R rows; nothing is drawn from fewer than
+    2 prompts."""
     if resamples < 1:
         raise ValueError(f"resamples must be at least 1, got {resamples}")
     generator = torch.Generator().manual_seed(seed)
@@ -124,7 +139,8 @@ def _prompt_draws(prompts: int, resamples: int, seed: int, like: Tensor) -> Iter
 
 
 def _correlation(sums: Tensor) -> Tensor:
-    """[R] Pearson's r from [R, 6] sums of (1, x, y, x^2, y^2, xy) of roughly standardised values; nan where one does not vary."""
+    """[R] Pearson's r from [R, 6] sums of (1, x, y, x^2, y^2, xy) of roughly standardised values; nan where one does
+    not vary."""
     count, x, y, xx, yy, xy = sums.unbind(-1)
     spread_x, spread_y = xx / count - (x / count) ** 2, yy / count - (y / count) ** 2
     varies = (spread_x > 1e-12) & (spread_y > 1e-12)  # rounding leaves about 1e-16
@@ -135,7 +151,9 @@ def _correlation(sums: Tensor) -> Tensor:
 def _standard_items(predicted: Tensor, human: Tensor, group: Tensor) -> tuple[Tensor, Tensor, int, Tensor]:
     """Standardised x and y, number of prompts (0 if the correlation is undefined), [N] prompt index."""
     if predicted.ndim != 1 or not predicted.shape == human.shape == group.shape:
-        raise ValueError(f"predicted, human and group must all be [N], got {[tuple(t.shape) for t in (predicted, human, group)]}")
+        raise ValueError(
+            f"predicted, human and group must all be [N], got {[tuple(t.shape) for t in (predicted, human, group)]}"
+        )
     prompts, place = group.unique(return_inverse=True)
     x, y = predicted.detach().double(), human.double()
     if len(x) < 2 or not all(bool(v.isfinite().all() & (v.min() < v.max())) for v in (x, y)):

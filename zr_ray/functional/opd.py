@@ -18,16 +18,20 @@ def opd_advantages(teacher_logprobs: Tensor, student_old_logprobs: Tensor) -> Te
     Returns: [N, T] nats, detached; 0 where both agree.   Raises: ValueError if the shapes differ."""
     if teacher_logprobs.shape != student_old_logprobs.shape:
         raise ValueError(
-            f"teacher and student need the same tokens, got {tuple(teacher_logprobs.shape)} and {tuple(student_old_logprobs.shape)}"
+            f"teacher and student need the same tokens, got {tuple(teacher_logprobs.shape)} and"
+            f" {tuple(student_old_logprobs.shape)}"
         )
     return (teacher_logprobs - student_old_logprobs).detach()
 
 
 def opd_terms(student_logprobs: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
-    """Per-token loss -A_t log pi_student(y_t); with `grpo.aggregate_tokens(..., "token_mean")` it micro-batches to `opd_loss`.
+    """Per-token loss -A_t log pi_student(y_t); with `grpo.aggregate_tokens(..., "token_mean")` it micro-batches to
+    `opd_loss`.
 
-    Args: student_logprobs: [N, T] learner, nats. advantages: [N, T] of `opd_advantages`. mask: [N, T] bool, generated tokens.
-    Returns: [N, T], 0 outside the mask, gradient into student_logprobs only.   Raises: ValueError if the shapes differ."""
+    Args: student_logprobs: [N, T] learner, nats. advantages: [N, T] of `opd_advantages`. mask: [N, T] bool, generated
+    tokens.
+    Returns: [N, T], 0 outside the mask, gradient into student_logprobs only.   Raises: ValueError if the shapes
+    differ."""
     if not student_logprobs.shape == advantages.shape == mask.shape:
         shapes = [tuple(t.shape) for t in (student_logprobs, advantages, mask)]
         raise ValueError(f"student_logprobs, advantages and mask must be [N, T] of one shape, got {shapes}")

@@ -1,7 +1,8 @@
-"""Same-prompt pairs: human pairwise accuracy (HPA, Z-Reward section 5), its margin version, and accuracy that knows ties.
+"""Same-prompt pairs: human pairwise accuracy (HPA, Z-Reward section 5), its margin version, and accuracy that knows
+ties.
 
-Axes: N items, M pairs, P prompts (groups). Items of one group are compared with one another and with no others; pooled over dimensions,
-a group is one (prompt, dimension) and the cluster is the prompt. Compared in float64.
+Axes: N items, M pairs, P prompts (groups). Items of one group are compared with one another and with no others; pooled
+over dimensions, a group is one (prompt, dimension) and the cluster is the prompt. Compared in float64.
 Empty input and single-item groups have no pairs: counts are 0 and every rate made of them is nan, never 0.
 """
 
@@ -13,13 +14,15 @@ import torch
 from torch import Tensor
 
 _SAME = 1e-6
-"""Rubric points. Human means such as 11/3 carry rounding; gaps that differ by less are the same (scores of 5 raters differ by 0.1)."""
+"""Rubric points. Human means such as 11/3 carry rounding; gaps that differ by less are the same (scores of 5 raters
+differ by 0.1)."""
 
 
 def pair_indices(group: Tensor) -> tuple[Tensor, Tensor]:
     """Every unordered pair of items of one group, once.
 
-    Args: group: [N] long, any labels.   Returns: (first, second), both [M] long indices of items, M = sum_p n_p (n_p - 1) / 2."""
+    Args: group: [N] long, any labels.   Returns: (first, second), both [M] long indices of items, M = sum_p n_p (n_p -
+    1) / 2."""
     order = group.argsort(stable=True)
     _, sizes = group[order].unique_consecutive(return_counts=True)
     starts = sizes.cumsum(0) - sizes
@@ -37,11 +40,13 @@ def hpa_by_group(
 ) -> tuple[Tensor, Tensor]:
     """Correctly ranked and counted pairs of each prompt; their sums' ratio is HPA, `ratio_interval` its interval.
 
-    A pair counts if its human gap is above min_gap; it is correct if the prediction ranks it the same way, strictly: a predicted tie
-    (also nan) is wrong.
-    Args: predicted, human: [N] rubric points (human may be nan: no pairs). group: [N] long. min_gap: rubric points, exclusive; 0 counts all
-        untied pairs, 0.5 is margin HPA. cluster: [N] long, what the counts are added over; None: the group.
-    Returns: (correct [P], total [P]) float64 counts in ascending order of the P cluster labels, prompts without pairs included.
+    A pair counts if its human gap is above min_gap; it is correct if the prediction ranks it the same way, strictly: a
+    predicted tie (also nan) is wrong.
+    Args: predicted, human: [N] rubric points (human may be nan: no pairs). group: [N] long. min_gap: rubric points,
+        exclusive; 0 counts all untied pairs, 0.5 is margin HPA. cluster: [N] long, what the counts are added over;
+        None: the group.
+    Returns: (correct [P], total [P]) float64 counts in ascending order of the P cluster labels, prompts without pairs
+    included.
     Raises: ValueError if shapes differ or a group lies in two clusters."""
     _check_items(predicted, human, group)
     cluster = group if cluster is None else cluster
@@ -65,15 +70,18 @@ def human_pair_accuracy(predicted: Tensor, human: Tensor, group: Tensor, min_gap
 
 
 def tie_threshold(predicted: Tensor, human: Tensor, group: Tensor) -> float:
-    """The threshold of `pair_accuracy_with_ties` that is best on these items (Deutsch et al., arXiv 2305.14324, tie calibration).
+    """The threshold of `pair_accuracy_with_ties` that is best on these items (Deutsch et al., arXiv 2305.14324, tie
+    calibration).
 
     Args: predicted, human: [N] rubric points. group: [N] long.
-    Returns: rubric points, at least 0, the smallest of equally good ones; nan without pairs.   Raises: ValueError if shapes differ."""
+    Returns: rubric points, at least 0, the smallest of equally good ones; nan without pairs.   Raises: ValueError if
+    shapes differ."""
     distance, same_way, human_tie = _pair_outcomes(predicted, human, group)
     if len(distance) == 0:
         return math.nan
     distance, order = distance.sort()
-    # Raising the threshold to distance[m] turns pairs 0..m into predicted ties: tied humans become right, concordant pairs wrong.
+    # Raising the threshold to distance[m] turns pairs 0..m into predicted ties: tied humans become right, concordant
+    # pairs wrong.
     change = human_tie[order].double() - same_way[order].double()
     gained = change.cumsum(0)
     last_of_equal = torch.cat([distance[1:] > distance[:-1], torch.ones(1, dtype=torch.bool, device=distance.device)])
@@ -87,7 +95,8 @@ def tie_threshold(predicted: Tensor, human: Tensor, group: Tensor) -> float:
 
 
 def pair_accuracy_with_ties(predicted: Tensor, human: Tensor, group: Tensor, threshold: float) -> tuple[int, int]:
-    """(correct, total) over ALL same-prompt pairs, a prediction within the threshold being a tie (Deutsch et al., arXiv 2305.14324).
+    """(correct, total) over ALL same-prompt pairs, a prediction within the threshold being a tie (Deutsch et al., arXiv
+    2305.14324).
 
         acc = (concordant + tied in both) / all pairs
 
@@ -114,7 +123,8 @@ def tie_aware_accuracy(predicted: Tensor, human: Tensor, group: Tensor, dev: Ten
 
 
 def _pair_outcomes(predicted: Tensor, human: Tensor, group: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Per pair: |predicted gap| (inf if nan), whether it has the sign of an untied human gap, whether the humans tie. Nan humans go."""
+    """Per pair: |predicted gap| (inf if nan), whether it has the sign of an untied human gap, whether the humans tie.
+    Nan humans go."""
     _check_items(predicted, human, group)
     a, b = pair_indices(group)
     gap = human.double()[a] - human.double()[b]

@@ -1,6 +1,7 @@
 """Pair losses without gaps, for data that says which image is better and nothing more.
 
-GDSO's pairwise term needs both scores and matches their gap; pairs-only data has none, so these push one side above the other.
+GDSO's pairwise term needs both scores and matches their gap; pairs-only data has none, so these push one side above the
+other.
 Axes: B pairs, J = 2 sides (0 winner, 1 loser), K = 9 bins; `...` any leading shape.
 """
 
@@ -15,7 +16,8 @@ from zr_ray.functional.scores import expected_score, score_variance
 
 
 def win_log_probability(log_q_a: Tensor, log_q_b: Tensor) -> Tensor:
-    """log P(a beats b) for independent scores a ~ q_a, b ~ q_b, half of the ties counted as wins. Exact, all K x K outcomes.
+    """log P(a beats b) for independent scores a ~ q_a, b ~ q_b, half of the ties counted as wins. Exact, all K x K
+    outcomes.
 
         P = sum_{k > l} q_a(k) q_b(l) + (1/2) sum_k q_a(k) q_b(k)
 
@@ -59,7 +61,8 @@ def bradley_terry_nll(winner_scores: Tensor, loser_scores: Tensor, scale: float 
 
 
 def thurstone_nll(winner_log_q: Tensor, loser_log_q: Tensor, bins: Tensor) -> Tensor:
-    """-log Phi((mu_w - mu_l) / sqrt(var_w + var_l)): Thurstone's case III with the moments of q (DeQA-Score's fidelity uses this P).
+    """-log Phi((mu_w - mu_l) / sqrt(var_w + var_l)): Thurstone's case III with the moments of q (DeQA-Score's fidelity
+    uses this P).
 
     Args: winner_log_q, loser_log_q: [..., K] normalised, nats. bins: [K] ascending, rubric points.
     Returns: [...] nats, above 0; variances are floored at 1e-4 squared points, so that two one-hots stay finite.

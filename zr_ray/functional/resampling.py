@@ -1,6 +1,8 @@
-"""Resampled statistics themselves, so that two judges' can be subtracted draw by draw, and intervals of statistics that pair items.
+"""Resampled statistics themselves, so that two judges' can be subtracted draw by draw, and intervals of statistics that
+pair items.
 
-Axes: N items, P prompts, R resamples, F sums. Draws are those of `intervals.py`: same P, resamples and seed, same prompts drawn.
+Axes: N items, P prompts, R resamples, F sums. Draws are those of `intervals.py`: same P, resamples and seed, same
+prompts drawn.
 """
 
 from __future__ import annotations
@@ -11,7 +13,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from zr_ray.functional.intervals import _CELLS, _correlation, _percentiles, _prompt_draws, _resampled_ratios, _standard_items
+from zr_ray.functional.intervals import (
+    _CELLS,
+    _correlation,
+    _percentiles,
+    _prompt_draws,
+    _resampled_ratios,
+    _standard_items,
+)
 
 
 def percentile_interval(values: Tensor, level: float = 0.95) -> tuple[float, float]:
@@ -26,15 +35,19 @@ def resampled_ratios(correct: Tensor, total: Tensor, resamples: int = 2000, seed
     """sum(correct) / sum(total) in every resample of prompts, such as HPA from `hpa_by_group`.
 
     Args: correct, total: [P] per prompt. resamples: at least 1. seed: of the draws.
-    Returns: [R] (empty below 2 prompts), nan where the total is 0.   Raises: ValueError if shapes differ or resamples < 1."""
+    Returns: [R] (empty below 2 prompts), nan where the total is 0.   Raises: ValueError if shapes differ or resamples <
+    1."""
     return _resampled_ratios(correct, total, resamples, seed)
 
 
 def resampled_plcc(predicted: Tensor, human: Tensor, group: Tensor, resamples: int = 2000, seed: int = 0) -> Tensor:
-    """PLCC in every resample of prompts. Items without a prediction or human score take no part; their prompts stay in the draws.
+    """PLCC in every resample of prompts. Items without a prediction or human score take no part; their prompts stay in
+    the draws.
 
-    Args: predicted, human: [N] rubric points, nan = none. group: [N] long, prompt of each item. resamples, seed: as above.
-    Returns: [R] (empty if undefined everywhere), nan where undefined.   Raises: ValueError if shapes differ or resamples < 1."""
+    Args: predicted, human: [N] rubric points, nan = none. group: [N] long, prompt of each item. resamples, seed: as
+    above.
+    Returns: [R] (empty if undefined everywhere), nan where undefined.   Raises: ValueError if shapes differ or
+    resamples < 1."""
     known = predicted.isfinite() & human.isfinite()
     prompts, place = group.unique(return_inverse=True)
     x, y, defined, _ = _standard_items(predicted[known], human[known], group[known])
@@ -59,9 +72,11 @@ def sums_interval(
 def krcc_interval(
     predicted: Tensor, human: Tensor, group: Tensor, resamples: int = 1000, seed: int = 0, level: float = 0.95
 ) -> tuple[float, float]:
-    """Interval of Kendall's tau-b: concordance is added up once per pair of prompts, and a resample weighs those P x P sums.
+    """Interval of Kendall's tau-b: concordance is added up once per pair of prompts, and a resample weighs those P x P
+    sums.
 
-        tau_r = d A d / sqrt(d X d  d Y d),   A[p,q] = sum_{i in p, j in q} sign(x_i - x_j) sign(y_i - y_j),   d = times drawn
+        tau_r = d A d / sqrt(d X d  d Y d),   A[p,q] = sum_{i in p, j in q} sign(x_i - x_j) sign(y_i - y_j),   d = times
+        drawn
 
     Args: predicted, human: [N]. group: [N] long. The rest: as `bootstrap_interval`.
     Returns: (low, high).   Raises: ValueError if shapes differ or a setting is out of range."""

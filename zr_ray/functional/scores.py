@@ -1,4 +1,5 @@
-"""Score distributions: from the score token's log-probabilities to q, mu and training targets (Z-Reward, arXiv 2606.09076, section 3).
+"""Score distributions: from the score token's log-probabilities to q, mu and training targets (Z-Reward, arXiv
+2606.09076, section 3).
 
 Axes: B pairs, J = 2 sides (0 winner, 1 loser), G group, T tokens, K = 9 bins, D dimensions; `...` any leading shape.
 Scores, means and standard deviations are in rubric points. Bins are given by the caller, ascending, at least two.
@@ -19,10 +20,13 @@ def score_log_distribution(label_logprobs: Tensor) -> Tensor:
 
         log q_k = l_k - logsumexp_k' l_k'
 
-    Args: label_logprobs: [..., K] logits or full-vocabulary log-probs (nats) of the K label tokens; they differ by a constant that cancels.
+    Args: label_logprobs: [..., K] logits or full-vocabulary log-probs (nats) of the K label tokens; they differ by a
+    constant that cancels.
     Returns: [..., K] log q, nats, exp sums to 1.   Raises: ValueError if K < 2."""
     if label_logprobs.ndim == 0 or label_logprobs.shape[-1] < 2:
-        raise ValueError(f"label_logprobs needs at least 2 bins on its last axis, got shape {tuple(label_logprobs.shape)}")
+        raise ValueError(
+            f"label_logprobs needs at least 2 bins on its last axis, got shape {tuple(label_logprobs.shape)}"
+        )
     return torch.log_softmax(label_logprobs, dim=-1)
 
 
@@ -99,14 +103,15 @@ def gaussian_soft_label(mean: Tensor, std: Tensor, bins: Tensor) -> Tensor:
         p_k = Phi((s_k + h/2 - mean) / std) - Phi((s_k - h/2 - mean) / std),   h = bin width (0.5)
         q_k = p_k exp(theta s_k) / sum_l p_l exp(theta s_l),   theta such that sum_k s_k q_k = mean
 
-    Departs from the paper: DeQA corrects with q = max(alpha p + beta, 0), which on nine bins leaves a residual in the mean (std 0.5: up
-    to 0.10 points for means in [1.5, 4.5]) and narrows wide labels (std 6 gives 1.28 points at mean 3.0 and 0.99 at 3.2). The tilted p
-    is the distribution of that mean nearest to p in KL: positive, exact, without jumps. For std in [0.3, 0.5] and means in [2, 4] the
-    two differ by less than 0.006 per bin.
+    Departs from the paper: DeQA corrects with q = max(alpha p + beta, 0), which on nine bins leaves a residual in the
+    mean (std 0.5: up to 0.10 points for means in [1.5, 4.5]) and narrows wide labels (std 6 gives 1.28 points at mean
+    3.0 and 0.99 at 3.2). The tilted p is the distribution of that mean nearest to p in KL: positive, exact, without
+    jumps. For std in [0.3, 0.5] and means in [2, 4] the two differ by less than 0.006 per bin.
     `two_hot` where std < h/4 or the mean is an end of the scale: nothing else has that mean.
-    Args: mean: [...] float, rubric points in [bins[0], bins[-1]]. std: [...] rubric points, at least 0. bins: [K] evenly spaced, ascending.
-    Returns: [..., K], at least 0, sums to 1, mean as asked, dtype of mean.   Raises: ValueError on uneven bins, negative or nan std,
-    mean off the scale."""
+    Args: mean: [...] float, rubric points in [bins[0], bins[-1]]. std: [...] rubric points, at least 0. bins: [K]
+    evenly spaced, ascending.
+    Returns: [..., K], at least 0, sums to 1, mean as asked, dtype of mean.   Raises: ValueError on uneven bins,
+    negative or nan std, mean off the scale."""
     grid, centre, spread = bins.to(mean.device).double(), mean.double(), std.double()
     width = grid[1] - grid[0]
     if not torch.allclose(grid.diff(), width.expand(len(grid) - 1), atol=1e-6):
@@ -130,11 +135,13 @@ def gaussian_soft_label(mean: Tensor, std: Tensor, bins: Tensor) -> Tensor:
 def label_targets(scores: Tensor, kind: str, std: float, bins: Tensor) -> Tensor:
     """Training target of each annotated score, by name.
 
-        "hard"  one-hot on the annotated bin        "two_hot"  `two_hot`        "gaussian"  `gaussian_soft_label` with one std for all
+        "hard"  one-hot on the annotated bin        "two_hot"  `two_hot`        "gaussian"  `gaussian_soft_label` with
+        one std for all
 
-    Args: scores: [...] float, rubric points; bins for "hard", anything on the scale otherwise. kind: the name. std: rubric points, for
-        "gaussian" only. bins: [K] ascending.
-    Returns: [..., K], at least 0, sums to 1, dtype of scores.   Raises: ValueError on an unknown name, or as the function it names."""
+    Args: scores: [...] float, rubric points; bins for "hard", anything on the scale otherwise. kind: the name. std:
+        rubric points, for "gaussian" only. bins: [K] ascending.
+    Returns: [..., K], at least 0, sums to 1, dtype of scores.   Raises: ValueError on an unknown name, or as the
+    function it names."""
     if kind == "hard":
         return torch.nn.functional.one_hot(bin_index(scores, bins), len(bins)).to(scores)
     if kind == "two_hot":
@@ -146,4 +153,6 @@ def label_targets(scores: Tensor, kind: str, std: float, bins: Tensor) -> Tensor
 
 def _check_bins(log_q: Tensor, bins: Tensor) -> None:
     if bins.ndim != 1 or log_q.ndim == 0 or log_q.shape[-1] != bins.shape[0]:
-        raise ValueError(f"log_q needs one entry per bin on its last axis: {tuple(bins.shape)} bins, log_q {tuple(log_q.shape)}")
+        raise ValueError(
+            f"log_q needs one entry per bin on its last axis: {tuple(bins.shape)} bins, log_q {tuple(log_q.shape)}"
+        )

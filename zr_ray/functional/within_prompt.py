@@ -1,6 +1,7 @@
 """How a judge orders images of one prompt: what a generator that is trained on its reward can learn from. Pure torch.
 
-Axes: P prompts, S images of each, D dimensions. reference: scores taken as truth (a verifier's, or annotators'); mu: the judge's.
+Axes: P prompts, S images of each, D dimensions. reference: scores taken as truth (a verifier's, or annotators'); mu:
+the judge's.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ NOISE_GAP = 0.05
 
 
 def pair_outcomes(reference: Tensor, mu: Tensor, gap: float = NOISE_GAP) -> tuple[Tensor, Tensor]:
-    """Per prompt and dimension how many of its pairs differ by more than `gap`, and how many of these mu orders alike; a tie in mu is wrong.
+    """Per prompt and dimension how many of its pairs differ by more than `gap`, and how many of these mu orders alike;
+    a tie in mu is wrong.
 
     Args: reference, mu: [P, S, D].   Returns: (right [P, D], pairs [P, D]), float64."""
     first, second = torch.triu_indices(reference.shape[1], reference.shape[1], offset=1)
@@ -37,13 +39,15 @@ def spread(scores: Tensor) -> Tensor:
 
 
 def within_correlation(reference: Tensor, mu: Tensor) -> Tensor:
-    """[D] Pearson correlation of what is left of both after taking away each prompt's mean. reference, mu: [P, S, D]."""
+    """[D] Pearson correlation of what is left of both after taking away each prompt's mean. reference, mu: [P, S,
+    D]."""
     a, b = (x.double() - x.double().mean(1, keepdim=True) for x in (reference, mu))
     return (a * b).sum((0, 1)) / ((a * a).sum((0, 1)) * (b * b).sum((0, 1))).sqrt()
 
 
 def best_of(reward: Tensor, reference: Tensor, n: int) -> Tensor:
-    """[P] expected reference of the image that the reward likes best among n drawn without replacement; exact, ties share.
+    """[P] expected reference of the image that the reward likes best among n drawn without replacement; exact, ties
+    share.
 
     Args: reward, reference: [P, S].   Raises: ValueError unless 1 <= n <= S."""
     count = reward.shape[1]

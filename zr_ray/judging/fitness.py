@@ -1,7 +1,8 @@
-"""Is this judge fit to reward this generator? Figures from images of the generator, several to a prompt, against reference scores.
+"""Is this judge fit to reward this generator? Figures from images of the generator, several to a prompt, against
+reference scores.
 
-A reward can only teach differences between images of one prompt; agreement over a mixed set says little about them. The reference is the
-world's verifier, or annotators' scores of images that the generator made.
+A reward can only teach differences between images of one prompt; agreement over a mixed set says little about them. The
+reference is the world's verifier, or annotators' scores of images that the generator made.
 Axes: P prompts, S images of each, D dimensions in the order of DIMENSIONS, K score bins.
 Left out on purpose: what the judge says about single images; `jobs/evaluate.py` measures that.
 """
@@ -23,13 +24,15 @@ from zr_ray.functional.within_prompt import NOISE_GAP, best_of, pair_outcomes, s
 from zr_ray.rubric import DIMENSIONS, SCORE_BINS
 
 COARSE_GAP = 0.25
-"""Rubric points; aesthetics differences below it are mostly the verifier's own noise, so pairs above it are shown apart."""
+"""Rubric points; aesthetics differences below it are mostly the verifier's own noise, so pairs above it are shown
+apart."""
 BEST_OF = (1, 2, 4, 8)
 FIT_ACCURACY, FIT_SPREAD = 0.70, 0.25
-"""A dimension is fit from this pair accuracy, and from this spread of mu against the reference's: rewards of .70 to .82 improved the
-built-in generator in all four dimensions, rewards of .54 to .66 destroyed its images."""
+"""A dimension is fit from this pair accuracy, and from this spread of mu against the reference's: rewards of .70 to .82
+improved the built-in generator in all four dimensions, rewards of .54 to .66 destroyed its images."""
 BLIND_ACCURACY, BLIND_SPREAD = 0.55, 0.10
-"""A dimension is blind when the interval of its accuracy reaches down to this, or when mu hardly moves inside a prompt."""
+"""A dimension is blind when the interval of its accuracy reaches down to this, or when mu hardly moves inside a
+prompt."""
 PROBE_ALLOWANCE = 0.3
 """Rubric points by which a judge may like noise, blobs or stripes more than the reference does."""
 
@@ -68,14 +71,18 @@ class Fitness:
     images: int
     dimensions: dict[str, DimensionFitness]
     best_of: dict[int, tuple[float, float]]
-    """n -> mean reference, summed over dimensions, of the best of n images by the judge, and by the reference itself."""
+    """n -> mean reference, summed over dimensions, of the best of n images by the judge, and by the reference
+    itself."""
     probes: dict[str, dict[str, tuple[float, float]]]
     """Probe picture -> dimension -> (judge, reference), mean scores."""
 
     @property
     def fooled_by(self) -> list[str]:
-        """Probes that the judge likes by more than PROBE_ALLOWANCE above the reference, on the mean of the dimensions."""
-        mean = {name: [sum(v[i] for v in rows.values()) / len(rows) for i in (0, 1)] for name, rows in self.probes.items()}
+        """Probes that the judge likes by more than PROBE_ALLOWANCE above the reference, on the mean of the
+        dimensions."""
+        mean = {
+            name: [sum(v[i] for v in rows.values()) / len(rows) for i in (0, 1)] for name, rows in self.probes.items()
+        }
         return [name for name, (judge, reference) in mean.items() if judge > reference + PROBE_ALLOWANCE]
 
     @property
@@ -91,7 +98,8 @@ class Fitness:
 
 
 def verdict(accuracy: float, interval: tuple[float, float], spread_ratio: float) -> str:
-    """"blind": no better than guessing, or mu hardly moves; "fit": good enough to train on; else "weak". nan is blind."""
+    """ "blind": no better than guessing, or mu hardly moves; "fit": good enough to train on; else "weak". nan is
+    blind."""
     low = interval[0] if not math.isnan(interval[0]) else accuracy
     if not (low > BLIND_ACCURACY and spread_ratio >= BLIND_SPREAD):
         return "blind"
@@ -104,10 +112,13 @@ def reward_fitness(
 ) -> Fitness:  # fmt: skip
     """Measure a judge's distributions against reference scores.
 
-    Args: reference: [P, S, D] rubric points. log_q: [P, S, D, K] nats. recognized: [P, S] whether the reference sees any object.
-        resamples, seed: of the bootstrap over prompts.   Raises: ValueError if shapes differ or S is below 2."""
+    Args: reference: [P, S, D] rubric points. log_q: [P, S, D, K] nats. recognized: [P, S] whether the reference sees
+        any object. resamples, seed: of the bootstrap over prompts.   Raises: ValueError if shapes differ or S is below
+        2."""
     if log_q.shape[:3] != reference.shape or reference.shape[1] < 2 or reference.shape[2] != len(DIMENSIONS):
-        raise ValueError(f"wanted [P, S >= 2, {len(DIMENSIONS)}] scores and [.., K] distributions, got {list(reference.shape)}, {list(log_q.shape)}")
+        raise ValueError(
+            f"wanted [P, S >= 2, {len(DIMENSIONS)}] scores and [.., K] distributions, got {list(reference.shape)}, {list(log_q.shape)}"
+        )
     log_q = log_q.double()
     mu = expected_score(log_q, torch.tensor(SCORE_BINS, dtype=torch.float64))
     reference = reference.double()
@@ -125,8 +136,14 @@ def reward_fitness(
             float(inside[i]), float(own[i]), float(wanted[i]), _calibration(reference[..., i], log_q[:, :, i]), verdict(accuracy, interval, ratio),
         )  # fmt: skip
     total, reward = reference.sum(-1), mu.sum(-1)
-    curve = {n: (float(best_of(reward, total, n).mean()), float(best_of(total, total, n).mean())) for n in BEST_OF if n <= reference.shape[1]}
-    return Fitness(reference.shape[0], reference.shape[1], found, curve, {k: dict(v) for k, v in (probes or {}).items()})
+    curve = {
+        n: (float(best_of(reward, total, n).mean()), float(best_of(total, total, n).mean()))
+        for n in BEST_OF
+        if n <= reference.shape[1]
+    }
+    return Fitness(
+        reference.shape[0], reference.shape[1], found, curve, {k: dict(v) for k, v in (probes or {}).items()}
+    )
 
 
 def _by_recognition(reference: Tensor, mu: Tensor, recognized: Tensor | None) -> list[tuple[float, float]]:
@@ -144,7 +161,8 @@ def _by_recognition(reference: Tensor, mu: Tensor, recognized: Tensor | None) ->
 
 
 def _calibration(reference: Tensor, log_q: Tensor) -> float:
-    """Calibration error of P(a beats b) over same-prompt pairs; a reference difference within NOISE_GAP counts as a tie. [P, S], [P, S, K]."""
+    """Calibration error of P(a beats b) over same-prompt pairs; a reference difference within NOISE_GAP counts as a
+    tie. [P, S], [P, S, K]."""
     first, second = torch.triu_indices(reference.shape[1], reference.shape[1], offset=1)
     gap = (reference[:, first] - reference[:, second]).flatten()
     outcome = torch.where(gap.abs() <= NOISE_GAP, 0.5, (gap > 0).double())
@@ -158,7 +176,9 @@ def _ratio(part: Tensor, whole: Tensor) -> float:
 
 def fitness_table(fitness: Fitness) -> str:
     """Plain text: a line per dimension, the best-of-n curve, and the probes that fool the judge."""
-    lines = [f"{'':<13} verdict  pairs right  95 % interval   above {COARSE_GAP}  one recog.  both  correl.  spread (reference)  calibration"]
+    lines = [
+        f"{'':<13} verdict  pairs right  95 % interval   above {COARSE_GAP}  one recog.  both  correl.  spread (reference)  calibration"
+    ]
     for name, d in fitness.dimensions.items():
         lines.append(
             f"{name:<13} {d.verdict:<7} {d.accuracy:>12.3f}  {d.interval[0]:.3f} .. {d.interval[1]:.3f} {d.coarse_accuracy:>10.3f} "
@@ -166,7 +186,9 @@ def fitness_table(fitness: Fitness) -> str:
             f"{d.calibration_error:>14.3f}"
         )
     curve = "  ".join(f"{n}: {judge:.2f} ({oracle:.2f})" for n, (judge, oracle) in fitness.best_of.items())
-    lines.append(f"best of n by the judge (by the reference), sum of dimensions  {curve}  share of the gain {fitness.gain_share:.2f}")
+    lines.append(
+        f"best of n by the judge (by the reference), sum of dimensions  {curve}  share of the gain {fitness.gain_share:.2f}"
+    )
     if fitness.probes:
         lines.append(f"liked more than the reference likes them: {', '.join(fitness.fooled_by) or 'no probe'}")
     return "\n".join(lines)

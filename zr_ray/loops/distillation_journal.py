@@ -1,6 +1,8 @@
-"""The journal of a run that distils a teacher: full evaluation rows, a row for the teacher, and how far the student is from it.
+"""The journal of a run that distils a teacher: full evaluation rows, a row for the teacher, and how far the student is
+from it.
 
-Beside the usual files the run folder holds predictions.npz: "ids", "groups", "teacher" and "student" [I, D, K] log q of the held-out set.
+Beside the usual files the run folder holds predictions.npz: "ids", "groups", "teacher" and "student" [I, D, K] log q of
+the held-out set.
 """
 
 from __future__ import annotations
@@ -15,9 +17,9 @@ from torch import Tensor
 from zr_ray.data.labels import Label, fingerprints
 from zr_ray.functional.disagreement import disagreement
 from zr_ray.functional.scores import score_log_distribution
-from zr_ray.loops.direct import judge_directly
-from zr_ray.loops.evaluate import BINS, Judged
-from zr_ray.loops.evaluate_report import full_row
+from zr_ray.judging.agreement import full_row
+from zr_ray.judging.direct import judge_directly
+from zr_ray.judging.evaluate import BINS, Judged
 from zr_ray.loops.journal import Journal
 from zr_ray.records import AnnotatedImage
 from zr_ray.rubric import DIMENSIONS
@@ -59,11 +61,18 @@ class DistillationJournal(Journal):
         if not self.is_writer:
             return
         items, c = list(self.task.test), self.config
-        gap = compared(mean_log_q(self.teacher), mean_log_q(self._last), items, c.evaluation.bootstrap_resamples, c.run.seed)
+        gap = compared(
+            mean_log_q(self.teacher), mean_log_q(self._last), items, c.evaluation.bootstrap_resamples, c.run.seed
+        )
         temporary = self.run.path / f".{PREDICTIONS_FILE}"
         with open(temporary, "wb") as file:
-            answers = {"teacher": mean_log_q(self.teacher).float().numpy(), "student": mean_log_q(self._last).float().numpy()}
-            np.savez_compressed(file, ids=np.array([i.id for i in items]), groups=np.array([i.group for i in items]), **answers)
+            answers = {
+                "teacher": mean_log_q(self.teacher).float().numpy(),
+                "student": mean_log_q(self._last).float().numpy(),
+            }
+            np.savez_compressed(
+                file, ids=np.array([i.id for i in items]), groups=np.array([i.group for i in items]), **answers
+            )
         os.replace(temporary, self.run.path / PREDICTIONS_FILE)
         self.run.write_result(
             self.run.read_result()
@@ -108,10 +117,13 @@ def compared(teacher: Tensor, student: Tensor, items: Sequence[AnnotatedImage], 
     prompt = torch.tensor([names.index(item.group) for item in items])
     every = prompt[:, None].expand(-1, len(DIMENSIONS))
     inside = every * len(DIMENSIONS) + torch.arange(len(DIMENSIONS))
-    pooled = disagreement(teacher.flatten(0, 1), student.flatten(0, 1), inside.flatten(), BINS, every.flatten(), resamples, seed)
+    pooled = disagreement(
+        teacher.flatten(0, 1), student.flatten(0, 1), inside.flatten(), BINS, every.flatten(), resamples, seed
+    )
     return {
         "pooled": pooled,
         "dimensions": {
-            name: disagreement(teacher[:, d], student[:, d], prompt, BINS, None, resamples, seed) for d, name in enumerate(DIMENSIONS)
+            name: disagreement(teacher[:, d], student[:, d], prompt, BINS, None, resamples, seed)
+            for d, name in enumerate(DIMENSIONS)
         },
     }

@@ -1,22 +1,23 @@
 """GDSO, Algorithm 1, on every learner rank: roll out pairs, reward, update, push, judge the held-out set, save.
 
-Runs inside Ray Train. Each rank asks its own share of rollout actors for its own share of pairs; nothing passes through the driver.
-Every random choice is a function of (run seed, step, index), so a resumed run repeats what the killed one would have done.
+Runs inside Ray Train. Each rank asks its own share of rollout actors for its own share of pairs; nothing passes through
+the driver. Every random choice is a function of (run seed, step, index), so a resumed run repeats what the killed one
+would have done.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from zr_ray.config import GdsoConfig
+from zr_ray.config.sections import GdsoConfig
+from zr_ray.functional.schedule import learning_rate
+from zr_ray.judging.ask import generate, pair_requests, workers_of_rank
 from zr_ray.loops.journal import Journal
 from zr_ray.loops.objective import GdsoObjective, collect, mean_metrics, reduced, rollout_metrics
 from zr_ray.loops.push import WeightPush
-from zr_ray.loops.rollout import generate, pair_requests, workers_of_rank
-from zr_ray.loops.schedule import learning_rate
 
 if TYPE_CHECKING:
-    from zr_ray.launch import TrainingTask
+    from zr_ray.loops.launch import TrainingTask
 
 
 def train(loop_config: dict) -> None:
@@ -29,7 +30,14 @@ def train(loop_config: dict) -> None:
     c = config.gdso
     learner = Learner(task.judge, config.learner, keep_reference=c.beta_kl > 0)
     journal = Journal(task, learner, method="gdso", total_steps=c.steps, reasoning=True)
-    push = WeightPush(task.workers, learner.text, task.pairs[0].winner, config.weights, config.sync_tolerance, config.rollout.deadline_s)
+    push = WeightPush(
+        task.workers,
+        learner.text,
+        task.pairs[0].winner,
+        config.weights,
+        config.sync_tolerance,
+        config.rollout.deadline_s,
+    )
     schedule = PairSchedule(list(task.pairs), c.pairs_per_step, config.run.seed)
     workers = workers_of_rank(task.workers, learner.rank, learner.world)
 
@@ -47,7 +55,14 @@ def train(loop_config: dict) -> None:
             batch = schedule.batch(step)
             pairs = [batch[i] for i in indices]
             requests = pair_requests(learner.text, pairs, step, config.run.seed, indices)
-            groups = generate(workers, requests, c.group_size, config.rollout.temperature, config.rollout.deadline_s, f"rollouts of step {step + 1}")
+            groups = generate(
+                workers,
+                requests,
+                c.group_size,
+                config.rollout.temperature,
+                config.rollout.deadline_s,
+                f"rollouts of step {step + 1}",
+            )
             rollouts = collect(pairs, requests, groups, c, learner.text.label_ids)
             totals = reduced(rollout_metrics(rollouts, step), learner.reduce_sum)
         objective = GdsoObjective(rollouts, c, totals, config.rollout.max_new_tokens)

@@ -1,7 +1,8 @@
-"""What a training loop leaves behind, from a learner rank: metrics and step lines, checkpoints, evaluations, examples, the result.
+"""What a training loop leaves behind, from a learner rank: metrics and step lines, checkpoints, evaluations, examples,
+the result.
 
-Rank 0 writes; the other ranks take part where a value comes from all of them. Step lines go to `progress.log` in the run folder, which
-the driver follows, so the job log holds them and nothing else.
+Rank 0 writes; the other ranks take part where a value comes from all of them. Step lines go to `progress.log` in the
+run folder, which the driver follows, so the job log holds them and nothing else.
 Left out on purpose: the loop. A journal decides nothing about training.
 """
 
@@ -13,11 +14,11 @@ from collections.abc import Sequence
 
 import torch
 
-from zr_ray.checkpoints import begin_checkpoint, finish_checkpoint, latest_checkpoint, temporary_folder
-from zr_ray.loops import evaluate
-from zr_ray.loops.rollout import workers_of_rank
-from zr_ray.observe import Metrics, Progress, Timer, console_line, duration
-from zr_ray.run_folder import RunFolder
+from zr_ray.judging import evaluate
+from zr_ray.judging.ask import workers_of_rank
+from zr_ray.run.checkpoints import begin_checkpoint, finish_checkpoint, latest_checkpoint, temporary_folder
+from zr_ray.run.folder import RunFolder
+from zr_ray.run.observe import Metrics, Progress, Timer, console_line, duration
 from zr_ray.workers.learner import Learner
 
 PROGRESS_FILE = "progress.log"
@@ -27,10 +28,12 @@ EXAMPLES = 16
 
 
 class Journal:
-    """Bookkeeping of one rank of one run. `task` has config, run_path, workers, test and started_at (see `launch.py`)."""
+    """Bookkeeping of one rank of one run. `task` has config, run_path, workers, test and started_at (see
+    `launch.py`)."""
 
     def __init__(self, task, learner: Learner, method: str, total_steps: int, reasoning: bool) -> None:
-        """method: name of the trained row. reasoning: whether that row is judged with reasoning, or directly with one token."""
+        """method: name of the trained row. reasoning: whether that row is judged with reasoning, or directly with one
+        token."""
         self.task, self.config, self.learner, self.method = task, task.config, learner, method
         self.total, self.reasoning = total_steps, reasoning
         self.run = RunFolder(task.run_path)
@@ -56,7 +59,12 @@ class Journal:
     def step(self, step: int, metrics: dict[str, float], tokens: float) -> None:
         """Record one finished step (1-based). tokens: generated on all ranks."""
         spent = self.timer.take()
-        metrics = self._pending | metrics | spent | {"time/tokens_per_s": tokens / max(spent.get("time/rollout_s", 0.0), 1e-9)}
+        metrics = (
+            self._pending
+            | metrics
+            | spent
+            | {"time/tokens_per_s": tokens / max(spent.get("time/rollout_s", 0.0), 1e-9)}
+        )
         self._pending = {}
         if self.is_writer:
             self._metrics.log(step, metrics)
@@ -84,8 +92,8 @@ class Journal:
     def save(self, step: int) -> None:
         """Checkpoint after `step`; returns when it is durable. All ranks call it.
 
-        Ray Train hears of the run here, not in every step: its controller takes a report about every two seconds and holds back a
-        rank that has another one, so that a step of half a second would last two."""
+        Ray Train hears of the run here, not in every step: its controller takes a report about every two seconds and
+        holds back a rank that has another one, so that a step of half a second would last two."""
         import ray.train
 
         with self.timer("checkpoint"):
@@ -93,7 +101,12 @@ class Journal:
                 begin_checkpoint(self.run.checkpoints, step)
             self.learner.barrier()
             temporary = temporary_folder(self.run.checkpoints, step)
-            state = {"step": step, "policy_version": step, "elapsed_s": self.elapsed_s, "torch_rng": torch.get_rng_state()}
+            state = {
+                "step": step,
+                "policy_version": step,
+                "elapsed_s": self.elapsed_s,
+                "torch_rng": torch.get_rng_state(),
+            }
             self.learner.save(temporary, state)
             if self.is_writer:
                 finish_checkpoint(temporary, self.config.checkpoint.keep)
@@ -108,7 +121,8 @@ class Journal:
     # ---- the held-out set ----
 
     def evaluate_base(self) -> None:
-        """Rows of the untrained judge: zero-shot (one token, no reasoning) and with reasoning; none if evaluation.before is false."""
+        """Rows of the untrained judge: zero-shot (one token, no reasoning) and with reasoning; none if
+        evaluation.before is false."""
         if not self.config.evaluation.before:
             return
         self._judge_and_store("zero-shot", reasoning=False, samples=0)
@@ -119,16 +133,29 @@ class Journal:
         with self.timer("evaluate"):
             items = list(self.task.test[: self.config.evaluation.items])
             judged = self._judge(items, self.reasoning, samples=0)
-            pooled = evaluate.agreement(judged.mu, evaluate.human_scores(items), items, 20, self.config.run.seed)["pooled"]
-        return {f"eval/{name}": float("nan") if pooled[name] is None else pooled[name] for name in ("hpa", "margin_hpa", "plcc", "srcc")}
+            pooled = evaluate.agreement(judged.mu, evaluate.human_scores(items), items, 20, self.config.run.seed)[
+                "pooled"
+            ]
+        return {
+            f"eval/{name}": float("nan") if pooled[name] is None else pooled[name]
+            for name in ("hpa", "margin_hpa", "plcc", "srcc")
+        }
 
     def _judge(self, items, reasoning: bool, samples: int):
         c = self.config
         return evaluate.judge_items(
-            workers_of_rank(self.task.workers, self.learner.rank, self.learner.world), self.learner.text, items,
-            reasoning=reasoning, samples=samples, batch_items=c.evaluation.batch_items, seed=c.run.seed, deadline_s=c.rollout.deadline_s,
-            rank=self.learner.rank, world=self.learner.world, reduce_sum=self.learner.reduce_sum,
-        )  # fmt: skip
+            workers_of_rank(self.task.workers, self.learner.rank, self.learner.world),
+            self.learner.text,
+            items,
+            reasoning=reasoning,
+            samples=samples,
+            batch_items=c.evaluation.batch_items,
+            seed=c.run.seed,
+            deadline_s=c.rollout.deadline_s,
+            rank=self.learner.rank,
+            world=self.learner.world,
+            reduce_sum=self.learner.reduce_sum,
+        )
 
     def _judge_and_store(self, method: str, reasoning: bool, samples: int) -> evaluate.Judged:
         judged = self._judge(list(self.task.test), reasoning, samples)
@@ -143,11 +170,21 @@ class Journal:
             rows = [r for r in self._rows() if r["method"] != method] + [row | {"mu": _rounded(judged.mu)}]
             self.run.write_json(ROWS_FILE, rows)
             pooled = row["pooled"]
-            self.say(f"{method}: HPA {pooled['hpa']:.3f} {_bracket(pooled['hpa_ci'])}, PLCC {pooled['plcc'] or float('nan'):.3f}, {row['tokens_per_score']:.1f} tokens per score")
+            self.say(
+                f"{method}: HPA {pooled['hpa']:.3f} {_bracket(pooled['hpa_ci'])}, PLCC"
+                f" {pooled['plcc'] or float('nan'):.3f}, {row['tokens_per_score']:.1f} tokens per score"
+            )
 
     def row(self, method: str, judged: evaluate.Judged, items: Sequence) -> dict:
         """What is measured on the held-out set, one row of result.json."""
-        return evaluate.row(method, judged, evaluate.human_scores(items), items, self.config.evaluation.bootstrap_resamples, self.config.run.seed)
+        return evaluate.row(
+            method,
+            judged,
+            evaluate.human_scores(items),
+            items,
+            self.config.evaluation.bootstrap_resamples,
+            self.config.run.seed,
+        )
 
     def _rows(self) -> list[dict]:
         path = self.run.path / ROWS_FILE
@@ -165,19 +202,30 @@ class Journal:
         human, truth = evaluate.human_scores(items), evaluate.true_scores(items)
         ceiling = None
         if truth is not None:
-            ceiling = evaluate.agreement(truth, human, items, self.config.evaluation.bootstrap_resamples, self.config.run.seed)
+            ceiling = evaluate.agreement(
+                truth, human, items, self.config.evaluation.bootstrap_resamples, self.config.run.seed
+            )
         self._write_examples(judged, human, items)
         rows = [{k: v for k, v in row.items() if k != "mu"} for row in self._rows()]
         self.run.write_result(
-            {"job": self.method, "run_id": self.run.run_id, "status": "SUCCEEDED", "wall_s": self.elapsed_s, "rows": rows, "noise_ceiling": ceiling}
+            {
+                "job": self.method,
+                "run_id": self.run.run_id,
+                "status": "SUCCEEDED",
+                "wall_s": self.elapsed_s,
+                "rows": rows,
+                "noise_ceiling": ceiling,
+            }
         )
         self._metrics.close()
         self.say(f"trained judge: {self.run.judge} ({duration(self.elapsed_s)} in all)")
 
     def _write_examples(self, judged: evaluate.Judged, human: torch.Tensor, items: Sequence) -> None:
-        from zr_ray.loops.examples import write_examples
+        from zr_ray.report.examples import write_examples
 
-        before = next((torch.tensor(r["mu"], dtype=torch.float64) for r in self._rows() if r["method"] == "zero-shot"), None)
+        before = next(
+            (torch.tensor(r["mu"], dtype=torch.float64) for r in self._rows() if r["method"] == "zero-shot"), None
+        )
         mine = range(0, len(items), self.learner.world)  # the items whose reasoning text this rank holds
         write_examples(self.run, self.method, judged, before, human, items, list(mine), EXAMPLES)
 

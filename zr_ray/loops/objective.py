@@ -1,6 +1,7 @@
 """From rollouts to the GDSO loss: rewards and advantages once per step, the loss per micro-batch.
 
-The maths is in `functional/`; this file lines its tensors up with pairs, micro-batches and ranks. GRPO is the same objective with
+The maths is in `functional/`; this file lines its tensors up with pairs, micro-batches and ranks. GRPO is the same
+objective with
 alpha_pointwise = alpha_pairwise = lambda_pairwise = 0.
 """
 
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zr_ray.config import GdsoSection
+from zr_ray.config.sections import GdsoSection
 from zr_ray.functional import gdso, grpo, scores
 from zr_ray.models.judge import JudgeOutputs
 from zr_ray.models.packing import Row
@@ -49,19 +50,28 @@ class PairRollouts:
 
 
 def collect(
-    pairs: Sequence[PreferencePair], requests: Sequence[JudgeRequest], groups: Sequence[Sequence[Judgement]], config: GdsoSection,
+    pairs: Sequence[PreferencePair],
+    requests: Sequence[JudgeRequest],
+    groups: Sequence[Sequence[Judgement]],
+    config: GdsoSection,
     label_ids: Sequence[int] = (),
-) -> PairRollouts:  # fmt: skip
-    """Line judgements up as [B, 2, G], decode mu with the rollout policy's distribution, and compute rewards and advantages.
+) -> PairRollouts:
+    """Line judgements up as [B, 2, G], decode mu with the rollout policy's distribution, and compute rewards and
+    advantages.
 
-    Args: label_ids: [K] token ids of the labels, needed when config.score_from is "parsed": the score is then the sampled label."""
+    Args: label_ids: [K] token ids of the labels, needed when config.score_from is "parsed": the score is then the
+    sampled label."""
     bins = torch.tensor(SCORE_BINS)
     shape = (len(pairs), 2, config.group_size)
     flat = [j for group in groups for j in group]
     valid = torch.tensor([j.score_index is not None for j in flat]).view(shape)
-    labels = np.stack([j.score_logprobs if j.score_logprobs is not None else np.zeros(len(bins), np.float32) for j in flat])
+    labels = np.stack(
+        [j.score_logprobs if j.score_logprobs is not None else np.zeros(len(bins), np.float32) for j in flat]
+    )
     log_q = scores.score_log_distribution(torch.from_numpy(labels))
-    expected = (parsed_scores(flat, label_ids, bins) if config.score_from == "parsed" else scores.expected_score(log_q, bins)).view(shape)
+    expected = (
+        parsed_scores(flat, label_ids, bins) if config.score_from == "parsed" else scores.expected_score(log_q, bins)
+    ).view(shape)
     human = torch.tensor([[p.winner_score, p.loser_score] for p in pairs])
     rewards = gdso.gdso_reward(expected, human, SCORE_RANGE, config.lambda_pointwise, config.lambda_pairwise, valid)
     rows = [
@@ -81,8 +91,11 @@ def collect(
 
 
 def parsed_scores(judgements: Sequence[Judgement], label_ids: Sequence[int], bins: Tensor) -> Tensor:
-    """[N] the bin whose label each output wrote, what a parser of its text would find; the lowest bin where malformed."""
-    written = [0 if j.score_index is None else list(label_ids).index(int(j.token_ids[j.score_index])) for j in judgements]
+    """[N] the bin whose label each output wrote, what a parser of its text would find; the lowest bin where
+    malformed."""
+    written = [
+        0 if j.score_index is None else list(label_ids).index(int(j.token_ids[j.score_index])) for j in judgements
+    ]
     return bins[torch.tensor(written, dtype=torch.long)]
 
 
@@ -122,23 +135,34 @@ MEANS = {
     "score/entropy": "valid",
     "score/outside_mass": "valid",
 }
-"""Metric -> the sum it is divided by after adding over ranks ("one": the objective already divided by global counts)."""
+"""Metric -> the sum it is divided by after adding over ranks ("one": the objective already divided by global
+counts)."""
 
 
 class GdsoObjective:
-    """Eq. (14) on micro-batches of one step's rollouts. Denominators are global, so any split gives the same gradient."""
+    """Eq. (14) on micro-batches of one step's rollouts. Denominators are global, so any split gives the same
+    gradient."""
 
-    def __init__(self, rollouts: PairRollouts, config: GdsoSection, totals: dict[str, float], length_limit: int | None = None) -> None:
-        """totals: "samples", "tokens", "valid", "gap_valid" summed over all ranks. length_limit: tokens, for "fixed_length" only."""
+    def __init__(
+        self, rollouts: PairRollouts, config: GdsoSection, totals: dict[str, float], length_limit: int | None = None
+    ) -> None:
+        """totals: "samples", "tokens", "valid", "gap_valid" summed over all ranks. length_limit: tokens, for
+        "fixed_length" only."""
         self.rollouts, self.config = rollouts, config
         self.bins = torch.tensor(SCORE_BINS)
         self.valid_total, self.gap_total = max(totals["valid"], 1.0), max(totals["gap_valid"], 1.0)
         self.fixed_length = length_limit if config.token_aggregation == "fixed_length" else None
-        self.policy_total = totals["tokens"] if config.token_aggregation == "token_mean" else totals["samples"] * (self.fixed_length or 1)
+        self.policy_total = (
+            totals["tokens"]
+            if config.token_aggregation == "token_mean"
+            else totals["samples"] * (self.fixed_length or 1)
+        )
         self.ratio_max_abs_diff = 0.0
         self._old: dict[int, Tensor] = {}  # unit -> learner log-probs at the first update: pi_old of the clipped ratio
 
-    def __call__(self, outputs: JudgeOutputs, units: list[int], reference: Tensor | None) -> tuple[Tensor, dict[str, float]]:
+    def __call__(
+        self, outputs: JudgeOutputs, units: list[int], reference: Tensor | None
+    ) -> tuple[Tensor, dict[str, float]]:
         c, device = self.config, outputs.logprobs.device
         shape = (len(units), 2, c.group_size)
         human = self.rollouts.human_scores[units].to(device)
@@ -161,7 +185,9 @@ class GdsoObjective:
             }
         return loss, metrics
 
-    def _policy(self, outputs: JudgeOutputs, units: list[int], reference: Tensor | None) -> tuple[Tensor, dict[str, float]]:
+    def _policy(
+        self, outputs: JudgeOutputs, units: list[int], reference: Tensor | None
+    ) -> tuple[Tensor, dict[str, float]]:
         """L_GRPO of Eq. (4), divided by the global count."""
         c, logprobs, mask = self.config, outputs.logprobs, outputs.mask
         rollout = self._rollout_logprobs(units, logprobs)
@@ -172,7 +198,10 @@ class GdsoObjective:
         terms = terms * torch.where(mask, correction, torch.ones_like(correction))
         mismatch = (torch.where(mask, logprobs.detach() - rollout, torch.zeros_like(rollout)).exp() - 1).abs().max()
         self.ratio_max_abs_diff = max(self.ratio_max_abs_diff, float(mismatch))
-        metrics = {"policy/clip_frac": ratio["clip_frac"] * float(mask.sum()), "policy/ratio_mean": ratio["ratio_mean"] * float(mask.sum())}
+        metrics = {
+            "policy/clip_frac": ratio["clip_frac"] * float(mask.sum()),
+            "policy/ratio_mean": ratio["ratio_mean"] * float(mask.sum()),
+        }
         if reference is not None:
             kl = grpo.kl_terms(logprobs, reference, c.kl_estimator, mask)
             metrics["policy/kl"] = float(kl.detach().sum())

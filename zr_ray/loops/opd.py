@@ -1,9 +1,11 @@
-"""OPD, Eq. (18)-(19), on every learner rank: the student samples reasoning and score, the teacher scores the tokens, one update, push.
+"""OPD, Eq. (18)-(19), on every learner rank: the student samples reasoning and score, the teacher scores the tokens,
+one update, push.
 
     A_t = log pi_teacher(y_t) - log pi_student_old(y_t),   L = -mean_t A_t log pi_student(y_t)
 
-The teacher is a frozen copy beside each learner: it reads the student's own rows in one forward, its tokens are the student's tokens.
-Questions are drawn like RISD's items, in one dimension each; no human score is used. Every choice is a function of (run seed, step).
+The teacher is a frozen copy beside each learner: it reads the student's own rows in one forward, its tokens are the
+student's tokens. Questions are drawn like RISD's items, in one dimension each; no human score is used. Every choice is
+a function of (run seed, step).
 Left out on purpose: a teacher that is sharded over ranks; it is held whole, in the learner's dtype.
 """
 
@@ -17,15 +19,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zr_ray.config_opd import OpdConfig
+from zr_ray.config.opd import OpdConfig
 from zr_ray.errors import JudgeError
 from zr_ray.functional import opd, scores
+from zr_ray.functional.schedule import learning_rate
+from zr_ray.judging.ask import generate, question, request_seed, workers_of_rank
 from zr_ray.loops.distillation_journal import DistillationJournal
 from zr_ray.loops.objective import reduced
 from zr_ray.loops.push import WeightPush
 from zr_ray.loops.risd import step_items
-from zr_ray.loops.rollout import generate, question, request_seed, workers_of_rank
-from zr_ray.loops.schedule import learning_rate
 from zr_ray.models.judge import JudgeOutputs, load_packed_judge
 from zr_ray.models.judge_text import JudgeText
 from zr_ray.models.packing import Row
@@ -33,7 +35,7 @@ from zr_ray.records import Judgement
 from zr_ray.rubric import DIMENSIONS
 
 if TYPE_CHECKING:
-    from zr_ray.distillation import DistillationTask
+    from zr_ray.loops.distillation import DistillationTask
 
 
 def train(loop_config: dict) -> None:
@@ -45,8 +47,12 @@ def train(loop_config: dict) -> None:
     c = config.opd
     learner = Learner(task.judge, config.learner)
     teacher = FrozenTeacher(task.teacher, learner)
-    journal = DistillationJournal(task, learner, method="opd", total_steps=c.steps, reasoning=True, known=task.labels.read())
-    push = WeightPush(task.workers, learner.text, task.items[0], config.weights, config.sync_tolerance, config.rollout.deadline_s)
+    journal = DistillationJournal(
+        task, learner, method="opd", total_steps=c.steps, reasoning=True, known=task.labels.read()
+    )
+    push = WeightPush(
+        task.workers, learner.text, task.items[0], config.weights, config.sync_tolerance, config.rollout.deadline_s
+    )
     workers = workers_of_rank(task.workers, learner.rank, learner.world)
 
     start = journal.restore()
@@ -59,12 +65,21 @@ def train(loop_config: dict) -> None:
             asked = step_questions(step, c.questions_per_step, len(task.items), config.run.seed)
             mine = range(learner.rank, len(asked), learner.world)
             requests = [
-                question(learner.text, task.items[asked[n][0]], DIMENSIONS[asked[n][1]], request_seed(config.run.seed, step, n))
+                question(
+                    learner.text,
+                    task.items[asked[n][0]],
+                    DIMENSIONS[asked[n][1]],
+                    request_seed(config.run.seed, step, n),
+                )
                 for n in mine
             ]
-            groups = generate(workers, requests, c.group_size, 1.0, config.rollout.deadline_s, f"rollouts of step {step + 1}")
+            groups = generate(
+                workers, requests, c.group_size, 1.0, config.rollout.deadline_s, f"rollouts of step {step + 1}"
+            )
         rows = [
-            Row(request.token_ids, request.image, tuple(j.token_ids for j in group), tuple(j.score_index for j in group))
+            Row(
+                request.token_ids, request.image, tuple(j.token_ids for j in group), tuple(j.score_index for j in group)
+            )
             for request, group in zip(requests, groups, strict=True)
         ]
         with journal.timer("teacher"):
@@ -76,7 +91,9 @@ def train(loop_config: dict) -> None:
             applied = learner.apply(learning_rate(step, c.steps, config.learner))
         metrics = reduced(stats.sums, learner.reduce_sum) | applied
         metrics |= {
-            "opd/reverse_kl": totals["reverse_kl"] / totals["tokens"],  # Eq. 18's mean advantage, negated: what OPD brings down
+            "opd/reverse_kl": (
+                totals["reverse_kl"] / totals["tokens"]
+            ),  # Eq. 18's mean advantage, negated: what OPD brings down
             "rollout/malformed_frac": totals["malformed"] / totals["samples"],
             "rollout/tokens_per_sample": totals["tokens"] / totals["samples"],
             "policy/ratio_max_abs_diff": learner.reduce_max(objective.ratio_max_abs_diff),
@@ -100,13 +117,20 @@ class FrozenTeacher:
     """The teacher as a function from rows to log-probs of their tokens. No gradient, no engine."""
 
     def __init__(self, folder: Path, learner) -> None:
-        """Raises JudgeError unless the teacher has the student's tokens: log-probs of other tokens cannot be compared."""
+        """Raises JudgeError unless the teacher has the student's tokens: log-probs of other tokens cannot be
+        compared."""
         self.learner = learner
         text = JudgeText(folder)
         same = (text.label_ids, text.vocab_size, text.forbidden_ids, text.tokenizer.get_vocab())
-        if same != (learner.text.label_ids, learner.text.vocab_size, learner.text.forbidden_ids, learner.text.tokenizer.get_vocab()):
+        if same != (
+            learner.text.label_ids,
+            learner.text.vocab_size,
+            learner.text.forbidden_ids,
+            learner.text.tokenizer.get_vocab(),
+        ):
             raise JudgeError(
-                f"on-policy distillation needs a teacher with the student's tokens, {folder} has others; distil it with jobs/risd.py"
+                f"on-policy distillation needs a teacher with the student's tokens, {folder} has others; distil it with"
+                " jobs/risd.py"
             )
         dtype = torch.float32 if learner.config.dtype == "float32" else torch.bfloat16
         judge, _, self.packer = load_packed_judge(folder, dtype)
@@ -131,7 +155,9 @@ def rollout_sums(groups: Sequence[Sequence[Judgement]], teacher_logprobs: Sequen
         "tokens": float(sum(len(j.token_ids) for j in flat)),
         "samples": float(len(flat)),
         "malformed": float(sum(j.score_index is None for j in flat)),
-        "reverse_kl": float(sum((j.logprobs.astype(np.float64) - liked).sum() for j, liked in zip(flat, teacher_logprobs, strict=True))),
+        "reverse_kl": float(
+            sum((j.logprobs.astype(np.float64) - liked).sum() for j, liked in zip(flat, teacher_logprobs, strict=True))
+        ),
     }
 
 
@@ -139,17 +165,26 @@ class OpdObjective:
     """Eq. (19) over all generated tokens of the step, on any micro-batch split and any number of ranks."""
 
     def __init__(
-        self, teacher_logprobs: Sequence[np.ndarray], judgements: Sequence[Judgement], group_size: int, totals: dict[str, float]
+        self,
+        teacher_logprobs: Sequence[np.ndarray],
+        judgements: Sequence[Judgement],
+        group_size: int,
+        totals: dict[str, float],
     ) -> None:
-        """teacher_logprobs, judgements: of this rank's units, unit-major, group_size each. totals: `rollout_sums` of all ranks."""
+        """teacher_logprobs, judgements: of this rank's units, unit-major, group_size each. totals: `rollout_sums` of
+        all ranks."""
         self.teacher_logprobs, self.group_size = teacher_logprobs, group_size
         self.tokens, self.formed = totals["tokens"], max(totals["samples"] - totals["malformed"], 1.0)
         self.student_old = [j.logprobs for j in judgements]
         self.ratio_max_abs_diff = 0.0
 
-    def __call__(self, outputs: JudgeOutputs, units: list[int], reference: Tensor | None) -> tuple[Tensor, dict[str, float]]:
+    def __call__(
+        self, outputs: JudgeOutputs, units: list[int], reference: Tensor | None
+    ) -> tuple[Tensor, dict[str, float]]:
         own = [unit * self.group_size + k for unit in units for k in range(self.group_size)]
-        teacher, old = (_padded([values[i] for i in own], outputs.logprobs) for values in (self.teacher_logprobs, self.student_old))
+        teacher, old = (
+            _padded([values[i] for i in own], outputs.logprobs) for values in (self.teacher_logprobs, self.student_old)
+        )
         advantages = opd.opd_advantages(teacher, old)
         loss = opd.opd_terms(outputs.logprobs, advantages, outputs.mask).sum() / self.tokens
         with torch.no_grad():

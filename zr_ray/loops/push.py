@@ -4,30 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from zr_ray.config import WeightsSection
-from zr_ray.loops.rollout import question
+from zr_ray.config.sections import WeightsSection
+from zr_ray.judging.ask import question
 from zr_ray.models.judge_text import JudgeText
 from zr_ray.models.packing import Row
-from zr_ray.observe import wait_for
 from zr_ray.records import AnnotatedImage
 from zr_ray.rubric import DIMENSIONS
-from zr_ray.weights import ObjectStoreTransport, WeightTransport, check_probe, logprob_difference, make_buckets
+from zr_ray.run.observe import wait_for
 from zr_ray.workers.learner import Learner
+from zr_ray.workers.weights import ObjectStoreTransport, WeightTransport, check_probe, logprob_difference, make_buckets
 
 
 class WeightPush:
-    """Sends a learner's weights to all rollout workers and proves that they arrived. Every rank calls it at the same point.
+    """Sends a learner's weights to all rollout workers and proves that they arrived. Every rank calls it at the same
+    point.
 
-    The proof: of one item's four questions, the first tokens of the greedy reasoning and the score without reasoning."""
+    The proof: of one item's four questions, the first tokens of the greedy reasoning and the score without
+    reasoning."""
 
     def __init__(
-        self, workers: Sequence, text: JudgeText, item: AnnotatedImage, config: WeightsSection, tolerance: float, deadline_s: float,
+        self,
+        workers: Sequence,
+        text: JudgeText,
+        item: AnnotatedImage,
+        config: WeightsSection,
+        tolerance: float,
+        deadline_s: float,
         transport: WeightTransport | None = None,
-    ) -> None:  # fmt: skip
-        """workers: ALL rollout workers of the run. item: what the probe asks about. tolerance: largest difference allowed, nats."""
+    ) -> None:
+        """workers: ALL rollout workers of the run. item: what the probe asks about. tolerance: largest difference
+        allowed, nats."""
         self.workers, self.config = list(workers), config
         self.tolerance, self.deadline_s = tolerance, deadline_s
-        self.reasoned, self.direct = ([question(text, item, d, seed=0, direct=direct) for d in DIMENSIONS] for direct in (False, True))
+        self.reasoned, self.direct = (
+            [question(text, item, d, seed=0, direct=direct) for d in DIMENSIONS] for direct in (False, True)
+        )
         self.transport = transport or ObjectStoreTransport()
 
     def __call__(self, learner: Learner, version: int) -> dict[str, float]:
@@ -35,7 +46,11 @@ class WeightPush:
         buckets = make_buckets(learner.named_weights(), self.config.bucket_mib * 2**20)
         if learner.rank == 0:
             handles = self.transport.send(buckets)
-            held = wait_for([w.update_weights.remote(version, handles) for w in self.workers], self.deadline_s, f"the push of weights {version}")
+            held = wait_for(
+                [w.update_weights.remote(version, handles) for w in self.workers],
+                self.deadline_s,
+                f"the push of weights {version}",
+            )
         else:
             held = [version] * len(self.workers)
             for _ in buckets:  # ZeRO-3 gathers on every rank
@@ -53,8 +68,15 @@ class WeightPush:
         asked += [worker.score.remote(self.direct) for worker in self.workers]
         answers = wait_for(asked, self.deadline_s, "the weight probe")
         reasoned, direct = answers[: len(self.workers)], answers[len(self.workers) :]
-        judgements = [group[0] for groups in reasoned for group in groups] + [judgement for scores in direct for judgement in scores]
-        requests = [request for questions in (self.reasoned, self.direct) for _ in self.workers for request in questions]
-        rows = [Row(q.token_ids, q.image, (a.token_ids,), (a.score_index,)) for q, a in zip(requests, judgements, strict=True)]
+        judgements = [group[0] for groups in reasoned for group in groups] + [
+            judgement for scores in direct for judgement in scores
+        ]
+        requests = [
+            request for questions in (self.reasoned, self.direct) for _ in self.workers for request in questions
+        ]
+        rows = [
+            Row(q.token_ids, q.image, (a.token_ids,), (a.score_index,))
+            for q, a in zip(requests, judgements, strict=True)
+        ]
         outputs = learner.forward(rows)
         return logprob_difference(judgements, outputs.logprobs, outputs.score_logprobs)

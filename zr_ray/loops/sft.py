@@ -1,8 +1,9 @@
-"""Supervised baselines on every learner rank: SFT (one score token) and RewardDance (post-hoc reasoning chain, then the score).
+"""Supervised baselines on every learner rank: SFT (one score token) and RewardDance (post-hoc reasoning chain, then the
+score).
 
-The data order is GDSO's: the same pairs at the same steps, both sides of each; the rollout actors only judge the held-out set.
-RewardDance (arXiv 2509.08826): generated-token probability under chains written by a stronger annotator. In the built-in world that
-annotator is the oracle that knows the scene.
+The data order is GDSO's: the same pairs at the same steps, both sides of each; the rollout actors only judge the
+held-out set. RewardDance (arXiv 2509.08826): generated-token probability under chains written by a stronger annotator.
+In the built-in world that annotator is the oracle that knows the scene.
 """
 
 from __future__ import annotations
@@ -12,22 +13,22 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from zr_ray.config_sft import SftConfig, SftSection
+from zr_ray.config.sft import SftConfig, SftSection
 from zr_ray.data.images import load_image
 from zr_ray.errors import DataError
 from zr_ray.functional import scores
+from zr_ray.functional.schedule import learning_rate
+from zr_ray.judging.ask import workers_of_rank
 from zr_ray.loops.journal import Journal
 from zr_ray.loops.objective import reduced
 from zr_ray.loops.push import WeightPush
-from zr_ray.loops.rollout import workers_of_rank
-from zr_ray.loops.schedule import learning_rate
 from zr_ray.models.judge import JudgeOutputs
 from zr_ray.models.judge_text import JudgeText
 from zr_ray.models.packing import Row
 from zr_ray.rubric import SCORE_BINS
 
 if TYPE_CHECKING:
-    from zr_ray.launch import TrainingTask
+    from zr_ray.loops.launch import TrainingTask
 
 
 def train(loop_config: dict) -> None:
@@ -39,8 +40,17 @@ def train(loop_config: dict) -> None:
     config: SftConfig = task.config
     c = config.sft
     learner = Learner(task.judge, config.learner)
-    journal = Journal(task, learner, method="rewarddance" if c.reasoning else "sft", total_steps=c.steps, reasoning=c.reasoning)
-    push = WeightPush(task.workers, learner.text, task.pairs[0].winner, config.weights, config.sync_tolerance, config.rollout.deadline_s)
+    journal = Journal(
+        task, learner, method="rewarddance" if c.reasoning else "sft", total_steps=c.steps, reasoning=c.reasoning
+    )
+    push = WeightPush(
+        task.workers,
+        learner.text,
+        task.pairs[0].winner,
+        config.weights,
+        config.sync_tolerance,
+        config.rollout.deadline_s,
+    )
     schedule = PairSchedule(list(task.pairs), c.pairs_per_step, config.run.seed)
     workers = workers_of_rank(task.workers, learner.rank, learner.world)
 
@@ -52,12 +62,20 @@ def train(loop_config: dict) -> None:
     for step in range(start, c.steps):
         batch = schedule.batch(step)
         pairs = [batch[i] for i in range(learner.rank, c.pairs_per_step, learner.world)]
-        sides = [(side, pair.dimension, score) for pair in pairs for side, score in ((pair.winner, pair.winner_score), (pair.loser, pair.loser_score))]
+        sides = [
+            (side, pair.dimension, score)
+            for pair in pairs
+            for side, score in ((pair.winner, pair.winner_score), (pair.loser, pair.loser_score))
+        ]
         with journal.timer("train"):
-            units = [[answer_row(learner.text, item, dimension, score, c.reasoning)] for item, dimension, score in sides]
+            units = [
+                [answer_row(learner.text, item, dimension, score, c.reasoning)] for item, dimension, score in sides
+            ]
             targets = score_targets(torch.tensor([score for _, _, score in sides]), c)
             stats = learner.accumulate(units, SftObjective(targets, 2 * c.pairs_per_step, c.chain_weight))
-            metrics = reduced(stats.sums, learner.reduce_sum) | learner.apply(learning_rate(step, c.steps, config.learner))
+            metrics = reduced(stats.sums, learner.reduce_sum) | learner.apply(
+                learning_rate(step, c.steps, config.learner)
+            )
         due = config.evaluation.every_steps and (step + 1) % config.evaluation.every_steps == 0
         if due or step + 1 == c.steps:
             with journal.timer("push"):
@@ -76,7 +94,10 @@ def answer_row(text: JudgeText, item, dimension: str, score: float, reasoning: b
     if reasoning:
         chain = item.reasoning.get(dimension)
         if not chain:
-            raise DataError(f"item {item.id} must carry a reasoning text for {dimension} to train with sft.reasoning, it has none; add `reasoning` to its record, or set sft.reasoning=false")
+            raise DataError(
+                f"item {item.id} must carry a reasoning text for {dimension} to train with sft.reasoning, it has none;"
+                " add `reasoning` to its record, or set sft.reasoning=false"
+            )
     bin_index = min(range(len(SCORE_BINS)), key=lambda k: abs(SCORE_BINS[k] - score))
     tokens, index = text.answer(bin_index, chain)
     return Row(text.question(item.prompt, dimension, direct=not reasoning), load_image(item.image), (tokens,), (index,))
@@ -88,20 +109,30 @@ def score_targets(human: Tensor, c: SftSection) -> Tensor:
 
 
 class SftObjective:
-    """Cross-entropy of the score token over the whole vocabulary, plus chain_weight times the mean log-loss of the other tokens."""
+    """Cross-entropy of the score token over the whole vocabulary, plus chain_weight times the mean log-loss of the
+    other tokens."""
 
     def __init__(self, targets: Tensor, total: int, chain_weight: float) -> None:
         """targets: [N, K] of this rank's units. total: sequences of all ranks, the denominator."""
         self.targets, self.total, self.chain_weight = targets, total, chain_weight
 
-    def __call__(self, outputs: JudgeOutputs, units: list[int], reference: Tensor | None) -> tuple[Tensor, dict[str, float]]:
+    def __call__(
+        self, outputs: JudgeOutputs, units: list[int], reference: Tensor | None
+    ) -> tuple[Tensor, dict[str, float]]:
         targets = self.targets[units].to(outputs.score_logprobs)
         score = -(targets * outputs.score_logprobs).sum() / self.total
         at_score = torch.arange(outputs.mask.shape[1], device=outputs.mask.device) == outputs.score_index[:, None]
         others = outputs.mask & ~at_score
-        chain = -(outputs.logprobs * others).sum(-1) / others.sum(-1).clamp_min(1)  # 0 for a direct answer, which has no other tokens
+        chain = -(outputs.logprobs * others).sum(-1) / others.sum(-1).clamp_min(
+            1
+        )  # 0 for a direct answer, which has no other tokens
         chain = chain.sum() / self.total
         loss = score + self.chain_weight * chain
         log_q = scores.score_log_distribution(outputs.score_logprobs.detach())
-        metrics = {"loss/score": score, "loss/chain": chain, "loss/total": loss, "score/entropy": scores.score_entropy(log_q).sum() / self.total}
+        metrics = {
+            "loss/score": score,
+            "loss/chain": chain,
+            "loss/total": loss,
+            "score/entropy": scores.score_entropy(log_q).sum() / self.total,
+        }
         return loss, {name: float(value.detach()) for name, value in metrics.items()}

@@ -1,4 +1,5 @@
-"""What names a judge: a hash of its weights and files, and a hash of the questions it is asked. Provenance of labels and replies.
+"""What names a judge: a hash of its weights and files, and a hash of the questions it is asked. Provenance of labels
+and replies.
 
 Left out on purpose: signatures; a hash tells two judges apart, it proves no origin.
 """
@@ -13,11 +14,13 @@ from zr_ray.models.judge_text import JudgeText
 from zr_ray.rubric import DIMENSIONS
 
 _SUFFIXES = (".safetensors", ".json", ".jinja", ".txt", ".model")
-"""Files that decide what a judge answers: weights, configuration, tokenizer, processor, scoring format, chat template."""
+"""Files that decide what a judge answers: weights, configuration, tokenizer, processor, scoring format, chat
+template."""
 
 
 def judge_hash(folder: Path | str) -> str:
-    """sha256 over names and contents of the folder's files that decide its answers; a model card may change. Raises JudgeError if none."""
+    """sha256 over names and contents of the folder's files that decide its answers; a model card may change. Raises
+    JudgeError if none."""
     files = sorted(path for path in Path(folder).iterdir() if path.is_file() and path.suffix in _SUFFIXES)
     if not any(path.suffix == ".safetensors" for path in files):
         raise JudgeError(f"{folder} must hold safetensors weights, got {[path.name for path in files]}")

@@ -1,7 +1,7 @@
 """A judge on the transformers side: log-probs of sampled outputs and of the nine labels, differentiable.
 
-Axes: R rows, L packed tokens a row, T completion tokens, N = sum of completions, K = 9 bins, V vocabulary, H hidden width
-(`models/packing.py` says how rows are packed).
+Axes: R rows, L packed tokens a row, T completion tokens, N = sum of completions, K = 9 bins, V vocabulary, H hidden
+width (`models/packing.py` says how rows are packed).
 Left out on purpose: generation; that is the rollout worker's.
 """
 
@@ -39,8 +39,8 @@ class JudgeOutputs:
 class PackedJudge(nn.Module):
     """A Hugging Face VLM with the forward that training needs; the unit DeepSpeed wraps.
 
-    The policy is defined over the allowed vocabulary: forbidden tokens (image, video, special) have probability exactly 0 in the
-    rollout engine and here, so both normalise over the same set.
+    The policy is defined over the allowed vocabulary: forbidden tokens (image, video, special) have probability exactly
+    0 in the rollout engine and here, so both normalise over the same set.
     """
 
     PROJECTION_CHUNK = 4096  # positions projected to the vocabulary at a time; bounds logits memory to 4096 * V
@@ -74,7 +74,8 @@ class PackedJudge(nn.Module):
         return not any(p.requires_grad for p in self.model.model.visual.parameters())
 
     def image_features(self, batch: PackedBatch):
-        """The vision tower's output for the batch's images, once per image, as the Hugging Face model takes it; the packed rows' order."""
+        """The vision tower's output for the batch's images, once per image, as the Hugging Face model takes it; the
+        packed rows' order."""
         core = self.model.model
         frozen = not batch.pixel_values.requires_grad and self.tower_is_frozen
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):

@@ -1,7 +1,7 @@
 """The text side of a judge: its folder, questions to token ids, outputs to score position and reasoning.
 
-Axes: P prompt tokens, T completion tokens. Needs the folder's tokenizer and configuration, no weights and no torch, so that a
-driver can use it.
+Axes: P prompt tokens, T completion tokens. Needs the folder's tokenizer and configuration, no weights and no torch, so
+that a driver can use it.
 """
 
 from __future__ import annotations
@@ -16,20 +16,26 @@ from zr_ray.rubric import ScoringFormat, label_token_ids
 
 _ASSETS = Path(__file__).resolve().parent.parent / "assets"
 BUILTIN_JUDGES = {"builtin": _ASSETS / "judge", "small": _ASSETS / "judge_small", "student": _ASSETS / "student"}
-"""Judges inside the package: the base judge, a smaller one of the same making, and the student that was distilled from it."""
+"""Judges inside the package: the base judge, a smaller one of the same making, and the student that was distilled from
+it."""
 
 
 def judge_folder(path: str) -> Path:
-    """Folder of a judge: a name of BUILTIN_JUDGES, or a Hugging Face folder. Raises JudgeError if there is no model in it."""
+    """Folder of a judge: a name of BUILTIN_JUDGES, or a Hugging Face folder. Raises JudgeError if there is no model in
+    it."""
     folder = BUILTIN_JUDGES.get(path) or Path(path).expanduser()
     if not (folder / "config.json").is_file():
         names = ", ".join(BUILTIN_JUDGES)
-        raise JudgeError(f"judge.path must be one of {names}, or a Hugging Face model folder with config.json, got {path!r}: no {folder / 'config.json'}")
+        raise JudgeError(
+            f"judge.path must be one of {names}, or a Hugging Face model folder with config.json, got {path!r}: no"
+            f" {folder / 'config.json'}"
+        )
     return folder.resolve()
 
 
 class JudgeText:
-    """Tokenizer side of a judge: questions to token ids, outputs to text, which tokens are labels and which are forbidden."""
+    """Tokenizer side of a judge: questions to token ids, outputs to text, which tokens are labels and which are
+    forbidden."""
 
     def __init__(self, folder: Path) -> None:
         from transformers import AutoConfig, AutoTokenizer
@@ -50,12 +56,17 @@ class JudgeText:
     def _end_token(self, config) -> int:
         end = self.tokenizer.eos_token_id
         if end is None:
-            raise JudgeError(f"the tokenizer in {self.folder} has no end-of-sequence token; set eos_token in tokenizer_config.json")
+            raise JudgeError(
+                f"the tokenizer in {self.folder} has no end-of-sequence token; set eos_token in tokenizer_config.json"
+            )
         return end
 
     def _forbidden(self, config) -> tuple[int, ...]:
-        """Image, video and special tokens, and embedding rows without a token: a sampled one would break the next forward."""
-        special = {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special} | set(self.tokenizer.all_special_ids)
+        """Image, video and special tokens, and embedding rows without a token: a sampled one would break the next
+        forward."""
+        special = {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special} | set(
+            self.tokenizer.all_special_ids
+        )
         for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"):
             if getattr(config, name, None) is not None:
                 special.add(getattr(config, name))
@@ -63,17 +74,21 @@ class JudgeText:
         return tuple(sorted(special - {self.end_id} - set(self.label_ids)))
 
     def question(self, prompt: str, dimension: str, direct: bool = False) -> np.ndarray:
-        """[P] int32 chat-formatted question with one image placeholder; with `direct` the marker is already written, so that the
-        next token is the score. Raises JudgeError if the chat template puts none or several placeholders."""
+        """[P] int32 chat-formatted question with one image placeholder; with `direct` the marker is already written, so
+        that the next token is the score. Raises JudgeError if the chat template puts none or several placeholders."""
         key = (prompt, dimension, direct)
         if key not in self._questions:
-            text = self.tokenizer.apply_chat_template(self.format.messages(prompt, dimension), tokenize=False, add_generation_prompt=True)
+            text = self.tokenizer.apply_chat_template(
+                self.format.messages(prompt, dimension), tokenize=False, add_generation_prompt=True
+            )
             if direct:
                 text += self.format.direct_prefix + self.format.marker
             ids = np.asarray(self.tokenizer.encode(text, add_special_tokens=False), dtype=np.int32)
             placeholders = int((ids == self.image_token_id).sum())
             if placeholders != 1:
-                raise JudgeError(f"the chat template of {self.folder} must put exactly one image placeholder, got {placeholders}")
+                raise JudgeError(
+                    f"the chat template of {self.folder} must put exactly one image placeholder, got {placeholders}"
+                )
             self._questions[key] = ids
         return self._questions[key]
 
@@ -82,8 +97,8 @@ class JudgeText:
         self._questions.clear()
 
     def answer(self, bin_index: int, reasoning: str | None = None) -> tuple[np.ndarray, int]:
-        """([T] int32 tokens, score index) of a written answer: reasoning, marker, label and end; without reasoning the label alone,
-        for a direct question that already ends with the marker."""
+        """([T] int32 tokens, score index) of a written answer: reasoning, marker, label and end; without reasoning the
+        label alone, for a direct question that already ends with the marker."""
         label = self.label_ids[bin_index]
         if reasoning is None:
             return np.asarray([label], dtype=np.int32), 0
@@ -91,7 +106,8 @@ class JudgeText:
         return np.asarray([*body, label, self.end_id], dtype=np.int32), len(body)
 
     def score_index(self, token_ids: Sequence[int]) -> int | None:
-        """Position of the score token: the last label token right behind the marker; None if there is none (malformed output)."""
+        """Position of the score token: the last label token right behind the marker; None if there is none (malformed
+        output)."""
         labels = set(self.label_ids)
         ids = [int(t) for t in token_ids]
         for i in range(len(ids) - 1, -1, -1):
@@ -102,5 +118,7 @@ class JudgeText:
     def reasoning(self, token_ids: Sequence[int], score_index: int | None) -> str:
         """The reasoning text before the marker, for reports."""
         ids = [int(t) for t in token_ids]
-        text = self.tokenizer.decode(ids[:score_index] if score_index is not None else ids, skip_special_tokens=True).strip()
+        text = self.tokenizer.decode(
+            ids[:score_index] if score_index is not None else ids, skip_special_tokens=True
+        ).strip()
         return text.removesuffix(self._marker).strip() if score_index is not None else text

@@ -1,12 +1,13 @@
 """Questions and their sampled completions, packed for one forward pass.
 
-Axes: R rows (one image and question each), G completions a row, L packed tokens a row, P prompt tokens, T completion tokens,
+Axes: R rows (one image and question each), G completions a row, L packed tokens a row, P prompt tokens, T completion
+tokens,
 N = sum of completions.
 
-One row holds the prompt once and its G completions behind it; a tree mask lets completion i see the prompt and itself only, and
-its positions continue the prompt's. So image and prompt are computed once for G samples, and the result equals G separate
-sequences (tested to 1e-5). Models with recurrent (linear-attention) layers cannot branch; for them a row is unrolled into G
-sequences that share one computation of the image features.
+One row holds the prompt once and its G completions behind it; a tree mask lets completion i see the prompt and itself
+only, and its positions continue the prompt's. So image and prompt are computed once for G samples, and the result
+equals G separate sequences (tested to 1e-5). Models with recurrent (linear-attention) layers cannot branch; for them a
+row is unrolled into G sequences that share one computation of the image features.
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ class PackedBatch:
 
 
 class RowPacker:
-    """Builds PackedBatch from rows with the judge's own image processor and rotary positions. No weights needed beyond the config."""
+    """Builds PackedBatch from rows with the judge's own image processor and rotary positions. No weights needed beyond
+    the config."""
 
     def __init__(self, folder: Path, model) -> None:
         from transformers import AutoImageProcessor
@@ -99,7 +101,9 @@ class RowPacker:
         """Pack rows into one rectangle; see the module's first lines for the layout."""
         pixel_values, grid = self.pixels([row.image for row in rows])
         tokens_per_image = (grid.prod(-1) // self.merge**2).tolist()
-        sequences: list[tuple[int, np.ndarray, list[int]]] = []  # image, prompt, indices of completions that branch from it
+        sequences: list[
+            tuple[int, np.ndarray, list[int]]
+        ] = []  # image, prompt, indices of completions that branch from it
         completions = [c for row in rows for c in row.completions]
         first = 0
         for image, row in enumerate(rows):
@@ -130,7 +134,9 @@ class RowPacker:
         return PackedBatch(
             input_ids=torch.from_numpy(ids),
             position_ids=torch.from_numpy(positions),
-            attention_mask=tree_mask(torch.from_numpy(branch)) if self.branching else torch.from_numpy(branch >= 0).long(),
+            attention_mask=(
+                tree_mask(torch.from_numpy(branch)) if self.branching else torch.from_numpy(branch >= 0).long()
+            ),
             pixel_values=pixel_values,
             image_grid=grid,
             image_index=torch.tensor([image for image, _, _ in sequences]),
@@ -142,20 +148,24 @@ class RowPacker:
 
 
 class RotaryPositions:
-    """The model's own positions of a text with one image in it. They do not depend on the words, so each layout is asked for once."""
+    """The model's own positions of a text with one image in it. They do not depend on the words, so each layout is
+    asked for once."""
 
     def __init__(self, model) -> None:
         self._rope_index, self._merge = model.model.get_rope_index, model.config.vision_config.spatial_merge_size
         self._known = lru_cache(1024)(self._ask)
 
     def __call__(self, length: int, image_at: int, grid: tuple[int, int]) -> Tensor:
-        """[length, 3] long (t, h, w). Args: image_at: index of the first image token. grid: rows and columns of patches."""
+        """[length, 3] long (t, h, w). Args: image_at: index of the first image token. grid: rows and columns of
+        patches."""
         return self._known(length, image_at, grid)
 
     def _ask(self, length: int, image_at: int, grid: tuple[int, int]) -> Tensor:
         types = torch.zeros(1, length, dtype=torch.int32)
         types[0, image_at : image_at + grid[0] * grid[1] // self._merge**2] = 1
-        positions, _ = self._rope_index(types.long(), mm_token_type_ids=types, image_grid_thw=torch.tensor([[1, *grid]]))
+        positions, _ = self._rope_index(
+            types.long(), mm_token_type_ids=types, image_grid_thw=torch.tensor([[1, *grid]])
+        )
         return positions[:, 0].T.contiguous()
 
 
@@ -166,7 +176,8 @@ def expand_image(question: np.ndarray, image_token_id: int, image_tokens: int) -
 
 
 def tree_mask(branch: Tensor) -> Tensor:
-    """[R, 1, L, L] bool: causal, and query branch = key branch or key is prompt; padding sees itself only (keeps softmax finite)."""
+    """[R, 1, L, L] bool: causal, and query branch = key branch or key is prompt; padding sees itself only (keeps
+    softmax finite)."""
     width = branch.shape[1]
     causal = torch.ones(width, width, dtype=torch.bool).tril()
     query, key = branch[:, :, None], branch[:, None, :]

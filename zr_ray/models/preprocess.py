@@ -1,9 +1,11 @@
 """Differentiable preprocessing: float pixels to the patches a Qwen-VL vision tower reads, in torch from end to end.
 
-    [B, 3, H, W] in [0, 1] -> resize (bicubic, antialiased) -> (x - mean) / std -> patches in merge-block order, each still frame repeated
+    [B, 3, H, W] in [0, 1] -> resize (bicubic, antialiased) -> (x - mean) / std -> patches in merge-block order, each
+    still frame repeated
 
-Training, serving and gradients use this one implementation. On uint8 images it equals the Hugging Face processor's result within
-TOLERANCE; the difference is the processor's rounding of resized pixels to 8 bits, which has no gradient and is left out here.
+Training, serving and gradients use this one implementation. On uint8 images it equals the Hugging Face processor's
+result within TOLERANCE; the difference is the processor's rounding of resized pixels to 8 bits, which has no gradient
+and is left out here.
 Left out on purpose: video, and batches of images of different sizes (group them by size; `patches_of` does).
 """
 
@@ -23,8 +25,9 @@ from torch import Tensor
 from zr_ray.errors import DataError, JudgeError
 
 TOLERANCE = {"untouched": 1e-6, "resized": 1.5}
-"""Largest difference from the Hugging Face processor, both of its backends: patch values (std units) when no resize is needed; levels of
-1/255 per pixel otherwise (measured: largest 1.08, mean 0.3): the processor rounds to 8 bits after each of its two passes."""
+"""Largest difference from the Hugging Face processor, both of its backends: patch values (std units) when no resize is
+needed; levels of 1/255 per pixel otherwise (measured: largest 1.08, mean 0.3): the processor rounds to 8 bits after
+each of its two passes."""
 
 _RESAMPLING = {2: "bilinear", 3: "bicubic"}
 """PIL's numbers in a processor's `resample`."""
@@ -55,16 +58,35 @@ class PixelPreprocessor:
         from transformers import AutoImageProcessor
 
         processor = AutoImageProcessor.from_pretrained(folder)
-        names = ("patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std", "size", "resample", "rescale_factor")
+        names = (
+            "patch_size",
+            "merge_size",
+            "temporal_patch_size",
+            "image_mean",
+            "image_std",
+            "size",
+            "resample",
+            "rescale_factor",
+        )
         missing = [name for name in names if getattr(processor, name, None) is None]
         area = None if missing else (processor.size["shortest_edge"], processor.size["longest_edge"])
         if missing or None in area:
             kind = f"{type(processor).__name__} has no {missing or 'pixel bounds'}"
-            raise JudgeError(f"the image processor of {folder} must be of the Qwen-VL kind, {kind}; use a Qwen-VL judge")
-        if not (processor.do_resize and processor.do_rescale and processor.do_normalize) or abs(processor.rescale_factor * 255 - 1) > 1e-6:
-            raise JudgeError(f"the image processor of {folder} must resize, rescale by 1/255 and normalise; correct its configuration")
+            raise JudgeError(
+                f"the image processor of {folder} must be of the Qwen-VL kind, {kind}; use a Qwen-VL judge"
+            )
+        if (
+            not (processor.do_resize and processor.do_rescale and processor.do_normalize)
+            or abs(processor.rescale_factor * 255 - 1) > 1e-6
+        ):
+            raise JudgeError(
+                f"the image processor of {folder} must resize, rescale by 1/255 and normalise; correct its"
+                " configuration"
+            )
         if int(processor.resample) not in _RESAMPLING:
-            raise JudgeError(f"the image processor of {folder} must resample with {_RESAMPLING}, got {processor.resample}")
+            raise JudgeError(
+                f"the image processor of {folder} must resample with {_RESAMPLING}, got {processor.resample}"
+            )
         return cls(
             patch_size=processor.patch_size,
             merge_size=processor.merge_size,
@@ -82,13 +104,16 @@ class PixelPreprocessor:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width in pixels after the resize. Raises DataError for a side ratio above 200, as the processor does."""
+        """Height and width in pixels after the resize. Raises DataError for a side ratio above 200, as the processor
+        does."""
         from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
         try:
             return smart_resize(height, width, self.patch_size * self.merge_size, self.min_pixels, self.max_pixels)
         except (ValueError, ZeroDivisionError):
-            raise DataError(f"an image must have sides above 0 and of a ratio below 200, got {width} x {height} pixels; crop it") from None
+            raise DataError(
+                f"an image must have sides above 0 and of a ratio below 200, got {width} x {height} pixels; crop it"
+            ) from None
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of patches of an image of this size."""
@@ -104,7 +129,8 @@ class PixelPreprocessor:
         """Patches of images of one size, differentiable with respect to the pixels.
 
         Args: images: [B, 3, H, W] float in [0, 1].
-        Returns: (patches [B * rows * columns, 3 * temporal_patch_size * patch_size^2], grid [B, 3] long (1, rows, columns) in patches).
+        Returns: (patches [B * rows * columns, 3 * temporal_patch_size * patch_size^2], grid [B, 3] long (1, rows,
+        columns) in patches).
         Raises: DataError if it is no float tensor of that shape, or the sides' ratio is above 200."""
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
             got = f"{images.dtype} {list(images.shape)}"
@@ -112,8 +138,11 @@ class PixelPreprocessor:
         height, width = self.resized(*images.shape[-2:])
         for size in ((images.shape[-2], width), (height, width)):
             if size != tuple(images.shape[-2:]):
-                # bicubic overshoots at edges; the processor's 8-bit passes, over rows and then over columns, cut it off, so do we
-                images = F.interpolate(images, size, mode=self.resample, align_corners=False, antialias=True).clamp(0, 1)
+                # bicubic overshoots at edges; the processor's 8-bit passes, over rows and then over columns, cut it
+                # off, so do we
+                images = F.interpolate(images, size, mode=self.resample, align_corners=False, antialias=True).clamp(
+                    0, 1
+                )
         mean, std = (images.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
         return self._patchify((images - mean) / std)
 

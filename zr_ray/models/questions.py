@@ -1,9 +1,10 @@
 """The direct questions of one image in several dimensions as one packed row: what they share is computed once.
 
-The four questions of an image differ near their end only. Their longest common token prefix, found from the token ids whatever the chat
-template, holds image and prompt; the rest of each question is a branch behind it under the tree mask of `packing.py`, at the
-positions it would have alone. The result equals separate questions. Where the image is not in the prefix (a template that names the
-dimension first), or for a recurrent model, every question is a sequence of its own and only the image features are shared.
+The four questions of an image differ near their end only. Their longest common token prefix, found from the token ids
+whatever the chat template, holds image and prompt; the rest of each question is a branch behind it under the tree mask
+of `packing.py`, at the positions it would have alone. The result equals separate questions. Where the image is not in
+the prefix (a template that names the dimension first), or for a recurrent model, every question is a sequence of its
+own and only the image features are shared.
 Left out on purpose: reasoning; a packed row asks for the score token alone.
 """
 
@@ -24,7 +25,8 @@ from zr_ray.models.preprocess import PixelPreprocessor
 from zr_ray.rubric import DIMENSIONS
 
 CACHED_LAYOUTS = 16384
-"""Question layouts kept in memory, about 5 kB each with a hundred tokens; a service sees the same prompts again and again."""
+"""Question layouts kept in memory, about 5 kB each with a hundred tokens; a service sees the same prompts again and
+again."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ class QuestionPacker:
     # ---- one image ----
 
     def layout(self, prompt: str, dimensions: tuple[str, ...], grid: tuple[int, int]) -> tuple[PackedSequence, ...]:
-        """One sequence with a branch per dimension, or (unrolled) one sequence per dimension, in the order of `dimensions`.
+        """One sequence with a branch per dimension, or (unrolled) one sequence per dimension, in the order of
+        `dimensions`.
 
         Args: grid: rows and columns of patches of the image."""
         return self._layout(prompt, dimensions, grid, self.branching)
@@ -76,7 +79,9 @@ class QuestionPacker:
         self._layout.cache_clear()
         self.text.forget()
 
-    def _make_layout(self, prompt: str, dimensions: tuple[str, ...], grid: tuple[int, int], branching: bool) -> tuple[PackedSequence, ...]:
+    def _make_layout(
+        self, prompt: str, dimensions: tuple[str, ...], grid: tuple[int, int], branching: bool
+    ) -> tuple[PackedSequence, ...]:
         if not dimensions:
             raise ValueError(f"dimensions must name at least one of {DIMENSIONS}, got none")
         image_tokens = grid[0] * grid[1] // self.preprocess.merge_size**2
@@ -86,9 +91,13 @@ class QuestionPacker:
         image_at = int(np.flatnonzero(questions[0] == self.image_token_id)[0])
         if branching and shared >= image_at + image_tokens:
             return (self._branches(questions, shared, image_at, grid),)
-        return tuple(self._branches([q], len(q) - 1, int(np.flatnonzero(q == self.image_token_id)[0]), grid) for q in questions)
+        return tuple(
+            self._branches([q], len(q) - 1, int(np.flatnonzero(q == self.image_token_id)[0]), grid) for q in questions
+        )
 
-    def _branches(self, questions: list[np.ndarray], shared: int, image_at: int, grid: tuple[int, int]) -> PackedSequence:
+    def _branches(
+        self, questions: list[np.ndarray], shared: int, image_at: int, grid: tuple[int, int]
+    ) -> PackedSequence:
         prefix_positions = self._positions(shared, image_at, grid)
         following = int(prefix_positions.max()) + 1
         tails = [torch.from_numpy(q[shared:]) for q in questions]
@@ -96,11 +105,15 @@ class QuestionPacker:
         own = [(following + torch.arange(len(tail)))[:, None].expand(-1, 3) for tail in tails]
         branch = [torch.full((len(tail),), n) for n, tail in enumerate(tails, start=1)]
         ends = shared - 1 + torch.tensor([len(tail) for tail in tails]).cumsum(0)
-        return PackedSequence(ids, torch.cat([prefix_positions, *own]), torch.cat([torch.zeros(shared, dtype=torch.long), *branch]), ends)
+        return PackedSequence(
+            ids, torch.cat([prefix_positions, *own]), torch.cat([torch.zeros(shared, dtype=torch.long), *branch]), ends
+        )
 
     # ---- batches ----
 
-    def batch(self, pixel_values: Tensor, image_grid: Tensor, layouts: Sequence[tuple[PackedSequence, ...]]) -> PackedBatch:
+    def batch(
+        self, pixel_values: Tensor, image_grid: Tensor, layouts: Sequence[tuple[PackedSequence, ...]]
+    ) -> PackedBatch:
         """Tensors of B images with their layouts; scores come out image by image, dimensions in the layout's order."""
         sequences = [s for layout in layouts for s in layout]
         ids = pad_sequence([s.ids for s in sequences], batch_first=True)
@@ -115,7 +128,9 @@ class QuestionPacker:
             attention_mask=tree_mask(branch) if self.branching else (branch >= 0).long(),
             pixel_values=pixel_values,
             image_grid=image_grid,
-            image_index=torch.repeat_interleave(torch.arange(len(layouts)), torch.tensor([len(layout) for layout in layouts])),
+            image_index=torch.repeat_interleave(
+                torch.arange(len(layouts)), torch.tensor([len(layout) for layout in layouts])
+            ),
             token_source=ends,
             token_ids=torch.full((total,), self.text.label_ids[0]),
             lengths=torch.ones(total, dtype=torch.long),
@@ -147,7 +162,8 @@ class QuestionPacker:
 
 
 def common_prefix(questions: Sequence[np.ndarray]) -> int:
-    """Length of the longest token prefix that all questions share; at least one token short of each, so that every branch has one."""
+    """Length of the longest token prefix that all questions share; at least one token short of each, so that every
+    branch has one."""
     shortest = min(map(len, questions)) - 1
     heads = np.stack([q[:shortest] for q in questions])
     different = np.flatnonzero((heads != heads[0]).any(axis=0))

@@ -1,7 +1,9 @@
-"""The student: images and prompts in, four score distributions out, in one forward pass (Z-Reward, arXiv 2606.09076, Eq. 16).
+"""The student: images and prompts in, four score distributions out, in one forward pass (Z-Reward, arXiv 2606.09076,
+Eq. 16).
 
-Image and prompt are computed once, the questions of the dimensions branch from them (`questions.py`); everything from the float pixels
-on is torch and differentiable. Training uses the same packed forward (`PackedJudge`) through the learner.
+Image and prompt are computed once, the questions of the dimensions branch from them (`questions.py`); everything from
+the float pixels on is torch and differentiable. Training uses the same packed forward (`PackedJudge`) through the
+learner.
 Left out on purpose: decoding of image files, batching across callers, devices; those are the caller's.
 """
 
@@ -36,10 +38,12 @@ class StudentScores:
 
 
 class Student(nn.Module):
-    """A judge folder as a differentiable function of pixels. In evaluation mode, parameters without gradient, until told otherwise."""
+    """A judge folder as a differentiable function of pixels. In evaluation mode, parameters without gradient, until
+    told otherwise."""
 
     def __init__(self, folder: Path | str, dtype: torch.dtype = torch.float32) -> None:
-        """dtype: float32, bfloat16, or float64 for exact derivatives (slow).   Raises: JudgeError if the folder holds no judge."""
+        """dtype: float32, bfloat16, or float64 for exact derivatives (slow).   Raises: JudgeError if the folder holds
+        no judge."""
         super().__init__()
         self.judge, self.text, _ = load_packed_judge(Path(folder), dtype)
         self.preprocess = PixelPreprocessor.load(folder)
@@ -48,9 +52,11 @@ class Student(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor, prompts: Sequence[str], dimensions: Sequence[str] = DIMENSIONS) -> StudentScores:
-        """Score distributions of B images of one size, differentiable with respect to the pixels (and to parameters that ask for it).
+        """Score distributions of B images of one size, differentiable with respect to the pixels (and to parameters
+        that ask for it).
 
-        Args: images: [B, 3, H, W] float in [0, 1], on the student's device. prompts: B texts. dimensions: D' >= 1 names of DIMENSIONS.
+        Args: images: [B, 3, H, W] float in [0, 1], on the student's device. prompts: B texts. dimensions: D' >= 1 names
+        of DIMENSIONS.
         Returns: StudentScores in the order of `dimensions`; an item's values do not depend on the rest of the batch.
         Raises: DataError for pixels of another kind, ValueError if prompts or dimensions do not fit."""
         unknown = [d for d in dimensions if d not in DIMENSIONS]
@@ -61,7 +67,9 @@ class Student(nn.Module):
         double = self.judge.model.lm_head.weight.dtype == torch.float64
         with _KeepFloat64() if double else nullcontext():
             # pixels are prepared in float32 at least; the vision tower casts the patches to its own dtype
-            pixel_values, grid = self.preprocess(images.double() if double else images.float() if images.is_floating_point() else images)
+            pixel_values, grid = self.preprocess(
+                images.double() if double else images.float() if images.is_floating_point() else images
+            )
             rows, columns = self.preprocess.grid(*images.shape[-2:])
             layouts = [self.questions.layout(prompt, tuple(dimensions), (rows, columns)) for prompt in prompts]
             labels = self.judge(self.questions.batch(pixel_values, grid, layouts)).score_logprobs
@@ -71,8 +79,8 @@ class Student(nn.Module):
 
 
 class _KeepFloat64(TorchFunctionMode):
-    """Casts of float64 tensors to float32 do nothing: transformers writes them into norms and rotary embeddings, and they would leave
-    a float64 model with float32 noise that finite differences cannot see through."""
+    """Casts of float64 tensors to float32 do nothing: transformers writes them into norms and rotary embeddings, and
+    they would leave a float64 model with float32 noise that finite differences cannot see through."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}

@@ -1,10 +1,11 @@
 """Dynamic batching across callers on one event loop: items join the next batch for as long as the judge is busy.
 
-    submit(items) --> waiting --(judge free: take up to max_items, oldest first)--> work(items) in one thread --> answers
+    submit(items) --> waiting --(judge free: take up to max_items, oldest first)--> work(items) in one thread -->
+    answers
 
-Nobody waits for a batch to fill: a lone caller is computed at once, and under load the batch is what arrived during the last one. Ray
-Serve's own `@serve.batch` forms its batches before the running one has ended, so without a waiting time they stay small, and with one
-every lone caller pays it.
+Nobody waits for a batch to fill: a lone caller is computed at once, and under load the batch is what arrived during the
+last one. Ray Serve's own `@serve.batch` forms its batches before the running one has ended, so without a waiting time
+they stay small, and with one every lone caller pays it.
 Left out on purpose: priorities; the oldest item goes first, so nobody starves.
 """
 
@@ -36,7 +37,10 @@ class Batcher:
 
         Raises: OverloadError if they do not fit among the waiting, or whatever `work` raised for their batch."""
         if len(self._waiting) + len(items) > self.max_waiting:
-            raise OverloadError(f"the judge takes {self.max_waiting} waiting items, has {len(self._waiting)}, got {len(items)} more; retry later")
+            raise OverloadError(
+                f"the judge takes {self.max_waiting} waiting items, has {len(self._waiting)}, got {len(items)} more;"
+                " retry later"
+            )
         loop, now = asyncio.get_running_loop(), time.perf_counter()
         futures = [loop.create_future() for _ in items]
         self._waiting.extend(zip(items, futures, [now] * len(items), strict=True))
@@ -61,7 +65,10 @@ class Batcher:
             started = self._batch_started = time.perf_counter()
             try:
                 answers = await loop.run_in_executor(
-                    self._thread, self._work, [item for item, _, _ in taken], [started - arrived for _, _, arrived in taken]
+                    self._thread,
+                    self._work,
+                    [item for item, _, _ in taken],
+                    [started - arrived for _, _, arrived in taken],
                 )
                 if len(answers) != len(taken):
                     raise RuntimeError(f"{len(taken)} items were given, {len(answers)} answers came")

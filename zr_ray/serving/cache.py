@@ -1,6 +1,8 @@
-"""Answers a replica remembers: the same pixels and the same question need no second forward. Off unless replica.cache_items is above 0.
+"""Answers a replica remembers: the same pixels and the same question need no second forward. Off unless
+replica.cache_items is above 0.
 
-Left out on purpose: sharing between replicas, and expiry; a replica's judge never changes, an update starts new replicas.
+Left out on purpose: sharing between replicas, and expiry; a replica's judge never changes, an update starts new
+replicas.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ class AnswerCache:
     """The last `size` different items with their answers. Verb: answer."""
 
     def __init__(self, size: int, lasting: Callable[[object], bool] = lambda answer: True) -> None:
-        """lasting: whether an answer would come out the same again; others, such as a failure of the machine, are not kept."""
+        """lasting: whether an answer would come out the same again; others, such as a failure of the machine, are not
+        kept."""
         self._size, self._lasting = size, lasting
         self._answers: OrderedDict[str, object] = OrderedDict()
 
@@ -39,5 +42,9 @@ class AnswerCache:
 def _key(item) -> str:
     """What an answer depends on: pixels, prompt, dimensions, and for gradients weights and risk."""
     image = item.image
-    pixels = f"{hashlib.sha256(image.tobytes()).hexdigest()}{image.dtype}{image.shape}" if isinstance(image, np.ndarray) else repr(image)
+    pixels = (
+        f"{hashlib.sha256(image.tobytes()).hexdigest()}{image.dtype}{image.shape}"
+        if isinstance(image, np.ndarray)
+        else repr(image)
+    )
     return f"{pixels}\0{item.prompt!r}\0{item.dimensions}\0{item.weights}\0{item.risk}"

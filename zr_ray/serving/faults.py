@@ -1,6 +1,7 @@
-"""A service under fire: replicas are killed at random while callers keep asking; every answer is compared with the known right one.
+"""A service under fire: replicas are killed at random while callers keep asking; every answer is compared with the
+known right one.
 
-What `jobs/fault_reward.py` runs for a minute and a test for some seconds.
+What `jobs/bench/reward_faults.py` runs for a minute and a test for some seconds.
 Left out on purpose: lost nodes; a replica that is gone with its node looks the same to a caller.
 """
 
@@ -16,17 +17,27 @@ from collections import Counter
 import torch
 from torch import Tensor
 
-from zr_ray.client import RewardClient, Scores
+from zr_ray.serving.client import RewardClient, Scores
 
 
 def fault_run(
-    target: str, app: str, right: Scores, images: Tensor, prompts: list[str], callers: int, seconds: float, every_s: float, token: str | None = None,
+    target: str,
+    app: str,
+    right: Scores,
+    images: Tensor,
+    prompts: list[str],
+    callers: int,
+    seconds: float,
+    every_s: float,
+    token: str | None = None,
     seed: int = 0,
-) -> Counter:  # fmt: skip
-    """Counters of a run: sent, answered, lost, wrong, zero, errors, replicas_killed, and the client's repeated/<reason>.
+) -> Counter:
+    """Counters of a run: sent, answered, lost, wrong, zero, errors, replicas_killed, and the client's
+    repeated/<reason>.
 
-    Each of `callers` threads asks for the images' scores again and again; every `every_s` seconds one random replica of any deployment of
-    `app` on this machine gets SIGKILL. `right`: what must come back, to 1e-4. A request is lost if it neither answered nor raised."""
+    Each of `callers` threads asks for the images' scores again and again; every `every_s` seconds one random replica of
+    any deployment of `app` on this machine gets SIGKILL. `right`: what must come back, to 1e-4. A request is lost if it
+    neither answered nor raised."""
     counts, lock, end = Counter(), threading.Lock(), time.monotonic() + seconds
 
     def caller(number: int, client: RewardClient) -> None:
@@ -42,7 +53,9 @@ def fault_run(
                     counts["errors"] += 1
                     counts[f"error/{type(error).__name__}"] += 1
                 continue
-            off = (got.mu - right.mu[part]).abs().max() if all(s == "ok" for s in got.status) else torch.tensor(torch.inf)
+            off = (
+                (got.mu - right.mu[part]).abs().max() if all(s == "ok" for s in got.status) else torch.tensor(torch.inf)
+            )
             with lock:
                 counts["answered"] += 1
                 counts["wrong"] += int(not off <= 1e-4)
@@ -58,7 +71,9 @@ def fault_run(
                 counts["replicas_killed"] += 1
 
     with RewardClient(target, token, max_in_flight=callers, deadline_s=120, attempts=1000) as client:
-        threads = [threading.Thread(target=caller, args=(i, client)) for i in range(callers)] + [threading.Thread(target=killer)]
+        threads = [threading.Thread(target=caller, args=(i, client)) for i in range(callers)] + [
+            threading.Thread(target=killer)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -71,7 +86,8 @@ def fault_run(
 
 
 def replica_pids(app: str) -> list[int]:
-    """Process ids of the app's running replicas on this machine, judges and gateways, as Serve's controller has them."""
+    """Process ids of the app's running replicas on this machine, judges and gateways, as Serve's controller has
+    them."""
     import ray
     from ray.serve.context import _get_global_client
 

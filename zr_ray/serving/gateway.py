@@ -1,11 +1,14 @@
 """The HTTP side of the service: FastAPI behind Serve's proxy. Refuses first, decodes then, asks the judge last.
 
     POST <route>/v1/score             distributions           GET <route>/v1/judge   hashes, limits
-    POST <route>/v1/score_and_grad    and reward gradients    GET <route>/v1/health  200 when a judge answers      <route>/docs
+    POST <route>/v1/score_and_grad    and reward gradients    GET <route>/v1/health  200 when a judge answers
+    <route>/docs
 
-200 if at least one item was scored, 422 if none was; every item has its own status. Errors are {"error": {"status", "message"}, "request_id"}:
-400 unreadable body, 401 no token, 403 wrong token, 404 unknown judge, 411 neither length nor chunks, 413 body too large, 415 content type,
-422 wrong request, 429 this gateway is full, 503 the judge is full or not there (429, 503: Retry-After), 504 deadline.
+200 if at least one item was scored, 422 if none was; every item has its own status. Errors are {"error": {"status",
+"message"}, "request_id"}:
+400 unreadable body, 401 no token, 403 wrong token, 404 unknown judge, 411 neither length nor chunks, 413 body too
+large, 415 content type, 422 wrong request, 429 this gateway is full, 503 the judge is full or not there (429, 503:
+Retry-After), 504 deadline.
 Left out on purpose: fetching images from URLs, cookies, CORS.
 """
 
@@ -22,7 +25,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from ray import serve
 
-from zr_ray.config_serve import ServeConfig
+from zr_ray.config.serve import ServeConfig
 from zr_ray.errors import ConfigError, DeadlineError, OverloadError, RewardError
 from zr_ray.serving import wire
 from zr_ray.serving.admission import LOOPBACK, Refusal, proxy_host, response_of
@@ -32,8 +35,16 @@ from zr_ray.serving.retry import Retry
 
 api = FastAPI(title="zr_ray reward service", description=__doc__, version="1")
 _IMAGES = {name: {"schema": {"type": "string", "format": "binary"}} for name in (wire.SAFETENSORS, *wire.IMAGE_FORMATS)}
-_EXAMPLE = {"items": [{"image": "<base64 of a PNG, JPEG or WebP file>", "prompt": "a small red circle"}], "dimensions": ["alignment"]}
-_BODY = {"requestBody": {"required": True, "content": {wire.JSON: {"schema": {"type": "object"}, "example": _EXAMPLE}} | _IMAGES}}
+_EXAMPLE = {
+    "items": [{"image": "<base64 of a PNG, JPEG or WebP file>", "prompt": "a small red circle"}],
+    "dimensions": ["alignment"],
+}
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {wire.JSON: {"schema": {"type": "object"}, "example": _EXAMPLE}} | _IMAGES,
+    }
+}
 
 
 @serve.ingress(api)
@@ -43,7 +54,10 @@ class Gateway:
     def __init__(self, config: ServeConfig, token_sha256: str | None, judges: dict) -> None:
         host = proxy_host()
         if token_sha256 is None and host not in LOOPBACK:
-            raise ConfigError(f"a token is required when HTTP listens beyond loopback, it listens on {host}; set http.token_file or ZR_REWARD_TOKEN")
+            raise ConfigError(
+                f"a token is required when HTTP listens beyond loopback, it listens on {host}; set http.token_file or"
+                " ZR_REWARD_TOKEN"
+            )
         self._config, self._token, self._judges = config, token_sha256, judges
         self._limits = config.limits.bounds()
         self._decoders = ThreadPoolExecutor(4, thread_name_prefix="decode")
@@ -54,7 +68,11 @@ class Gateway:
     async def score(self, request: Request, judge: str = "student") -> Response:
         return await self._answer(request, judge, gradient=False)
 
-    @api.post("/v1/score_and_grad", openapi_extra=_BODY, summary="Score distributions, R = sum_d w_d (mu_d - k sigma_d) and dR/dimages")
+    @api.post(
+        "/v1/score_and_grad",
+        openapi_extra=_BODY,
+        summary="Score distributions, R = sum_d w_d (mu_d - k sigma_d) and dR/dimages",
+    )
     async def score_and_grad(self, request: Request, judge: str = "student") -> Response:
         return await self._answer(request, judge, gradient=True)
 
@@ -73,7 +91,9 @@ class Gateway:
     async def _describe(self, request: Request, judge: str) -> Response:
         self._authorise(request)
         described = await self._judge(judge).describe.remote()
-        return JSONResponse({k: v for k, v in described.items() if k not in ("pid", "totals")} | {"judges": list(self._judges)})
+        return JSONResponse(
+            {k: v for k, v in described.items() if k not in ("pid", "totals")} | {"judges": list(self._judges)}
+        )
 
     async def _answer(self, request: Request, judge: str, gradient: bool) -> Response:
         return await self._guarded(request, lambda request_id: self._scored(request, request_id, judge, gradient))
@@ -101,14 +121,23 @@ class Gateway:
         self._measures.refused(refusal.status)
         body = {"error": {"status": refusal.status, "message": str(refusal)[:500]}, "request_id": request_id}
         again = {"Retry-After": "1"} if refusal.http_status in (429, 503) else {}
-        return JSONResponse(body, refusal.http_status, headers=again | {"Connection": "close"} if refusal.http_status == 413 else again)
+        return JSONResponse(
+            body, refusal.http_status, headers=again | {"Connection": "close"} if refusal.http_status == 413 else again
+        )
 
     async def _scored(self, request: Request, request_id: str, judge: str, gradient: bool) -> Response:
         self._authorise(request)
         handle = self._judge(judge)
         content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if content_type not in (wire.JSON, wire.SAFETENSORS, *wire.IMAGE_FORMATS) or request.headers.get("content-encoding"):
-            raise Refusal(415, "bad_type", f"send {wire.JSON}, {wire.SAFETENSORS} or {list(wire.IMAGE_FORMATS)}, uncompressed; got {content_type[:80]!r}")
+        if content_type not in (wire.JSON, wire.SAFETENSORS, *wire.IMAGE_FORMATS) or request.headers.get(
+            "content-encoding"
+        ):
+            raise Refusal(
+                415,
+                "bad_type",
+                f"send {wire.JSON}, {wire.SAFETENSORS} or {list(wire.IMAGE_FORMATS)}, uncompressed; got"
+                f" {content_type[:80]!r}",
+            )
         if self._in_flight >= self._config.http.max_in_flight:
             raise Refusal(429, "too_many", f"this gateway works on {self._in_flight} requests; retry later")
         self._in_flight += 1
@@ -121,7 +150,9 @@ class Gateway:
             )
             del body
             check_request(wanted, self._limits)
-            reply = await Retry(deadline_s=self._config.http.request_deadline_s, attempts=4).call(lambda _: handle.score.remote(wanted))
+            reply = await Retry(deadline_s=self._config.http.request_deadline_s, attempts=4).call(
+                lambda _: handle.score.remote(wanted)
+            )
             return await loop.run_in_executor(self._decoders, response_of, reply, request.headers.get("accept", ""))
         finally:
             self._in_flight -= 1
@@ -133,7 +164,11 @@ class Gateway:
         if length is None and "chunked" not in request.headers.get("transfer-encoding", ""):
             raise Refusal(411, "no_length", "send Content-Length, or chunks")
         if length is not None and (not length.isascii() or not length.isdigit() or int(length[:20]) > limit):
-            raise Refusal(413, "body_too_large", f"a body may have {limit} bytes, got Content-Length {length[:20]}; split the request")
+            raise Refusal(
+                413,
+                "body_too_large",
+                f"a body may have {limit} bytes, got Content-Length {length[:20]}; split the request",
+            )
         parts, size = [], 0
         async for chunk in request.stream():
             size += len(chunk)

@@ -1,4 +1,5 @@
-"""What an item of a reward request must be, and the code each refusal carries. Checked once, in the process that holds the judge.
+"""What an item of a reward request must be, and the code each refusal carries. Checked once, in the process that holds
+the judge.
 
 Left out on purpose: files and HTTP; bytes become arrays in `wire.py`, under the same limits.
 """
@@ -30,7 +31,8 @@ STATUSES = {
 """Status of an item -> its meaning."""
 
 PIXEL_SLACK = 1e-3
-"""Float pixels may leave [0, 1] by this much: decoders of generators round; a picture in [-1, 1] or [0, 255] is refused."""
+"""Float pixels may leave [0, 1] by this much: decoders of generators round; a picture in [-1, 1] or [0, 255] is
+refused."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,10 @@ def check_request(request: RewardRequest, limits: Limits) -> None:
         wanted = (len(request.dimensions),), (count, len(request.dimensions))
         weights = np.asarray(request.weights)
         if weights.shape not in wanted or weights.dtype.kind not in "fiu" or not np.isfinite(weights).all():
-            raise RewardError(f"weights must be finite numbers of shape {wanted[0]} or {wanted[1]}, got {weights.dtype} {weights.shape}")
+            raise RewardError(
+                f"weights must be finite numbers of shape {wanted[0]} or {wanted[1]}, got {weights.dtype}"
+                f" {weights.shape}"
+            )
 
 
 def check_image(image: np.ndarray | ItemFault, limits: Limits) -> ItemFault | None:
@@ -72,18 +77,25 @@ def check_image(image: np.ndarray | ItemFault, limits: Limits) -> ItemFault | No
     if isinstance(image, ItemFault):
         return image
     if not isinstance(image, np.ndarray) or image.dtype not in (np.uint8, np.float16, np.float32, np.float64):
-        return ItemFault("bad_dtype", f"pixels must be uint8, float16, float32 or float64, got {getattr(image, 'dtype', type(image).__name__)}")
+        return ItemFault(
+            "bad_dtype",
+            f"pixels must be uint8, float16, float32 or float64, got {getattr(image, 'dtype', type(image).__name__)}",
+        )
     if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
         return ItemFault("bad_shape", f"an image must be [3, H, W] with sides above 0, got {list(image.shape)}")
     height, width = image.shape[1:]
     if height * width > limits.pixels:
-        return ItemFault("too_large", f"an image may have {limits.pixels} pixels, got {width} x {height}; scale it down")
+        return ItemFault(
+            "too_large", f"an image may have {limits.pixels} pixels, got {width} x {height}; scale it down"
+        )
     if max(height, width) > 200 * min(height, width):
         return ItemFault("bad_shape", f"sides must be of a ratio below 200, got {width} x {height}; crop the image")
     if image.dtype != np.uint8:
         low, high = float(image.min()), float(image.max())  # nan if there is one
         if not (low >= -PIXEL_SLACK and high <= 1 + PIXEL_SLACK):
-            return ItemFault("bad_pixels", f"float pixels must lie in [0, 1], got {low} to {high}; rescale them, or send uint8")
+            return ItemFault(
+                "bad_pixels", f"float pixels must lie in [0, 1], got {low} to {high}; rescale them, or send uint8"
+            )
     return None
 
 
@@ -96,7 +108,9 @@ def check_prompt(prompt: str | ItemFault, limits: Limits, control_tokens: tuple[
     if not prompt.strip():
         return ItemFault("empty_prompt", "a prompt must have at least one letter, got white space only")
     if len(prompt) > limits.prompt_chars:
-        return ItemFault("prompt_too_long", f"a prompt may have {limits.prompt_chars} characters, got {len(prompt)}; shorten it")
+        return ItemFault(
+            "prompt_too_long", f"a prompt may have {limits.prompt_chars} characters, got {len(prompt)}; shorten it"
+        )
     try:
         prompt.encode()
     except UnicodeEncodeError as error:

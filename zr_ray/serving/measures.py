@@ -1,7 +1,9 @@
 """What a replica tells Prometheus: seconds per phase, batch sizes, refusals by reason, drift of scores and entropy.
 
-Everything appears on the Ray metrics endpoint as `ray_zr_reward_...`; outside Ray the same calls only count in `totals`.
-Left out on purpose: request counts and latency as the caller sees them; Ray Serve's own metrics (`ray_serve_...`) have them.
+Everything appears on the Ray metrics endpoint as `ray_zr_reward_...`; outside Ray the same calls only count in
+`totals`.
+Left out on purpose: request counts and latency as the caller sees them; Ray Serve's own metrics (`ray_serve_...`) have
+them.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ _ITEMS = [float(2**k) for k in range(11)]
 
 
 class DriftWatch:
-    """Distance of recent values from a reference window: (mean of the last `window` - mean of the reference) / std of the reference.
+    """Distance of recent values from a reference window: (mean of the last `window` - mean of the reference) / std of
+    the reference.
 
     The reference is the first `window` values seen; 0 until both windows are full."""
 
@@ -73,14 +76,18 @@ class Measures:
     def refused(self, reason: str, count: int = 1) -> None:
         """Requests or items that were not scored, by reason."""
         self.totals[reason] += count
-        if metric := self._metric("Counter", "zr_reward_refused", "requests and items not scored, by reason", ("reason",)):
+        if metric := self._metric(
+            "Counter", "zr_reward_refused", "requests and items not scored, by reason", ("reason",)
+        ):
             metric.inc(count, tags=self._tags | {"reason": reason})
 
     def batch(self, waited_s: Sequence[float], phases: dict[str, float]) -> None:
         """One batch: seconds each item waited, seconds of each phase."""
         if metric := self._metric("Histogram", "zr_reward_batch_items", "items computed together", boundaries=_ITEMS):
             metric.observe(float(len(waited_s)), tags=self._tags)
-        if metric := self._metric("Histogram", "zr_reward_phase_s", "seconds per phase of a batch", ("phase",), boundaries=_SECONDS):
+        if metric := self._metric(
+            "Histogram", "zr_reward_phase_s", "seconds per phase of a batch", ("phase",), boundaries=_SECONDS
+        ):
             metric.observe(max(waited_s), tags=self._tags | {"phase": "queue"})
             for phase, spent in phases.items():
                 if spent > 0:
@@ -95,6 +102,11 @@ class Measures:
             for d, dimension in enumerate(dimensions):
                 watch = self._watches.setdefault((kind, dimension), DriftWatch(self._window))
                 watch.add(values[:, d])
-                self._gauge(f"zr_reward_{kind}_mean", f"mean {kind} of the last batch", float(values[:, d].mean()), dimension=dimension)
+                self._gauge(
+                    f"zr_reward_{kind}_mean",
+                    f"mean {kind} of the last batch",
+                    float(values[:, d].mean()),
+                    dimension=dimension,
+                )
                 about = f"{kind}: recent mean minus the reference's, in its standard deviations"
                 self._gauge(f"zr_reward_{kind}_drift", about, watch.drift, dimension=dimension)

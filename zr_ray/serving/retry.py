@@ -1,6 +1,8 @@
-"""Sending a pure call again: what may be repeated, how long to wait, when to stop. Used by the client and by the gateway.
+"""Sending a pure call again: what may be repeated, how long to wait, when to stop. Used by the client and by the
+gateway.
 
-Left out on purpose: hedging (a second copy before the first has failed); it doubles load when there is least room for it.
+Left out on purpose: hedging (a second copy before the first has failed); it doubles load when there is least room for
+it.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ class TryAgain(Exception):
 class Retry:
     """Repeats a call on back-pressure and lost replicas until it answers, a deadline or a number of attempts.
 
-        wait before attempt n+1: uniform in [0, min(cap_s, base_s 2^n)], and at least what the service asked for ("full jitter")
+    wait before attempt n+1: uniform in [0, min(cap_s, base_s 2^n)], and at least what the service asked for ("full
+    jitter")
     """
 
     def __init__(self, deadline_s: float, attempts: int = 12, base_s: float = 0.05, cap_s: float = 2.0) -> None:
@@ -36,13 +39,16 @@ class Retry:
         self.repeated: Counter[str] = Counter()
 
     async def call(self, send: Callable[[float], Awaitable[Answer]]) -> Answer:
-        """send(seconds left) -> answer.   Raises: DeadlineError; OverloadError after the last attempt; what `send` raises otherwise."""
+        """send(seconds left) -> answer.   Raises: DeadlineError; OverloadError after the last attempt; what `send`
+        raises otherwise."""
         end = time.monotonic() + self.deadline_s
         for attempt in range(self.attempts):
             try:
                 return await asyncio.wait_for(send(end - time.monotonic()), max(0.001, end - time.monotonic()))
             except TimeoutError:
-                raise DeadlineError(f"the reward service did not answer within {self.deadline_s:g} s ({attempt} failed attempts)") from None
+                raise DeadlineError(
+                    f"the reward service did not answer within {self.deadline_s:g} s ({attempt} failed attempts)"
+                ) from None
             except Exception as error:
                 error = getattr(error, "cause", None) or error  # Ray wraps what a replica raised
                 again = repeatable(error)
@@ -51,9 +57,13 @@ class Retry:
             self.repeated[again.reason] += 1
             pause = max(again.after_s, random.uniform(0, min(self.cap_s, self.base_s * 2**attempt)))
             if time.monotonic() + pause > end:
-                raise DeadlineError(f"the reward service did not answer within {self.deadline_s:g} s; last: {again}") from None
+                raise DeadlineError(
+                    f"the reward service did not answer within {self.deadline_s:g} s; last: {again}"
+                ) from None
             await asyncio.sleep(pause)
-        raise OverloadError(f"the reward service did not answer {self.attempts} attempts; last: {again}; send less, or add replicas")
+        raise OverloadError(
+            f"the reward service did not answer {self.attempts} attempts; last: {again}; send less, or add replicas"
+        )
 
 
 def repeatable(error: Exception) -> TryAgain | None:
@@ -68,7 +78,14 @@ def repeatable(error: Exception) -> TryAgain | None:
     if isinstance(error, RewardError):
         return None
     lost = (
-        core.RayActorError, core.ActorUnavailableError, core.WorkerCrashedError, core.ObjectLostError, core.OwnerDiedError,
-        core.NodeDiedError, core.TaskCancelledError, served.ReplicaUnavailableError, served.RequestCancelledError,
-    )  # fmt: skip
+        core.RayActorError,
+        core.ActorUnavailableError,
+        core.WorkerCrashedError,
+        core.ObjectLostError,
+        core.OwnerDiedError,
+        core.NodeDiedError,
+        core.TaskCancelledError,
+        served.ReplicaUnavailableError,
+        served.RequestCancelledError,
+    )
     return TryAgain("lost replica") if isinstance(error, lost) else None

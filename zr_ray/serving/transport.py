@@ -1,4 +1,5 @@
-"""The two ways a client reaches the service. Both send one RewardRequest and return one RewardReply, on the client's event loop.
+"""The two ways a client reaches the service. Both send one RewardRequest and return one RewardReply, on the client's
+event loop.
 
 Left out on purpose: retries, splitting and bounds; those are the client's, equal for both.
 """
@@ -14,7 +15,8 @@ from zr_ray.serving.retry import TryAgain
 
 
 class HandleTransport:
-    """Through a Ray Serve DeploymentHandle, for callers inside the cluster; tensors travel through Ray's object store."""
+    """Through a Ray Serve DeploymentHandle, for callers inside the cluster; tensors travel through Ray's object
+    store."""
 
     def __init__(self, app: str, judge: str = "student") -> None:
         from ray import serve
@@ -29,7 +31,8 @@ class HandleTransport:
 
 
 class HttpTransport:
-    """Over HTTP with safetensors both ways, for callers outside. Redirects are not followed: the token goes where it was meant to go."""
+    """Over HTTP with safetensors both ways, for callers outside. Redirects are not followed: the token goes where it
+    was meant to go."""
 
     def __init__(self, url: str, token: str | None = None, judge: str = "student", connections: int = 16) -> None:
         self._url, self._judge, self._connections = url.rstrip("/"), judge, connections
@@ -42,14 +45,19 @@ class HttpTransport:
         import aiohttp
 
         if self._session is None:
-            self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=self._connections), timeout=aiohttp.ClientTimeout(None))
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=self._connections), timeout=aiohttp.ClientTimeout(None)
+            )
         path = "score" if request.weights is None else "score_and_grad"
         body = await asyncio.get_running_loop().run_in_executor(None, wire.request_safetensors, request)
         try:
             async with self._session.post(
-                f"{self._url}/v1/{path}", params={"judge": self._judge}, data=body, allow_redirects=False,
+                f"{self._url}/v1/{path}",
+                params={"judge": self._judge},
+                data=body,
+                allow_redirects=False,
                 headers=self._headers | {"X-Request-Id": request.request_id},
-            ) as response:  # fmt: skip
+            ) as response:
                 content = await response.read()
         except aiohttp.ClientConnectionError as error:
             raise TryAgain("connection") from error

@@ -1,10 +1,13 @@
-"""HTTP bodies to requests, and replies to bodies. Nothing here executes what it reads: JSON, safetensors and three image formats.
+"""HTTP bodies to requests, and replies to bodies. Nothing here executes what it reads: JSON, safetensors and three
+image formats.
 
-    application/json           {"items": [{"image": base64 of PNG/JPEG/WebP, "prompt": text, "dimensions": [..]}], "dimensions", "weights", "risk"}
-    application/x-safetensors  images [B, 3, H, W] or image.0, image.1, ...; weights; metadata "request": {"prompts", "dimensions", "risk"} as JSON
+    application/json           {"items": [{"image": base64 of PNG/JPEG/WebP, "prompt": text, "dimensions": [..]}],
+    "dimensions", "weights", "risk"} application/x-safetensors  images [B, 3, H, W] or image.0, image.1, ...; weights;
+    metadata "request": {"prompts", "dimensions", "risk"} as JSON
     image/png, jpeg, webp      one image; prompt, dimensions, weights (comma-separated) and risk in the query
 
-Replies are JSON, or safetensors with metadata "reply". Left out on purpose: pickle, URLs to fetch, multipart forms, compressed bodies.
+Replies are JSON, or safetensors with metadata "reply". Left out on purpose: pickle, URLs to fetch, multipart forms,
+compressed bodies.
 """
 
 from __future__ import annotations
@@ -29,7 +32,8 @@ COLUMNS = ("q", "mu", "sigma", "entropy", "outside")
 
 
 class WireError(DataError):
-    """The body as a whole cannot be read. First argument: one line; second: the HTTP status, 400 unless said otherwise."""
+    """The body as a whole cannot be read. First argument: one line; second: the HTTP status, 400 unless said
+    otherwise."""
 
     @property
     def http_status(self) -> int:
@@ -39,19 +43,28 @@ class WireError(DataError):
         return self.args[0]
 
 
-def read_request(content_type: str, body: bytes, query: Mapping[str, str], gradient: bool, limits: Limits, request_id: str) -> RewardRequest:
-    """The request in a body. Items that do not decode become faults.   Raises: WireError with the HTTP status it should get."""
+def read_request(
+    content_type: str, body: bytes, query: Mapping[str, str], gradient: bool, limits: Limits, request_id: str
+) -> RewardRequest:
+    """The request in a body. Items that do not decode become faults.   Raises: WireError with the HTTP status it should
+    get."""
     if content_type == JSON:
         images, prompts, options = _read_json(body, limits)
     elif content_type == SAFETENSORS:
         images, prompts, options = _read_safetensors(body, limits)
     elif content_type in IMAGE_FORMATS:
         images, prompts = _decode_all([body], limits), (query.get("prompt", ""),)
-        options = {name: _numbers(query[name]) if name == "weights" else query[name] for name in ("dimensions", "weights", "risk") if name in query}
+        options = {
+            name: _numbers(query[name]) if name == "weights" else query[name]
+            for name in ("dimensions", "weights", "risk")
+            if name in query
+        }
         if "dimensions" in options:
             options["dimensions"] = options["dimensions"].split(",")
     else:
-        raise WireError(f"content type must be {JSON}, {SAFETENSORS} or one of {list(IMAGE_FORMATS)}, got {content_type!r}", 415)
+        raise WireError(
+            f"content type must be {JSON}, {SAFETENSORS} or one of {list(IMAGE_FORMATS)}, got {content_type!r}", 415
+        )
     dimensions, prompts = _dimensions(options, prompts)
     try:
         risk = float(options.get("risk", 0.0))
@@ -64,13 +77,22 @@ def read_request(content_type: str, body: bytes, query: Mapping[str, str], gradi
 
 
 def _dimensions(options: dict, prompts: tuple) -> tuple[tuple[str, ...], tuple]:
-    """The reply's D axis: what the request asks for, or all; items may name their own, the axis is then the union in rubric order."""
+    """The reply's D axis: what the request asks for, or all; items may name their own, the axis is then the union in
+    rubric order."""
     asked, own = options.get("dimensions"), options.get("item_dimensions", [None] * len(prompts))
-    if asked is not None and not (isinstance(asked, list) and asked and all(d in DIMENSIONS for d in asked) and len(set(asked)) == len(asked)):
+    if asked is not None and not (
+        isinstance(asked, list) and asked and all(d in DIMENSIONS for d in asked) and len(set(asked)) == len(asked)
+    ):
         raise WireError(f"dimensions must be different names of {list(DIMENSIONS)}, got {asked!r}"[:300], 422)
     checked, union = [], set(asked or [])
     for prompt, names in zip(prompts, own, strict=True):
-        unknown = [] if names is None else [d for d in names if d not in DIMENSIONS] if isinstance(names, list) and names else [names]
+        unknown = (
+            []
+            if names is None
+            else [d for d in names if d not in DIMENSIONS]
+            if isinstance(names, list) and names
+            else [names]
+        )
         union |= set(names or []) if not unknown else set()
         fault = ItemFault("unknown_dimension", f"dimensions must be names of {list(DIMENSIONS)}, got {unknown!r}"[:300])
         checked.append(fault if unknown else prompt)
@@ -90,7 +112,11 @@ def _read_json(body: bytes, limits: Limits) -> tuple[tuple, tuple, dict]:
     unknown = set(tree) - {"items", "dimensions", "weights", "risk"}
     items = tree["items"]
     if unknown or not all(isinstance(item, dict) and set(item) <= {"image", "prompt", "dimensions"} for item in items):
-        raise WireError(f"known keys are items (image, prompt, dimensions), dimensions, weights, risk; got also {sorted(unknown)[:5]} or others in an item", 422)
+        raise WireError(
+            "known keys are items (image, prompt, dimensions), dimensions, weights, risk; got also"
+            f" {sorted(unknown)[:5]} or others in an item",
+            422,
+        )
     if not 1 <= len(items) <= limits.items:
         raise WireError(f"a request must have 1 to {limits.items} items, got {len(items)}; split it", 422)
     images = _decode_all([_from_base64(item.get("image")) for item in items], limits)
@@ -131,17 +157,29 @@ def _read_safetensors(body: bytes, limits: Limits) -> tuple[tuple | np.ndarray, 
         options = json.loads(metadata.get("request", "null"))
     except (ValueError, RecursionError) as error:
         raise WireError(f'metadata "request" must be JSON: {str(error)[:200]}') from None
-    if not isinstance(options, dict) or not isinstance(options.get("prompts"), list) or set(options) - {"prompts", "dimensions", "risk"}:
-        raise WireError('metadata "request" must be a JSON object with a list "prompts", and at most "dimensions" and "risk" beside it', 422)
+    if (
+        not isinstance(options, dict)
+        or not isinstance(options.get("prompts"), list)
+        or set(options) - {"prompts", "dimensions", "risk"}
+    ):
+        raise WireError(
+            'metadata "request" must be a JSON object with a list "prompts", and at most "dimensions" and "risk"'
+            " beside it",
+            422,
+        )
     prompts, weights = options["prompts"], tensors.pop("weights", None)
     if set(tensors) == {"images"} and tensors["images"].ndim == 4:
         images = tuple(tensors["images"])
     elif set(tensors) == {f"image.{i}" for i in range(len(tensors))}:
         images = tuple(tensors[f"image.{i}"] for i in range(len(tensors)))
     else:
-        raise WireError(f'tensors must be "images" [B, 3, H, W] or "image.0", "image.1", ..., got {sorted(tensors)[:5]}', 422)
+        raise WireError(
+            f'tensors must be "images" [B, 3, H, W] or "image.0", "image.1", ..., got {sorted(tensors)[:5]}', 422
+        )
     if len(images) != len(prompts) or not 1 <= len(prompts) <= limits.items:
-        raise WireError(f"images and prompts must be equally many, 1 to {limits.items}; got {len(images)} and {len(prompts)}", 422)
+        raise WireError(
+            f"images and prompts must be equally many, 1 to {limits.items}; got {len(images)} and {len(prompts)}", 422
+        )
     return images, tuple(prompts), options | {"weights": weights}
 
 
@@ -159,7 +197,9 @@ def pack(tensors: dict[str, np.ndarray], **metadata) -> bytes:
     """Safetensors bytes; metadata values are written as JSON."""
     from safetensors.numpy import save
 
-    return save({k: np.ascontiguousarray(v) for k, v in tensors.items()}, {k: json.dumps(v) for k, v in metadata.items()})
+    return save(
+        {k: np.ascontiguousarray(v) for k, v in tensors.items()}, {k: json.dumps(v) for k, v in metadata.items()}
+    )
 
 
 def unpack(body: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -172,7 +212,10 @@ def unpack(body: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         length = int.from_bytes(body[:8], "little")
         metadata = json.loads(body[8 : 8 + length]).get("__metadata__", {})
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError, MemoryError) as error:
-        raise WireError(f"the body must be a whole safetensors file of float16/32/64 or uint8 tensors: {type(error).__name__} {str(error)[:200]}") from None
+        raise WireError(
+            f"the body must be a whole safetensors file of float16/32/64 or uint8 tensors: {type(error).__name__}"
+            f" {str(error)[:200]}"
+        ) from None
     return tensors, metadata
 
 
@@ -192,7 +235,11 @@ def reply_json(reply: RewardReply) -> dict:
             if reply.gradients is not None:
                 slope = reply.gradients[i]
                 item["reward"], item["gradient_scale"] = float(reply.reward[i]), float(reply.scale[i])
-                item["gradient"] = {"dtype": str(slope.dtype), "shape": list(slope.shape), "base64": base64.b64encode(slope.tobytes()).decode()}
+                item["gradient"] = {
+                    "dtype": str(slope.dtype),
+                    "shape": list(slope.shape),
+                    "base64": base64.b64encode(slope.tobytes()).decode(),
+                }
         items.append(item)
     return _head(reply) | {"bins": list(SCORE_BINS), "items": items}
 
@@ -217,14 +264,24 @@ def read_reply(body: bytes) -> RewardReply:
         gradient = {"reward": tensors["reward"], "scale": tensors["scale"], "gradients": slopes}
     columns = {name: tensors[name] for name in COLUMNS}
     return RewardReply(
-        head["request_id"], identity, tuple(head["dimensions"]), tuple(head["status"]), tuple(head["reason"]), **columns, **gradient
+        head["request_id"],
+        identity,
+        tuple(head["dimensions"]),
+        tuple(head["status"]),
+        tuple(head["reason"]),
+        **columns,
+        **gradient,
     )
 
 
 def request_safetensors(request: RewardRequest) -> bytes:
     """A request as a body. Faults have no place here: the client sends arrays."""
     images = request.images
-    tensors = {"images": images} if isinstance(images, np.ndarray) else {f"image.{i}": image for i, image in enumerate(images)}
+    tensors = (
+        {"images": images}
+        if isinstance(images, np.ndarray)
+        else {f"image.{i}": image for i, image in enumerate(images)}
+    )
     if request.weights is not None:
         tensors["weights"] = np.asarray(request.weights, np.float64)
     return pack(tensors, request={"prompts": request.prompts, "dimensions": request.dimensions, "risk": request.risk})
@@ -233,6 +290,10 @@ def request_safetensors(request: RewardRequest) -> bytes:
 def _head(reply: RewardReply) -> dict:
     i = reply.identity
     return {
-        "request_id": reply.request_id, "judge": i.judge, "model_hash": i.model_hash, "template_hash": i.template_hash,
-        "preprocess_hash": i.preprocess_hash, "dimensions": list(reply.dimensions),
-    }  # fmt: skip
+        "request_id": reply.request_id,
+        "judge": i.judge,
+        "model_hash": i.model_hash,
+        "template_hash": i.template_hash,
+        "preprocess_hash": i.preprocess_hash,
+        "dimensions": list(reply.dimensions),
+    }

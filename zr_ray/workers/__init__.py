@@ -1,1 +1,2 @@
-"""Effects: one engine each. Plain classes that become Ray actors in `placement.py` and can be built in a test without Ray."""
+"""Effects: one engine each. Plain classes that become Ray actors in `placement.py` and can be built in a test without
+Ray."""

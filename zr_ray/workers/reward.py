@@ -1,7 +1,8 @@
 """Reward worker: one student that answers items from many callers at once, with distributions and pixel gradients.
 
-Items of a batch are grouped by image size, dimensions and kind; each group is one forward, and one backward if gradients are asked for.
-An item's gradient does not depend on its neighbours: R is a sum over items, and no layer mixes them.
+Items of a batch are grouped by image size, dimensions and kind; each group is one forward, and one backward if
+gradients are asked for. An item's gradient does not depend on its neighbours: R is a sum over items, and no layer mixes
+them.
 Left out on purpose: queues, HTTP and Ray, which are `serve.py`'s; reasoning, which is the teacher's.
 """
 
@@ -26,7 +27,8 @@ from zr_ray.rubric import DIMENSIONS
 from zr_ray.serving.limits import Limits, check_image, check_prompt
 
 CACHED_PROMPT_CHARS = 2_000_000
-"""Characters of different prompts after which cached question layouts are dropped; about 60 bytes each stay in memory until then."""
+"""Characters of different prompts after which cached question layouts are dropped; about 60 bytes each stay in memory
+until then."""
 
 
 @dataclass(frozen=True)
@@ -60,20 +62,30 @@ class RewardAnswer:
 
 
 class RewardWorker:
-    """Owns one student. Verbs: warm_up, check, answer; `identity` names it, `phases` are the seconds of the last batch."""
+    """Owns one student. Verbs: warm_up, check, answer; `identity` names it, `phases` are the seconds of the last
+    batch."""
 
     gives_gradient = True
 
     def __init__(
-        self, folder: Path | str, name: str = "student", dtype: str = "float32", device: str = "cpu", grad_items: int = 16,
+        self,
+        folder: Path | str,
+        name: str = "student",
+        dtype: str = "float32",
+        device: str = "cpu",
+        grad_items: int = 16,
         limits: Limits = Limits(),
-    ) -> None:  # fmt: skip
+    ) -> None:
         """dtype: float32, bfloat16 or float64. grad_items: images of one backward, which bounds memory."""
         self.student = Student(folder, getattr(torch, dtype)).to(device)
         self.device, self.limits, self.grad_items = device, limits, grad_items
         text = self.student.text
-        self.identity = JudgeIdentity(name, judge_hash(folder), template_hash(text), self.student.preprocess.fingerprint)
-        special = {t.content for t in text.tokenizer.added_tokens_decoder.values() if t.special} | set(text.tokenizer.all_special_tokens)
+        self.identity = JudgeIdentity(
+            name, judge_hash(folder), template_hash(text), self.student.preprocess.fingerprint
+        )
+        special = {t.content for t in text.tokenizer.added_tokens_decoder.values() if t.special} | set(
+            text.tokenizer.all_special_tokens
+        )
         self._control_tokens = tuple(sorted(special))
         self._max_tokens = getattr(self.student.judge.model.config.get_text_config(), "max_position_embeddings", 32768)
         self._pixels = torch.float64 if dtype == "float64" else torch.float32
@@ -87,17 +99,28 @@ class RewardWorker:
         self._preprocessed = time.perf_counter()
 
     def warm_up(self) -> None:
-        """Forward and backward on a grey and a random image. Raises JudgeError unless the loaded weights give finite distributions."""
+        """Forward and backward on a grey and a random image. Raises JudgeError unless the loaded weights give finite
+        distributions."""
         random = np.random.default_rng(0).random((3, 64, 64)).astype(np.float32)
         weights = (1.0,) * len(DIMENSIONS)
-        answers = self.answer([RewardItem(i, "a photo", DIMENSIONS, weights) for i in (np.full_like(random, 0.5), random)])
+        answers = self.answer(
+            [RewardItem(i, "a photo", DIMENSIONS, weights) for i in (np.full_like(random, 0.5), random)]
+        )
         for answer in answers:
             if isinstance(answer, ItemFault):
-                raise JudgeError(f"the judge must answer its warm-up question, got {answer.status}: {answer.reason}; check its weights")
+                raise JudgeError(
+                    f"the judge must answer its warm-up question, got {answer.status}: {answer.reason}; check its"
+                    " weights"
+                )
             if not (np.abs(answer.q.sum(-1) - 1) < 1e-2).all():
-                raise JudgeError(f"the warm-up distributions must sum to 1, got {answer.q.sum(-1).tolist()}; check the judge's weights")
+                raise JudgeError(
+                    f"the warm-up distributions must sum to 1, got {answer.q.sum(-1).tolist()}; check the judge's"
+                    " weights"
+                )
         if np.abs(answers[0].q - answers[1].q).max() == 0:
-            raise JudgeError("the judge gives the same distributions for two different images; check its vision weights")
+            raise JudgeError(
+                "the judge gives the same distributions for two different images; check its vision weights"
+            )
 
     def check(self, item: RewardItem) -> ItemFault | None:
         """What keeps an item from being scored, or None."""
@@ -115,18 +138,24 @@ class RewardWorker:
             return ItemFault("bad_prompt", str(error))
         longest = max(int(s.positions.max()) for s in layout) + 1
         if longest > self._max_tokens:
-            return ItemFault("prompt_too_long", f"image and prompt may take {self._max_tokens} positions, got {longest}; shorten the prompt")
+            return ItemFault(
+                "prompt_too_long",
+                f"image and prompt may take {self._max_tokens} positions, got {longest}; shorten the prompt",
+            )
         return None
 
     def answer(self, items: Sequence[RewardItem]) -> list[RewardAnswer | ItemFault]:
-        """Answers in order. An item that fails its check, or whose numbers are not finite, is a fault; the others are answered."""
+        """Answers in order. An item that fails its check, or whose numbers are not finite, is a fault; the others are
+        answered."""
         started = time.perf_counter()
         answers: list[RewardAnswer | ItemFault | None] = [self.check(item) for item in items]
         self.phases = {"batch": time.perf_counter() - started, "preprocess": 0.0, "forward": 0.0, "backward": 0.0}
         groups: dict[tuple, list[int]] = {}
         for i, item in enumerate(items):
             if answers[i] is None:
-                groups.setdefault((item.image.shape, item.dimensions, item.weights is not None, item.risk), []).append(i)
+                groups.setdefault((item.image.shape, item.dimensions, item.weights is not None, item.risk), []).append(
+                    i
+                )
         for (_, _, gradient, _), members in groups.items():
             size = self.grad_items if gradient else len(members)
             for start in range(0, len(members), size):
@@ -145,7 +174,11 @@ class RewardWorker:
 
     def _compute(self, items: list[RewardItem]) -> list[RewardAnswer | ItemFault]:
         gradient, started = items[0].weights is not None, time.perf_counter()
-        images = torch.stack([_float_pixels(item.image, self._pixels) for item in items]).to(self.device).requires_grad_(gradient)
+        images = (
+            torch.stack([_float_pixels(item.image, self._pixels) for item in items])
+            .to(self.device)
+            .requires_grad_(gradient)
+        )
         self._entered = time.perf_counter()
         self.phases["batch"] += self._entered - started
         with torch.set_grad_enabled(gradient):
@@ -164,9 +197,17 @@ class RewardWorker:
         reward = aggregate_reward(scores.log_q, self.student.bins, weights, items[0].risk)
         return reward.detach(), torch.autograd.grad(reward.sum(), images)[0]
 
-    def _rows(self, scores: StudentScores, reward: Tensor | None, slopes: Tensor | None) -> list[RewardAnswer | ItemFault]:
+    def _rows(
+        self, scores: StudentScores, reward: Tensor | None, slopes: Tensor | None
+    ) -> list[RewardAnswer | ItemFault]:
         log_q = scores.log_q.detach()
-        columns = (log_q.exp(), scores.mu.detach(), score_deviation(log_q, self.student.bins), score_entropy(log_q), scores.outside.detach())
+        columns = (
+            log_q.exp(),
+            scores.mu.detach(),
+            score_deviation(log_q, self.student.bins),
+            score_entropy(log_q),
+            scores.outside.detach(),
+        )
         arrays = [column.cpu().numpy() for column in columns]
         finite = np.isfinite(arrays[0]).all((1, 2)) & np.isfinite(arrays[4]).all(1)
         if slopes is None:
@@ -176,9 +217,7 @@ class RewardWorker:
             finite &= slopes.isfinite().flatten(1).all(1).numpy()
             extras = [(float(r), *scaled(g)) for r, g in zip(reward, slopes, strict=True)]
         fault = ItemFault("failed", "the judge's answer is not finite; report the image")
-        return [
-            RewardAnswer(*(a[i] for a in arrays), *extras[i]) if finite[i] else fault for i in range(len(log_q))
-        ]  # fmt: skip
+        return [RewardAnswer(*(a[i] for a in arrays), *extras[i]) if finite[i] else fault for i in range(len(log_q))]
 
     def _synchronise(self) -> None:
         if self.device != "cpu":
@@ -186,7 +225,8 @@ class RewardWorker:
 
 
 def scaled(gradient: Tensor) -> tuple[np.ndarray, float]:
-    """(gradient / scale, scale) with scale the power of two that brings the largest entry into [1/2, 1]; exact. Scale 1 for zeros."""
+    """(gradient / scale, scale) with scale the power of two that brings the largest entry into [1/2, 1]; exact. Scale 1
+    for zeros."""
     largest = float(gradient.abs().max())
     scale = 2.0 ** np.frexp(largest)[1] if 0 < largest < float("inf") else 1.0
     return (gradient.double() / scale).to(gradient.dtype).numpy(), scale

@@ -1,7 +1,8 @@
-"""Teacher worker: a reasoning judge behind the interface of `RewardWorker`. It writes a trace per question, then its score distribution.
+"""Teacher worker: a reasoning judge behind the interface of `RewardWorker`. It writes a trace per question, then its
+score distribution.
 
-q is the mean over traces of the distributions at the score token (method section 4). The engine reads 8-bit images, so float pixels are
-rounded, and there is no gradient: tokens are discrete.
+q is the mean over traces of the distributions at the score token (method section 4). The engine reads 8-bit images, so
+float pixels are rounded, and there is no gradient: tokens are discrete.
 Left out on purpose: streaming the traces; who wants to read them uses `jobs/evaluate.py`.
 """
 
@@ -16,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from zr_ray.config import RolloutSection
-from zr_ray.config_serve import TeacherSection
+from zr_ray.config.sections import RolloutSection
+from zr_ray.config.serve import TeacherSection
 from zr_ray.errors import JudgeError
 from zr_ray.functional.aggregation import score_deviation
 from zr_ray.functional.scores import expected_score, outside_mass, score_entropy, score_log_distribution
@@ -41,8 +42,12 @@ class TeacherWorker:
         self._engine, self._traces, self.limits = engine, traces, limits
         self.text: JudgeText = engine.text
         self._preprocess = PixelPreprocessor.load(folder)
-        self.identity = JudgeIdentity("teacher", judge_hash(folder), template_hash(self.text), self._preprocess.fingerprint)
-        special = {t.content for t in self.text.tokenizer.added_tokens_decoder.values() if t.special} | set(self.text.tokenizer.all_special_tokens)
+        self.identity = JudgeIdentity(
+            "teacher", judge_hash(folder), template_hash(self.text), self._preprocess.fingerprint
+        )
+        special = {t.content for t in self.text.tokenizer.added_tokens_decoder.values() if t.special} | set(
+            self.text.tokenizer.all_special_tokens
+        )
         self._control_tokens = tuple(sorted(special))
         self._bins = torch.tensor(SCORE_BINS)
         self.phases: dict[str, float] = {}
@@ -51,7 +56,10 @@ class TeacherWorker:
         """One question per dimension through the engine. Raises JudgeError unless each gets a score."""
         (answer,) = self.answer([RewardItem(np.full((3, 64, 64), 128, np.uint8), "a photo", DIMENSIONS)])
         if isinstance(answer, ItemFault):
-            raise JudgeError(f"the teacher must answer its warm-up questions, got {answer.status}: {answer.reason}; check its weights, or teacher.max_new_tokens")
+            raise JudgeError(
+                f"the teacher must answer its warm-up questions, got {answer.status}: {answer.reason}; check its"
+                " weights, or teacher.max_new_tokens"
+            )
 
     def answer(self, items: Sequence[RewardItem]) -> list[RewardAnswer | ItemFault]:
         """Answers in order; an item whose traces reach no score in some dimension is a fault."""
@@ -75,10 +83,18 @@ class TeacherWorker:
         fault = check_image(item.image, self.limits) or check_prompt(item.prompt, self.limits, self._control_tokens)
         if fault is not None:
             return fault
-        longest = max(len(self.text.question(item.prompt, d)) for d in item.dimensions) - 1 + self._preprocess.image_tokens(*item.image.shape[1:])
+        longest = (
+            max(len(self.text.question(item.prompt, d)) for d in item.dimensions)
+            - 1
+            + self._preprocess.image_tokens(*item.image.shape[1:])
+        )
         room = self._engine.config.max_model_len - self._engine.config.max_new_tokens
         if longest > room:
-            return ItemFault("prompt_too_long", f"image and question may take {room} tokens, got {longest}; shorten the prompt, or raise teacher.max_model_len")
+            return ItemFault(
+                "prompt_too_long",
+                f"image and question may take {room} tokens, got {longest}; shorten the prompt, or raise"
+                " teacher.max_model_len",
+            )
         return None
 
     def _answer_item(self, groups: list) -> RewardAnswer | ItemFault:
@@ -86,28 +102,41 @@ class TeacherWorker:
         for group in groups:
             scored = [torch.from_numpy(j.score_logprobs) for j in group if j.score_index is not None]
             if not scored:
-                return ItemFault("failed", f"none of {len(group)} reasoning traces reached a score within the length limit")
+                return ItemFault(
+                    "failed", f"none of {len(group)} reasoning traces reached a score within the length limit"
+                )
             labels = torch.stack(scored)
             rows.append(score_log_distribution(labels).logsumexp(0) - math.log(len(labels)))
             outside.append(outside_mass(labels).mean(0))
         log_q = torch.stack(rows)
         if not log_q.isfinite().all():
             return ItemFault("failed", "the teacher's answer is not finite; report the image")
-        columns = (log_q.exp(), expected_score(log_q, self._bins), score_deviation(log_q, self._bins), score_entropy(log_q), torch.stack(outside))
+        columns = (
+            log_q.exp(),
+            expected_score(log_q, self._bins),
+            score_deviation(log_q, self._bins),
+            score_entropy(log_q),
+            torch.stack(outside),
+        )
         return RewardAnswer(*(column.float().numpy() for column in columns))
 
 
 def teacher_engine(folder: Path | str, config: TeacherSection) -> RolloutWorker:
     """The vLLM engine of a teacher replica."""
     section = RolloutSection(
-        threads=config.threads, cpus=config.cpus, gpus=config.gpus, max_model_len=config.max_model_len,
-        max_new_tokens=config.max_new_tokens, max_num_seqs=4 * config.batch_items,
-    )  # fmt: skip
+        threads=config.threads,
+        cpus=config.cpus,
+        gpus=config.gpus,
+        max_model_len=config.max_model_len,
+        max_new_tokens=config.max_new_tokens,
+        max_num_seqs=4 * config.batch_items,
+    )
     return RolloutWorker(str(folder), section)
 
 
 def _question(text: JudgeText, item: RewardItem, dimension: str, key: str) -> JudgeRequest:
-    """The seed comes from the item: its answer does not depend on its neighbours, and a repeated call gets the same one."""
+    """The seed comes from the item: its answer does not depend on its neighbours, and a repeated call gets the same
+    one."""
     pixels = item.image if item.image.dtype == np.uint8 else np.rint(np.clip(item.image, 0, 1) * 255).astype(np.uint8)
     pixels = np.ascontiguousarray(pixels.transpose(1, 2, 0))
     seed = zlib.crc32(item.prompt.encode(), zlib.crc32(pixels.tobytes())) >> 1

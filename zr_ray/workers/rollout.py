@@ -1,9 +1,9 @@
 """Rollout worker: one vLLM engine that reasons and scores.
 
-The engine samples from the policy over the allowed vocabulary (image, video and special tokens have probability 0) at temperature
-1 and reports log-probs of that same distribution, so a learner that masks the same tokens gets an importance ratio of 1.
-Every Judgement carries the version of the weights that made it; `update_weights` drops both caches that hold results of
-older weights (prefix, encoder); processed pixels, which no weight touches, stay.
+The engine samples from the policy over the allowed vocabulary (image, video and special tokens have probability 0) at
+temperature 1 and reports log-probs of that same distribution, so a learner that masks the same tokens gets an
+importance ratio of 1. Every Judgement carries the version of the weights that made it; `update_weights` drops both
+caches that hold results of older weights (prefix, encoder); processed pixels, which no weight touches, stay.
 Left out on purpose: HTTP, queues, retries. Ray moves the calls, and a failed call is an exception.
 """
 
@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from zr_ray.config import RolloutSection
+from zr_ray.config.sections import RolloutSection
 from zr_ray.errors import RolloutError
 from zr_ray.models.judge_text import JudgeText
 from zr_ray.records import Judgement, JudgeRequest
-from zr_ray.torchvision_shim import child_environment
+from zr_ray.startup.torchvision_shim import child_environment
 
 FORBIDDEN_KEY = "zr_ray_forbidden_tokens"
 
@@ -27,7 +27,8 @@ FORBIDDEN_KEY = "zr_ray_forbidden_tokens"
 def engine_environment(config: RolloutSection) -> dict[str, str]:
     """Environment of a process that hosts a rollout engine; must be set before vLLM is imported."""
     return child_environment() | {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in-process engine: starts in 3 s instead of 25 s, nothing is pickled between processes
+        # in-process engine: starts in 3 s instead of 25 s, nothing is pickled between processes
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(config.kv_cache_gib))),
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_NO_USAGE_STATS": "1",
@@ -43,7 +44,9 @@ class RolloutWorker:
         os.environ.update(engine_environment(config))
         self.text = JudgeText(Path(judge))
         self.config = config
-        self.policy_version = -1  # nobody has pushed weights yet; the folder's own weights are never rolled out unverified
+        self.policy_version = (
+            -1
+        )  # nobody has pushed weights yet; the folder's own weights are never rolled out unverified
         from vllm import LLM
 
         self._llm = LLM(
@@ -64,20 +67,25 @@ class RolloutWorker:
             disable_log_stats=True,
         )
 
-    def generate(self, requests: Sequence[JudgeRequest], group_size: int, temperature: float = 1.0, max_tokens: int | None = None) -> list[list[Judgement]]:
+    def generate(
+        self, requests: Sequence[JudgeRequest], group_size: int, temperature: float = 1.0, max_tokens: int | None = None
+    ) -> list[list[Judgement]]:
         """Sample `group_size` outputs (reasoning and score) per request.
 
-        Args: temperature: 1 samples the policy itself, 0 decodes greedily (group_size must be 1); reported log-probs are those of
-            the distribution sampled from. max_tokens: instead of rollout.max_new_tokens.
-        Returns: per request, in order, its Judgements 0..group_size-1. An output without a score within the length limit has
-            score_index None.   Raises: RolloutError if answers do not line up with the requests."""
+        Args: temperature: 1 samples the policy itself, 0 decodes greedily (group_size must be 1); reported log-probs
+            are those of the distribution sampled from. max_tokens: instead of rollout.max_new_tokens.
+        Returns: per request, in order, its Judgements 0..group_size-1. An output without a score within the length
+            limit has score_index None.   Raises: RolloutError if answers do not line up with the requests."""
         return self._run(requests, group_size, temperature, max_tokens or self.config.max_new_tokens, direct=False)
 
     def score(self, requests: Sequence[JudgeRequest]) -> list[Judgement]:
-        """One-token scores without reasoning; the questions must end with the marker (`JudgeText.question(direct=True)`)."""
+        """One-token scores without reasoning; the questions must end with the marker
+        (`JudgeText.question(direct=True)`)."""
         return [group[0] for group in self._run(requests, 1, 0.0, 1, direct=True)]
 
-    def _run(self, requests, group_size: int, temperature: float, max_tokens: int, direct: bool) -> list[list[Judgement]]:
+    def _run(
+        self, requests, group_size: int, temperature: float, max_tokens: int, direct: bool
+    ) -> list[list[Judgement]]:
         from vllm import SamplingParams
 
         prompts = [
@@ -99,12 +107,17 @@ class RolloutWorker:
         outputs = self._llm.generate(prompts, parameters, use_tqdm=False)
         if len(outputs) != len(requests):
             raise RolloutError(f"the engine must answer {len(requests)} requests, answered {len(outputs)}")
-        return [self._judgements(request, output, group_size, direct) for request, output in zip(requests, outputs, strict=True)]
+        return [
+            self._judgements(request, output, group_size, direct)
+            for request, output in zip(requests, outputs, strict=True)
+        ]
 
     def _judgements(self, request: JudgeRequest, output, group_size: int, direct: bool) -> list[Judgement]:
         if len(output.outputs) != group_size:
             raise RolloutError(f"{request.key}: {group_size} samples were asked for, {len(output.outputs)} came")
-        return [self._judgement(request.key, sample, completion, direct) for sample, completion in enumerate(output.outputs)]
+        return [
+            self._judgement(request.key, sample, completion, direct) for sample, completion in enumerate(output.outputs)
+        ]
 
     def _judgement(self, key: str, sample: int, completion, direct: bool) -> Judgement:
         tokens = np.asarray(completion.token_ids, dtype=np.int32)
@@ -122,14 +135,16 @@ class RolloutWorker:
     def update_weights(self, version: int, buckets: Iterable) -> int:
         """Replace the engine's weights without a restart.
 
-        Args: version: policy version the weights belong to. buckets: safetensors bytes (or Ray object references to them) with
-            Hugging Face parameter names; together they hold every parameter once.
+        Args: version: policy version the weights belong to. buckets: safetensors bytes (or Ray object references to
+            them) with Hugging Face parameter names; together they hold every parameter once.
         Returns: the version now held. The caller proves the push with a probe (see `weights.py`)."""
-        from zr_ray.weights import read_buckets
+        from zr_ray.workers.weights import read_buckets
 
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": read_buckets(buckets)})
         if not self._llm.reset_prefix_cache():
-            raise RolloutError("vLLM refused to drop its prefix cache after a weight push; requests must not be in flight")
+            raise RolloutError(
+                "vLLM refused to drop its prefix cache after a weight push; requests must not be in flight"
+            )
         self._llm.llm_engine.reset_encoder_cache()
         self.policy_version = version
         return version
@@ -138,7 +153,12 @@ class RolloutWorker:
         """Where this worker runs and what it holds, for logs and the dashboard."""
         import socket
 
-        return {"host": socket.gethostname(), "pid": os.getpid(), "policy_version": self.policy_version, "threads": self.config.threads}
+        return {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "policy_version": self.policy_version,
+            "threads": self.config.threads,
+        }
 
 
 def _image(array: np.ndarray):

@@ -1,4 +1,5 @@
-"""Public data sets of human judgements, converted into our on-disk format. README.md has the table; each module names its sources.
+"""Public data sets of human judgements, converted into our on-disk format. README.md has the table; each module names
+its sources.
 
 Every adapter is a module with `convert(source, images, root, **options) -> Summary`.
 """

@@ -1,4 +1,5 @@
-"""What every adapter does around its own records: place images, write both files, and account for everything that was left out."""
+"""What every adapter does around its own records: place images, write both files, and account for everything that was
+left out."""
 
 from __future__ import annotations
 
@@ -53,11 +54,18 @@ class Summary:
     def lines(self) -> list[str]:
         """For people, one fact a line."""
         splits = ", ".join(f"{name} {self.by_split[name]}" for name in SPLITS if self.by_split[name])
-        head = f"{self.adapter} -> {self.root}: {self.items} items, {self.groups} groups, {self.pairs} pairs with gaps, "
+        head = (
+            f"{self.adapter} -> {self.root}: {self.items} items, {self.groups} groups, {self.pairs} pairs with gaps, "
+        )
         out = [head + f"{self.preferences} pairs without gaps, {self.images} images ({splits})"]
-        out += [f"skipped {count}: {reason} (first: {self.first[reason]})" for reason, count in self.skipped.most_common()]
+        out += [
+            f"skipped {count}: {reason} (first: {self.first[reason]})" for reason, count in self.skipped.most_common()
+        ]
         if self.shared_prompts:
-            out.append(f"warning: {self.shared_prompts} prompts occur in more than one split: held-out results will be optimistic")
+            out.append(
+                f"warning: {self.shared_prompts} prompts occur in more than one split: held-out results will be"
+                " optimistic"
+            )
         return out + [f"note: {note}" for note in self.notes]
 
 
@@ -67,9 +75,9 @@ class Conversion:
     def __init__(
         self, adapter: str, images: Path | None, root: Path, *, copy_images: bool = False, skip_broken: bool = False
     ) -> None:
-        """Args: images: folder of the published images, None if the source holds them. root: folder to write, made if absent.
-        copy_images: copy instead of hard-linking (a link needs the same file system, else it is a copy anyway). skip_broken: count records
-        that break the layout instead of stopping at the first.
+        """Args: images: folder of the published images, None if the source holds them. root: folder to write, made if
+        absent. copy_images: copy instead of hard-linking (a link needs the same file system, else it is a copy anyway).
+        skip_broken: count records that break the layout instead of stopping at the first.
         Raises: DataError if the image folder is absent, or `root` already holds a data set."""
         self.images = None if images is None else Path(images).absolute()
         if self.images is not None and not self.images.is_dir():
@@ -95,8 +103,11 @@ class Conversion:
         self.summary.skipped[reason] += count
         self.summary.first.setdefault(reason, where)
 
-    def parsed(self, rows: Iterable[tuple[str, object]], parse: Callable[[str, object], Record | None]) -> Iterator[Record]:
-        """`parse(where, row)` of every row; None is a row that parse has skipped. A broken row stops, or is counted if skip_broken."""
+    def parsed(
+        self, rows: Iterable[tuple[str, object]], parse: Callable[[str, object], Record | None]
+    ) -> Iterator[Record]:
+        """`parse(where, row)` of every row; None is a row that parse has skipped. A broken row stops, or is counted if
+        skip_broken."""
         for where, row in rows:
             try:
                 record = parse(where, row)
@@ -109,7 +120,8 @@ class Conversion:
                 yield record
 
     def place(self, name: str, where: str, by_stem: bool = False) -> Path | None:
-        """The published image `name` (relative to the image folder) inside `root`; None, and counted, if it was not downloaded.
+        """The published image `name` (relative to the image folder) inside `root`; None, and counted, if it was not
+        downloaded.
 
         by_stem: the file name is unique in the whole data set, so it may lie in any of the folders of its path.
         Raises: DataError if the name leaves the image folder."""
@@ -118,7 +130,9 @@ class Conversion:
             raise DataError(f"{where}: wanted an image path inside the image folder, got {name!r}; {ADVICE}")
         parts = [part for part in path.parts if part != "."]
         starts = range(len(parts) if by_stem else 1)
-        found = next((self.images.joinpath(*parts[k:]) for k in starts if self.images.joinpath(*parts[k:]).is_file()), None)
+        found = next(
+            (self.images.joinpath(*parts[k:]) for k in starts if self.images.joinpath(*parts[k:]).is_file()), None
+        )
         if found is None:
             self._missing = self._missing or self.images.joinpath(*parts)
             self.skip("image not in the image folder", f"{where}: {name}")
@@ -136,13 +150,17 @@ class Conversion:
         return target
 
     def member(self, group: str, prompt: str, split: str, where: str) -> bool:
-        """Register a record's group. False, and counted, if the prompt is blank.   Raises: DataError if the group has another prompt."""
+        """Register a record's group. False, and counted, if the prompt is blank.   Raises: DataError if the group has
+        another prompt."""
         if not prompt.strip():
             self.skip("blank prompt", where)
             return False
         held = self._groups.setdefault(group, (prompt, split))
         if held != (prompt, split):
-            raise DataError(f"{where}: wanted {held[1]} prompt {held[0]!r} in group {group!r}, got {split} prompt {prompt!r}; {ADVICE}")
+            raise DataError(
+                f"{where}: wanted {held[1]} prompt {held[0]!r} in group {group!r}, got {split} prompt {prompt!r};"
+                f" {ADVICE}"
+            )
         return True
 
     def annotations(self, items: Iterable[tuple[str, AnnotatedImage]]) -> None:
@@ -160,8 +178,14 @@ class Conversion:
             if not records:
                 file.unlink(missing_ok=True)
         if not s.items + s.preferences:
-            reasons = "; ".join(f"{count} x {reason} (first: {s.first[reason]})" for reason, count in s.skipped.most_common())
-            looked = f"; looked for {self._missing}, correct the image folder" if self._missing else "; choose another source"
+            reasons = "; ".join(
+                f"{count} x {reason} (first: {s.first[reason]})" for reason, count in s.skipped.most_common()
+            )
+            looked = (
+                f"; looked for {self._missing}, correct the image folder"
+                if self._missing
+                else "; choose another source"
+            )
             got = reasons or "the source is empty"
             raise DataError(f"{self.root}: wanted at least one record from {s.adapter}, got none: {got}{looked}")
         s.images, s.groups, s.notes = len(self._images), len(self._written), list(notes)
@@ -194,7 +218,8 @@ class Conversion:
         self._splits_of_prompt[hashlib.sha256(prompt.encode()).digest()[:12]].add(split)
 
     def _linked(self, source: Path, target: Path) -> Path:
-        """`target` as a link to, or a copy of, `source`. A file left there by an interrupted run is replaced, the source never."""
+        """`target` as a link to, or a copy of, `source`. A file left there by an interrupted run is replaced, the
+        source never."""
         if str(target) in self._placed:
             return target
         self._placed.add(str(target))
@@ -213,15 +238,20 @@ class Conversion:
 
 
 def prompt_group(split: str, prompt: str) -> str:
-    """Group name of a prompt where the source has no prompt number: the split and 16 hexadecimal digits of the prompt's SHA-256."""
+    """Group name of a prompt where the source has no prompt number: the split and 16 hexadecimal digits of the prompt's
+    SHA-256."""
     return f"{split}-{hashlib.sha256(prompt.encode()).hexdigest()[:16]}"
 
 
 def split_by_prompt(prompt: str, train_frac: float, dev_frac: float) -> str:
-    """A split for sources that have none: a fixed hash of the prompt decides, so all images of a prompt go the same way.
+    """A split for sources that have none: a fixed hash of the prompt decides, so all images of a prompt go the same
+    way.
 
     Raises: ConfigError if the fractions are not in [0, 1] or sum to more than 1."""
     if not (0 <= train_frac <= 1 and 0 <= dev_frac <= 1 and train_frac + dev_frac <= 1):
-        raise ConfigError(f"wanted train_frac and dev_frac in [0, 1], with a sum of at most 1, got {train_frac}, {dev_frac}; correct them")
+        raise ConfigError(
+            f"wanted train_frac and dev_frac in [0, 1], with a sum of at most 1, got {train_frac}, {dev_frac}; correct"
+            " them"
+        )
     place = int.from_bytes(hashlib.sha256(b"split:" + prompt.encode()).digest()[:8]) / 2**64
     return "train" if place < train_frac else "dev" if place < train_frac + dev_frac else "test"

@@ -35,7 +35,9 @@ def number(row: Mapping, name: str, where: str, low: float = -math.inf, high: fl
     return found
 
 
-def numbers(row: Mapping, name: str, where: str, low: float, high: float, length: int | None = None) -> tuple[float, ...]:
+def numbers(
+    row: Mapping, name: str, where: str, low: float, high: float, length: int | None = None
+) -> tuple[float, ...]:
     """A list of numbers in [low, high], of `length` if given, possibly empty.   Raises: DataError."""
     value = _present(row, name, where)
     if not isinstance(value, list) or (length is not None and len(value) != length):
@@ -47,13 +49,18 @@ def numbers(row: Mapping, name: str, where: str, low: float, high: float, length
 def names(row: Mapping, name: str, where: str) -> tuple[str, ...]:
     """A list of at least two non-empty strings: the images of a comparison.   Raises: DataError."""
     value = _present(row, name, where)
-    if not isinstance(value, list) or len(value) < 2 or not all(isinstance(entry, str) and entry.strip() for entry in value):
+    if (
+        not isinstance(value, list)
+        or len(value) < 2
+        or not all(isinstance(entry, str) and entry.strip() for entry in value)
+    ):
         raise DataError(f"{where}: wanted a list of at least two image names in {name!r}, got {value!r}; {ADVICE}")
     return tuple(value)
 
 
 def to_rubric(value: float, low: float, high: float) -> float:
-    """The rubric score of a value on a scale that runs from `low` (worst) to `high` (best): s = 1 + 4 (value - low) / (high - low)."""
+    """The rubric score of a value on a scale that runs from `low` (worst) to `high` (best): s = 1 + 4 (value - low) /
+    (high - low)."""
     return SCORE_BINS[0] + SCORE_RANGE * (value - low) / (high - low)
 
 

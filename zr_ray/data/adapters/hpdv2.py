@@ -1,13 +1,16 @@
 """HPD v2 (Wu et al., arXiv 2306.09341): people's choices between images of one prompt; no scores.
 
-Source, read: github.com/tgxs002/HPSv2 at 866735e, README section "Data Structure" and the classes PreferenceDataset, RankingDataset and the
-function inversion_score (a smaller rank is better) of its training code; the data are at huggingface.co/datasets/ymhao/HPDv2
-(Apache-2.0). Layout: train.json and test.json, JSON arrays, and the folders train/ and test/ with <image_id>.jpg.
-    train: prompt, file_path (README) or image_path (as public loaders read it), two names; human_preference [1, 0] or [0, 1]
-    test:  prompt, image_path; rank, one number per image; raw_annotations, a list of {"rank": [...], "user_hash": ...}
+Source, read: github.com/tgxs002/HPSv2 at 866735e, README section "Data Structure" and the classes PreferenceDataset,
+RankingDataset and the function inversion_score (a smaller rank is better) of its training code; the data are at
+huggingface.co/datasets/ymhao/HPDv2 (Apache-2.0). Layout: train.json and test.json, JSON arrays, and the folders train/
+and test/ with <image_id>.jpg.
+    train: prompt, file_path (README) or image_path (as public loaders read it), two names; human_preference [1, 0] or
+    [0, 1] test:  prompt, image_path; rank, one number per image; raw_annotations, a list of {"rank": [...],
+    "user_hash": ...}
 Not verified on the files themselves: that each raw ranking lists its ranks in the order of image_path, as `rank` does.
 
-    overall <- human_preference, or every untied pair of `rank` with the votes of raw_annotations; preferences without gaps
+    overall <- human_preference, or every untied pair of `rank` with the votes of raw_annotations; preferences without
+    gaps
 Splits: the file name, train -> train, test -> test.
 """
 
@@ -24,7 +27,8 @@ from zr_ray.data.preferences import OVERALL, Preference
 from zr_ray.errors import DataError
 
 _Order = Callable[[int, int], tuple[int | None, tuple[int, int] | None]]
-"""(index a, index b) -> (index of the better image, or None for a tie; votes for the better and the worse one, if counted)."""
+"""(index a, index b) -> (index of the better image, or None for a tie; votes for the better and the worse one, if
+counted)."""
 
 
 def convert(source: Path, images: Path, root: Path, **options) -> Summary:
@@ -33,7 +37,11 @@ def convert(source: Path, images: Path, root: Path, **options) -> Summary:
     Args: source: train.json or test.json, or the folder with both. images: folder with train/ and test/.
     options: copy_images, skip_broken (`Conversion`).   Raises: DataError."""
     to = Conversion("hpdv2", images, root, **options)
-    to.preferences(one for found in to.parsed(split_records(source), lambda where, row: _preferences(to, where, *row)) for one in found)
+    to.preferences(
+        one
+        for found in to.parsed(split_records(source), lambda where, row: _preferences(to, where, *row))
+        for one in found
+    )
     return to.finish()
 
 
@@ -73,7 +81,9 @@ def _ranking(row: dict, where: str, files: tuple[str, ...]) -> _Order:
     rank = numbers(row, "rank", where, 0, 1000, length=len(files))
     raw = row.get("raw_annotations") or []
     if not isinstance(raw, list) or not all(isinstance(one, dict) for one in raw):
-        raise DataError(f"{where}: wanted a list of {{'rank', 'user_hash'}} in 'raw_annotations', got {str(raw)[:60]}; {ADVICE}")
+        raise DataError(
+            f"{where}: wanted a list of {{'rank', 'user_hash'}} in 'raw_annotations', got {str(raw)[:60]}; {ADVICE}"
+        )
     votes = [numbers(one, "rank", f"{where}: raw_annotations", 0, 1000, length=len(files)) for one in raw]
 
     def order(a: int, b: int) -> tuple[int | None, tuple[int, int] | None]:

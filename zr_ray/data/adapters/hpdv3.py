@@ -1,11 +1,13 @@
 """HPD v3 (Ma et al., arXiv 2508.03789): pairs of generated and real images with vote counts; no scores.
 
-Source, read: the dataset card of huggingface.co/datasets/MizzenAI/HPDv3 (MIT) as far as stored copies show it; MizzenAI/HPSv3 issue 28,
-which quotes the card on `confidence`; a fork's copy of the official class PairwiseOriginalDataset (PlantPotatoOnMoon/HPSv3-PlusPlus at
-7bdbebc, hpsv3/dataset/pairwise_dataset.py); and LightRFT's HPDv3Handler. Layout: train.json and test.json, JSON arrays of
-{prompt, path1, path2, model1, model2, choice_dist, confidence}; images unpacked beside them. path1 is always the preferred image;
-choice_dist is the two vote counts, or null; confidence a number, null or "null".
-Not verified on the files themselves: the order inside choice_dist. As the official code does, the larger count goes to path1.
+Source, read: the dataset card of huggingface.co/datasets/MizzenAI/HPDv3 (MIT) as far as stored copies show it;
+MizzenAI/HPSv3 issue 28, which quotes the card on `confidence`; a fork's copy of the official class
+PairwiseOriginalDataset (PlantPotatoOnMoon/HPSv3-PlusPlus at 7bdbebc, hpsv3/dataset/pairwise_dataset.py); and LightRFT's
+HPDv3Handler. Layout: train.json and test.json, JSON arrays of {prompt, path1, path2, model1, model2, choice_dist,
+confidence}; images unpacked beside them. path1 is always the preferred image; choice_dist is the two vote counts, or
+null; confidence a number, null or "null".
+Not verified on the files themselves: the order inside choice_dist. As the official code does, the larger count goes to
+path1.
 
     overall <- path1 over path2, votes from choice_dist; preferences without gaps
 Splits: the file name, train -> train, test -> test. Official train and test share prompts; the summary counts them.
@@ -25,7 +27,8 @@ def convert(source: Path, images: Path, root: Path, *, min_confidence: float = 0
     """Convert HPD v3 into preferences.
 
     Args: source: train.json or test.json, or the folder with both. images: folder that path1 and path2 are relative to.
-    min_confidence: pairs whose confidence is given and below it are left out. options: copy_images, skip_broken (`Conversion`).
+    min_confidence: pairs whose confidence is given and below it are left out. options: copy_images, skip_broken
+    (`Conversion`).
     Raises: DataError."""
     to = Conversion("hpdv3", images, root, **options)
 

@@ -1,15 +1,18 @@
-"""ImageRewardDB (Xu et al., arXiv 2304.05977): expert ratings and rankings of Stable Diffusion images for DiffusionDB prompts.
+"""ImageRewardDB (Xu et al., arXiv 2304.05977): expert ratings and rankings of Stable Diffusion images for DiffusionDB
+prompts.
 
-Source, read: the dataset card of huggingface.co/datasets/THUDM/ImageRewardDB (now zai-org/ImageRewardDB; Apache-2.0) with its example
-record, and its loading script ImageRewardDB.py. Layout: images/SPLIT/SPLIT_N.zip, each with the images and SPLIT_N.json, a JSON array;
-metadata-SPLIT.parquet with the same columns. SPLIT is train, validation or test; images are <uuid>.webp. Fields used: image_path,
-prompt_id, prompt, rank (1 best; from the script, which takes the smaller rank as the better image), image_text_alignment_rating and
-fidelity_rating ("true to the shape and characteristics that the object should have").
-Not verified on the files themselves: that ratings run from 1 to 7. The card gives no range; a public consumer of the set documents 1..7.
+Source, read: the dataset card of huggingface.co/datasets/THUDM/ImageRewardDB (now zai-org/ImageRewardDB; Apache-2.0)
+with its example record, and its loading script ImageRewardDB.py. Layout: images/SPLIT/SPLIT_N.zip, each with the images
+and SPLIT_N.json, a JSON array; metadata-SPLIT.parquet with the same columns. SPLIT is train, validation or test; images
+are <uuid>.webp. Fields used: image_path, prompt_id, prompt, rank (1 best; from the script, which takes the smaller rank
+as the better image), image_text_alignment_rating and fidelity_rating ("true to the shape and characteristics that the
+object should have").
+Not verified on the files themselves: that ratings run from 1 to 7. The card gives no range; a public consumer of the
+set documents 1..7.
 
     alignment <- image_text_alignment_rating, s = 1 + 4 (r - 1) / 6
-    realism   <- fidelity_rating, the same. Our realism asks for freedom from generation artefacts, fidelity for undistorted objects: the
-                 nearest match, not the same question
+    realism   <- fidelity_rating, the same. Our realism asks for freedom from generation artefacts, fidelity for
+                 undistorted objects: the nearest match, not the same question
     overall   <- rank, as preferences without gaps; overall_rating is not converted
 Splits: train -> train (half-points), validation -> dev, test -> test. One annotator per image.
 """
@@ -37,9 +40,9 @@ _COLUMNS = ("image_path", "prompt_id", "prompt", "rank", *RATINGS.values())
 def convert(source: Path, images: Path, root: Path, **options) -> Summary:
     """Convert ImageRewardDB.
 
-    Args: source: a SPLIT_N.json or metadata-SPLIT.parquet, or a folder of them (Parquet files are preferred: they hold everything).
-    images: folder in which the zips were unpacked; images are looked for under their full path and any of its endings.
-    options: copy_images, skip_broken (`Conversion`).   Raises: DataError."""
+    Args: source: a SPLIT_N.json or metadata-SPLIT.parquet, or a folder of them (Parquet files are preferred: they hold
+    everything). images: folder in which the zips were unpacked; images are looked for under their full path and any of
+    its endings. options: copy_images, skip_broken (`Conversion`).   Raises: DataError."""
     to = Conversion("imagereward", images, root, **options)
     ranked: dict[str, list[tuple[int, str, AnnotatedImage]]] = defaultdict(list)
 
@@ -48,7 +51,9 @@ def convert(source: Path, images: Path, root: Path, **options) -> Summary:
         parts = path.split("/")
         split = SPLITS.get(parts[1]) if len(parts) > 2 else None
         if split is None:
-            raise DataError(f"{where}: wanted image_path images/train|validation|test/..., got {path!r}; is it ImageRewardDB?")
+            raise DataError(
+                f"{where}: wanted image_path images/train|validation|test/..., got {path!r}; is it ImageRewardDB?"
+            )
         ratings = {d: to_rubric(number(row, name, where, LOW, HIGH), LOW, HIGH) for d, name in RATINGS.items()}
         rank = int(number(row, "rank", where, 1, 100))
         group = f"{split}-{text(row, 'prompt_id', where)}"
@@ -61,7 +66,10 @@ def convert(source: Path, images: Path, root: Path, **options) -> Summary:
 
     to.annotations(to.parsed(_rows(Path(source)), parse))
     to.preferences(_from_ranks(to, ranked))
-    return to.finish("overall_rating has no dimension here and is not converted; the ranking of all images of a prompt is, as preferences")
+    return to.finish(
+        "overall_rating has no dimension here and is not converted; the ranking of all images of a prompt is, as"
+        " preferences"
+    )
 
 
 def _rows(source: Path) -> Iterator[tuple[str, dict]]:

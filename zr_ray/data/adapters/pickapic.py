@@ -1,13 +1,16 @@
-"""Pick-a-Pic v1 and v2 (Kirstain et al., arXiv 2305.01569): users' choices between two images of their own prompt; no scores.
+"""Pick-a-Pic v1 and v2 (Kirstain et al., arXiv 2305.01569): users' choices between two images of their own prompt; no
+scores.
 
-Source, read: the dataset card of huggingface.co/datasets/yuvalkirstain/pickapic_v1 (its dataset_info lists every column and split) and
-github.com/yuvalkirstain/PickScore at f79607f (README, trainer/datasetss/clip_hf_dataset.py). Layout: data/SPLIT-0000N-of-....parquet,
-SPLIT one of train, validation, test, validation_unique, test_unique; columns used: caption, image_0_uid, image_1_uid, jpg_0, jpg_1
-(encoded images), label_0, label_1 (1 and 0, or 0.5 each for a tie), has_label, are_different.
+Source, read: the dataset card of huggingface.co/datasets/yuvalkirstain/pickapic_v1 (its dataset_info lists every column
+and split) and github.com/yuvalkirstain/PickScore at f79607f (README, trainer/datasetss/clip_hf_dataset.py). Layout:
+data/SPLIT-0000N-of-....parquet, SPLIT one of train, validation, test, validation_unique, test_unique; columns used:
+caption, image_0_uid, image_1_uid, jpg_0, jpg_1 (encoded images), label_0, label_1 (1 and 0, or 0.5 each for a tie),
+has_label, are_different.
 Not verified: the card of v2. Public loaders read the same columns from it.
 
     overall <- the image with label 1; preferences without gaps
-Splits: train -> train, validation -> dev, test -> test. The *_unique files are subsets: they are read only if the full ones are absent.
+Splits: train -> train, validation -> dev, test -> test. The *_unique files are subsets: they are read only if the full
+ones are absent.
 """
 
 from __future__ import annotations
@@ -33,8 +36,9 @@ BYTES = ("jpg_0", "jpg_1")
 def convert(source: Path, images: Path | None, root: Path, **options) -> Summary:
     """Convert Pick-a-Pic into preferences.
 
-    Args: source: a Parquet file, or the folder of them. images: None when the files hold the images (jpg_0, jpg_1); for the version without
-    images, a folder of <uid>.jpg or <uid>.png. options: copy_images, skip_broken (`Conversion`).   Raises: DataError."""
+    Args: source: a Parquet file, or the folder of them. images: None when the files hold the images (jpg_0, jpg_1); for
+    the version without images, a folder of <uid>.jpg or <uid>.png. options: copy_images, skip_broken (`Conversion`).
+    Raises: DataError."""
     to = Conversion("pickapic", images, root, **options)
 
     def parse(where: str, at: tuple[str, dict]) -> Preference | None:
@@ -72,11 +76,15 @@ def uid(row: dict, name: str, where: str) -> str:
 
 
 def image(to: Conversion, name: str, data: bytes | None, where: str) -> Path | None:
-    """The image of a row inside the output folder: from its bytes, else from the image folder; None, and counted, if neither has it."""
+    """The image of a row inside the output folder: from its bytes, else from the image folder; None, and counted, if
+    neither has it."""
     if data:
         return to.write_image(f"{name}.jpg", data)
     if to.images is None:
-        raise DataError(f"{where}: wanted image bytes, or an image folder, for {name!r}, got neither; name the folder of <uid>.jpg files")
+        raise DataError(
+            f"{where}: wanted image bytes, or an image folder, for {name!r}, got neither; name the folder of <uid>.jpg"
+            " files"
+        )
     return to.place(f"{name}.png" if (to.images / f"{name}.png").is_file() else f"{name}.jpg", where)
 
 
@@ -89,11 +97,16 @@ def split_files(source: Path) -> list[tuple[str, Path]]:
             raise DataError(f"{file}: wanted a name that starts with {', '.join(SPLITS)}, got {file.name!r}; rename it")
         named.append((name, file))
     there = {name for name, _ in named}
-    return [(SPLITS[name], file) for name, file in named if not (name.endswith("_unique") and name.removesuffix("_unique") in there)]
+    return [
+        (SPLITS[name], file)
+        for name, file in named
+        if not (name.endswith("_unique") and name.removesuffix("_unique") in there)
+    ]
 
 
 def find_images(source: Path, wanted: set[str]) -> Iterator[tuple[str, str, bytes | None]]:
-    """(uid, caption, encoded image or None) of the wanted images, each once. Image columns are read only where a wanted image is.
+    """(uid, caption, encoded image or None) of the wanted images, each once. Image columns are read only where a wanted
+    image is.
 
     Raises: DataError if a file lacks the columns or is no Parquet file."""
     left = set(wanted)
@@ -102,7 +115,10 @@ def find_images(source: Path, wanted: set[str]) -> Iterator[tuple[str, str, byte
             with pq.ParquetFile(file) as table:
                 missing = [name for name in ("caption", *UIDS) if name not in table.schema_arrow.names]
                 if missing:
-                    raise DataError(f"{file}: wanted the columns of Pick-a-Pic, missing {', '.join(missing)}; name its Parquet files")
+                    raise DataError(
+                        f"{file}: wanted the columns of Pick-a-Pic, missing {', '.join(missing)}; name its Parquet"
+                        " files"
+                    )
                 held = [name for name in BYTES if name in table.schema_arrow.names]
                 for part in range(table.num_row_groups):
                     rows = table.read_row_group(part, columns=["caption", *UIDS]).to_pylist()
@@ -112,7 +128,11 @@ def find_images(source: Path, wanted: set[str]) -> Iterator[tuple[str, str, byte
                         name = rows[n][UIDS[side]]
                         if name in left:
                             left.remove(name)
-                            yield name, rows[n]["caption"] or "", data[BYTES[side]][n].as_py() if BYTES[side] in held else None
+                            yield (
+                                name,
+                                rows[n]["caption"] or "",
+                                data[BYTES[side]][n].as_py() if BYTES[side] in held else None,
+                            )
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{file}: wanted a Parquet file, pyarrow says: {error}; download the file again") from error
 

@@ -1,20 +1,23 @@
 """RichHF-18K (Liang et al., arXiv 2312.10240): rated Pick-a-Pic images, the nearest public match to our dimensions.
 
-Source, read: github.com/google-research-datasets/richhf-18k at 65290d3 (README: eight features, "the higher the better"; no licence file),
-google-research/richhf_18k/parse_tfrecord_file.py at 1963839 (the feature types), youweiliang/RichHF at 4ea4f4c (get_dataset.py: how file
-names lead to Pick-a-Pic v1; train.py: artifact = plausibility) and the viewer of huggingface.co/datasets/RAraghavarora/RichHumanFeedback,
-a mirror with captions and images (float scores 0..1 in steps of 1/12: the mean of three annotators' (r - 1) / 4).
-Layout: train.tfrecord, dev.tfrecord, test.tfrecord of tf.train.Example: filename (bytes, "train/<uid>.png"), aesthetics_score,
-artifact_score, misalignment_score, overall_score (float), artifact_map, misalignment_map, prompt_misalignment_label. The records hold
-neither image nor prompt: both are looked up in Pick-a-Pic v1 by uid. The mirror is Parquet with the same columns and caption, image.
-The TFRecord files themselves are in Git LFS and were not seen; names and types are those of Google's own reader.
+Source, read: github.com/google-research-datasets/richhf-18k at 65290d3 (README: eight features, "the higher the
+better"; no licence file), google-research/richhf_18k/parse_tfrecord_file.py at 1963839 (the feature types),
+youweiliang/RichHF at 4ea4f4c (get_dataset.py: how file names lead to Pick-a-Pic v1; train.py: artifact = plausibility)
+and the viewer of huggingface.co/datasets/RAraghavarora/RichHumanFeedback, a mirror with captions and images (float
+scores 0..1 in steps of 1/12: the mean of three annotators' (r - 1) / 4). Layout: train.tfrecord, dev.tfrecord,
+test.tfrecord of tf.train.Example: filename (bytes, "train/<uid>.png"), aesthetics_score, artifact_score,
+misalignment_score, overall_score (float), artifact_map, misalignment_map, prompt_misalignment_label. The records hold
+neither image nor prompt: both are looked up in Pick-a-Pic v1 by uid. The mirror is Parquet with the same columns and
+caption, image. The TFRecord files themselves are in Git LFS and were not seen; names and types are those of Google's
+own reader.
 
     alignment    <- misalignment_score (in spite of its name, higher is better aligned), s = 1 + 4 x
     aesthetics   <- aesthetics_score, the same
-    plausibility <- artifact_score ("artifact/implausibility"; the paper's tables call it plausibility), the same. It covers our realism as
-                    well; artifact_to="realism" or "both" sends it there instead
+    plausibility <- artifact_score ("artifact/implausibility"; the paper's tables call it plausibility), the same. It
+                    covers our realism as well; artifact_to="realism" or "both" sends it there instead
     overall_score has no dimension here and is not converted, nor are the heat maps and the word labels
-Splits: the file name. Scores are means of three annotators: train is rounded to half-points, dev and test keep the mean as one number.
+Splits: the file name. Scores are means of three annotators: train is rounded to half-points, dev and test keep the mean
+as one number.
 """
 
 from __future__ import annotations
@@ -50,19 +53,29 @@ class _Rated:
 
 
 def convert(
-    source: Path, images: Path | None, root: Path, *, pickapic: Path | None = None, artifact_to: str = "plausibility", **options
+    source: Path,
+    images: Path | None,
+    root: Path,
+    *,
+    pickapic: Path | None = None,
+    artifact_to: str = "plausibility",
+    **options,
 ) -> Summary:
     """Convert RichHF-18K.
 
-    Args: source: a .tfrecord or .parquet file, or a folder of them. images: folder of <uid>.png or <uid>.jpg, or None if Pick-a-Pic's files
-    or the mirror hold the images. pickapic: Pick-a-Pic v1 Parquet file or folder, for prompts and images; needed for TFRecords.
-    artifact_to: "plausibility", "realism" or "both". options: copy_images, skip_broken (`Conversion`).
+    Args: source: a .tfrecord or .parquet file, or a folder of them. images: folder of <uid>.png or <uid>.jpg, or None
+    if Pick-a-Pic's files or the mirror hold the images. pickapic: Pick-a-Pic v1 Parquet file or folder, for prompts and
+    images; needed for TFRecords. artifact_to: "plausibility", "realism" or "both". options: copy_images, skip_broken
+    (`Conversion`).
     Raises: DataError; ConfigError if pickapic is missing or artifact_to unknown."""
     if artifact_to not in ARTIFACT_TO:
         raise ConfigError(f"wanted artifact_to {', '.join(ARTIFACT_TO)}, got {artifact_to!r}; correct it")
     files = source_files(Path(source), ("*.tfrecord", "*.parquet"))
     if pickapic is None and any(file.suffix == ".tfrecord" for file in files):
-        raise ConfigError("RichHF-18K's TFRecords hold no prompts; name the Parquet files of Pick-a-Pic v1 (pickapic), which have them")
+        raise ConfigError(
+            "RichHF-18K's TFRecords hold no prompts; name the Parquet files of Pick-a-Pic v1 (pickapic), which have"
+            " them"
+        )
     to = Conversion("richhf", images, root, **options)
     rated = to.parsed(_rows(files), lambda where, at: _rated(where, *at, artifact_to))
     known: dict[str, tuple[str, bool]] = {}

@@ -1,6 +1,7 @@
 """The files that data sets are published in, read record by record: JSON arrays and objects, CSV, Parquet.
 
-Published annotation files reach hundreds of megabytes in one JSON array; nothing here holds more than a record and a buffer.
+Published annotation files reach hundreds of megabytes in one JSON array; nothing here holds more than a record and a
+buffer.
 """
 
 from __future__ import annotations
@@ -27,13 +28,16 @@ _BLANK = re.compile(r"[ \t\r\n\ufeff]*")
 
 
 def source_files(source: Path, patterns: Sequence[str]) -> list[Path]:
-    """`source` itself if it is a file, else the files below it that match, sorted by name.   Raises: DataError if there is none."""
+    """`source` itself if it is a file, else the files below it that match, sorted by name.   Raises: DataError if there
+    is none."""
     if source.is_file():
         return [source]
     found = sorted({file for pattern in patterns for file in source.rglob(pattern) if file.is_file()})
     if not found:
         got = "no such file in it" if source.is_dir() else "no such folder"
-        raise DataError(f"{source}: wanted {' or '.join(patterns)}, got {got}; name the file, or the folder that holds it")
+        raise DataError(
+            f"{source}: wanted {' or '.join(patterns)}, got {got}; name the file, or the folder that holds it"
+        )
     return found
 
 
@@ -56,10 +60,13 @@ def json_records(file: Path) -> Iterator[tuple[str, dict]]:
 
 
 def split_records(source: Path) -> Iterator[tuple[str, tuple[str, dict]]]:
-    """Every object of train.json and test.json as (where, (split, object)).   Raises: DataError, also for a file of another name."""
+    """Every object of train.json and test.json as (where, (split, object)).   Raises: DataError, also for a file of
+    another name."""
     for file in source_files(Path(source), ("train.json", "test.json")):
         if file.stem not in ("train", "test"):
-            raise DataError(f"{file}: wanted train.json or test.json (the name decides the split), got {file.name!r}; rename it")
+            raise DataError(
+                f"{file}: wanted train.json or test.json (the name decides the split), got {file.name!r}; rename it"
+            )
         for where, row in json_records(file):
             yield where, (file.stem, row)
 
@@ -91,7 +98,9 @@ class _Text:
         try:
             more = self.handle.read(_CHUNK)
         except UnicodeDecodeError as error:
-            raise DataError(f"{self.file}: wanted UTF-8 after line {self.line}, got {error}; save the file again as UTF-8") from error
+            raise DataError(
+                f"{self.file}: wanted UTF-8 after line {self.line}, got {error}; save the file again as UTF-8"
+            ) from error
         self.window, self.at = self.window[self.at :] + more, 0
         return bool(more)
 
@@ -111,7 +120,10 @@ class _Text:
     def expect(self, mark: str, wanted: str) -> None:
         got = self.peek()
         if got != mark:
-            raise DataError(f"{self.file}: line {self.line}: wanted {wanted}, got {got or 'the end of the file'!r}; correct the file")
+            raise DataError(
+                f"{self.file}: line {self.line}: wanted {wanted}, got {got or 'the end of the file'!r}; correct the"
+                " file"
+            )
         self.skip(self.at + 1)
 
     def more(self, closing: str, count: int) -> bool:
@@ -134,9 +146,14 @@ class _Text:
             except (json.JSONDecodeError, RecursionError) as error:
                 if len(self.window) - self.at > _LONGEST or not self.grow():
                     start = self.window[self.at : self.at + 60]
-                    raise DataError(f"{where}: wanted a whole JSON {kind.__name__}, got {start!r} ({error}); correct the record") from error
+                    raise DataError(
+                        f"{where}: wanted a whole JSON {kind.__name__}, got {start!r} ({error}); correct the record"
+                    ) from error
         if not isinstance(value, kind):
-            raise DataError(f"{where}: wanted a JSON {kind.__name__}, got {type(value).__name__}: {str(value)[:60]}; correct the record")
+            raise DataError(
+                f"{where}: wanted a JSON {kind.__name__}, got {type(value).__name__}: {str(value)[:60]}; correct the"
+                " record"
+            )
         self.skip(end)
         return value
 
@@ -155,21 +172,30 @@ def csv_rows(file: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str
         reader = csv.DictReader(handle, strict=True)
         missing = [name for name in columns if name not in (reader.fieldnames or ())]
         if missing:
-            raise DataError(f"{file}: line 1: wanted columns {', '.join(columns)}, missing {', '.join(missing)}; name this data set's file")
+            raise DataError(
+                f"{file}: line 1: wanted columns {', '.join(columns)}, missing {', '.join(missing)}; name this data"
+                " set's file"
+            )
         try:
             for row in reader:
                 where = f"{file}: line {reader.line_num}"
                 cells = [value for name, value in row.items() if name is not None and value is not None]
                 if None in row or len(cells) != len(reader.fieldnames):
                     got = len(cells) + len(row.get(None) or ())
-                    raise DataError(f"{where}: wanted {len(reader.fieldnames)} cells, got {got}; correct the line (commas in quotes?)")
+                    raise DataError(
+                        f"{where}: wanted {len(reader.fieldnames)} cells, got {got}; correct the line (commas in"
+                        " quotes?)"
+                    )
                 yield where, row
         except (csv.Error, UnicodeDecodeError) as error:
-            raise DataError(f"{file}: line {reader.line_num + 1}: wanted CSV in UTF-8, got: {error}; correct the line") from error
+            raise DataError(
+                f"{file}: line {reader.line_num + 1}: wanted CSV in UTF-8, got: {error}; correct the line"
+            ) from error
 
 
 def parquet_rows(file: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[tuple[str, dict]]:
-    """Every row of a Parquet file as ("FILE: row N", row), only the named columns read; optional ones may be missing from the file.
+    """Every row of a Parquet file as ("FILE: row N", row), only the named columns read; optional ones may be missing
+    from the file.
 
     Raises: DataError if a column is missing or the file is no Parquet file."""
     number = 0
@@ -178,11 +204,16 @@ def parquet_rows(file: Path, columns: Sequence[str], optional: Sequence[str] = (
             held = table.schema_arrow.names
             missing = [name for name in columns if name not in held]
             if missing:
-                raise DataError(f"{file}: wanted columns {', '.join(columns)}, missing {', '.join(missing)}; name this data set's file")
+                raise DataError(
+                    f"{file}: wanted columns {', '.join(columns)}, missing {', '.join(missing)}; name this data set's"
+                    " file"
+                )
             wanted = [*columns, *(name for name in optional if name in held)]
             for batch in table.iter_batches(batch_size=64, columns=wanted):
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{file}: row {number}", row
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{file}: wanted a Parquet file, pyarrow says after row {number}: {error}; download the file again") from error
+        raise DataError(
+            f"{file}: wanted a Parquet file, pyarrow says after row {number}: {error}; download the file again"
+        ) from error

@@ -1,10 +1,11 @@
 """TFRecord files of tf.train.Example messages, read without TensorFlow.
 
-File (tensorflow.org/tutorials/load_data/tfrecord): records of  uint64 length | uint32 masked CRC of the 8 length bytes | data |
-uint32 masked CRC of the data, all little-endian; CRC-32C (Castagnoli), masked = ((crc >> 15 | crc << 17) + 0xa282ead8) mod 2^32.
-Message (tensorflow/core/example/example.proto, feature.proto): Example{1: Features{1: map<string, Feature>}},
-Feature{1: BytesList | 2: FloatList | 3: Int64List}, each list {1: repeated}, numbers packed or not.
-Checksums are computed in Python at 5.7 MB per CPU second (measured): half a minute for RichHF-18K, whose 995 dev records are 9.2 MB.
+File (tensorflow.org/tutorials/load_data/tfrecord): records of  uint64 length | uint32 masked CRC of the 8 length bytes
+| data | uint32 masked CRC of the data, all little-endian; CRC-32C (Castagnoli), masked = ((crc >> 15 | crc << 17) +
+0xa282ead8) mod 2^32. Message (tensorflow/core/example/example.proto, feature.proto): Example{1: Features{1: map<string,
+Feature>}}, Feature{1: BytesList | 2: FloatList | 3: Int64List}, each list {1: repeated}, numbers packed or not.
+Checksums are computed in Python at 5.7 MB per CPU second (measured): half a minute for RichHF-18K, whose 995 dev
+records are 9.2 MB.
 Left out on purpose: compressed files, SequenceExample, writing.
 """
 
@@ -54,19 +55,29 @@ def examples(file: Path) -> Iterator[tuple[str, dict[str, list]]]:
             number += 1
             where = f"{file}: record {number}"
             if head == b"version http":
-                raise DataError(f"{file}: wanted TFRecord data, got a Git LFS pointer; fetch the file itself (git lfs pull)")
+                raise DataError(
+                    f"{file}: wanted TFRecord data, got a Git LFS pointer; fetch the file itself (git lfs pull)"
+                )
             length = struct.unpack("<Q", head[:8])[0] if len(head) == 12 else 0
             if len(head) < 12 or length > _LONGEST or _masked(crc32c(head[:8])) != struct.unpack("<I", head[8:])[0]:
-                raise DataError(f"{where}: wanted a TFRecord header, got {head!r}; is the file complete and uncompressed?")
+                raise DataError(
+                    f"{where}: wanted a TFRecord header, got {head!r}; is the file complete and uncompressed?"
+                )
             body = handle.read(length + 4)
             if len(body) < length + 4:
-                raise DataError(f"{where}: wanted {length + 4} bytes, got {len(body)}; the file is cut off, download it again")
+                raise DataError(
+                    f"{where}: wanted {length + 4} bytes, got {len(body)}; the file is cut off, download it again"
+                )
             if _masked(crc32c(body[:length])) != struct.unpack("<I", body[length:])[0]:
-                raise DataError(f"{where}: wanted data that fits its checksum, got damaged data; download the file again")
+                raise DataError(
+                    f"{where}: wanted data that fits its checksum, got damaged data; download the file again"
+                )
             try:
                 features = _example(body[:length])
             except (ValueError, IndexError, struct.error, UnicodeDecodeError) as error:
-                raise DataError(f"{where}: wanted a tf.train.Example, got other data ({error}); is it this data set's file?") from error
+                raise DataError(
+                    f"{where}: wanted a tf.train.Example, got other data ({error}); is it this data set's file?"
+                ) from error
             yield where, features
 
 

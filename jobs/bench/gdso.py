@@ -1,0 +1,348 @@
+"""Three figures of the GDSO step, measured in one run on this machine: against TRL, against its own parts, and its
+memory.
+
+    python jobs/bench/gdso.py                       (needs the extra `bench`: pip install -e '.[bench]')
+
+(a) samples per second of the whole step against TRL's GRPOTrainer: same judge, prompts, group size, completion limit,
+cores (b) step wall time against a bare vLLM generate plus a bare forward+backward of the same tokens (c) peak memory of
+the whole job (proportional set size of all its processes)
+Every part runs in processes of its own, one after another. Left out on purpose: quality; `jobs/gdso.py` reports that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import zr_ray  # noqa: F401  the torchvision shim, before anything imports transformers
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def main() -> int:
+    """Run all parts and print the three figures; exit code 0 if every part ran."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=48, help="pairs per step; 2 sides x group size samples each")
+    parser.add_argument("--group-size", type=int, default=4)
+    parser.add_argument("--max-new-tokens", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=12, help="timed steps of each trainer, after 2 warm-up steps")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--out", type=Path, default=None, help="write the figures as JSON here as well")
+    parser.add_argument("--part", choices=["generate", "train", "trl"], help=argparse.SUPPRESS)
+    parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--rollouts", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.part:
+        print(
+            "RESULT " + json.dumps({"generate": bare_generate, "train": bare_train, "trl": trl_steps}[args.part](args)),
+            flush=True,
+        )
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        figures = measure(args, Path(folder))
+    print(report(args, figures))
+    if args.out:
+        args.out.write_text(json.dumps(figures, indent=1) + "\n")
+    return 0
+
+
+def measure(args, folder: Path) -> dict:
+    """Run the job and the three bare parts; seconds, samples per second, GiB."""
+    print("1/4 the GDSO job", flush=True)
+    command = [
+        sys.executable,
+        ROOT / "jobs" / "gdso.py",
+        f"gdso.steps={args.steps + 2}",
+        f"gdso.pairs_per_step={args.pairs}",
+        f"gdso.group_size={args.group_size}",
+        f"rollout.max_new_tokens={args.max_new_tokens}",
+        "rollout.max_num_seqs=512",
+        "evaluation.every_steps=0",
+        "evaluation.bootstrap_resamples=20",
+        f"checkpoint.every_steps={args.steps + 2}",
+        "data.world.train_groups=200",
+        "data.world.test_groups=2",
+        f"run.root={folder}",
+        "run.name=gdso",
+        "gdso.beta_kl=0",
+        f"rollout.workers={args.threads}",
+        "rollout.threads=1",
+        f"rollout.cpus={1 / args.threads}",
+        f"learner.threads={args.threads}",
+        "learner.warmup_steps=1",
+        "learner.lr=1e-6",
+        "rollout.max_model_len=256",
+        "learner.freeze=[model.visual]",
+    ]
+    peak = run(command, os.environ | {"RAY_ADDRESS": "local", "RAY_AUTH_MODE": "disabled"})
+    lines = [json.loads(line) for line in (folder / "gdso" / "metrics.jsonl").read_text().splitlines()][2:]
+    phases = {n: statistics.median(line[f"time/{n}_s"] for line in lines) for n in ("step", "rollout", "train", "push")}
+    figures = {
+        "phases_s": phases,
+        "job_steps_s": [line["time/step_s"] for line in lines],
+        "peak_gib": peak,
+        "tokens_per_sample": lines[0]["rollout/tokens_per_sample"],
+    }
+    for n, (part, name) in enumerate(
+        (("generate", "bare vLLM generate"), ("train", "bare forward and backward"), ("trl", "TRL GRPOTrainer")),
+        start=2,
+    ):
+        print(f"{n}/4 {name}", flush=True)
+        extra = ["--data", folder / "gdso" / "data", "--rollouts", folder / "rollouts.json"]
+        own = [
+            f"--{k}={v}"
+            for k, v in (
+                ("pairs", args.pairs),
+                ("group-size", args.group_size),
+                ("max-new-tokens", args.max_new_tokens),
+                ("steps", args.steps),
+                ("threads", args.threads),
+            )
+        ]
+        figures[part] = run_part([sys.executable, __file__, "--part", part, *own, *extra], args.threads)
+    return figures
+
+
+def report(args, figures: dict) -> str:
+    """The three figures as text."""
+    samples = args.pairs * 2 * args.group_size
+    step, trl = statistics.median(figures["job_steps_s"]), statistics.median(figures["trl"]["steps_s"])
+    bare = statistics.median(figures["generate"]["seconds"]) + statistics.median(figures["train"]["seconds"])
+    spread = lambda values: f"{min(values):.2f}-{max(values):.2f}"
+    return "\n".join(
+        [
+            (
+                f"{samples} samples a step, {figures['tokens_per_sample']:.1f} tokens each, {args.threads} threads,"
+                f" {args.steps} timed steps; medians (min-max)"
+            ),
+            (
+                f"(a) zr_ray GDSO step {step:.2f} s ({spread(figures['job_steps_s'])}): {samples / step:.0f} samples/s;"
+                f"  TRL GRPO step {trl:.2f} s ({spread(figures['trl']['steps_s'])}): {samples / trl:.0f} samples/s; "
+                f" ratio {trl / step:.2f}   (aim: at least 2, better 3)"
+            ),
+            (
+                f"(b) step / bare parts = {step:.2f} / ({statistics.median(figures['generate']['seconds']):.2f}"
+                f" generate + {statistics.median(figures['train']['seconds']):.2f} forward+backward) ="
+                f" {step / bare:.2f}   (aim: at most 1.2);  phases"
+                f" {', '.join(f'{n} {s:.2f}' for n, s in figures['phases_s'].items() if n != 'step')} s"
+            ),
+            f"(c) peak memory of the job {figures['peak_gib']:.2f} GiB",
+        ]
+    )
+
+
+def run(command, environment) -> float:
+    """Run to the end; peak proportional set size of the process and its descendants, GiB. Raises CalledProcessError."""
+    import psutil
+
+    process = subprocess.Popen(
+        [str(c) for c in command],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=ROOT,
+    )
+    peak, output = 0.0, []
+    reader = threading.Thread(target=lambda: output.extend(process.stdout), daemon=True)
+    reader.start()
+    while process.poll() is None:
+        total = 0
+        for child in (
+            [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+            if process.poll() is None
+            else []
+        ):
+            try:
+                total += child.memory_full_info().pss
+            except psutil.Error:
+                continue
+        peak = max(peak, total / 2**30)
+        time.sleep(3)
+    reader.join(5)
+    if process.returncode:
+        print("".join(output[-30:]))
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return peak
+
+
+def run_part(command, threads: int) -> dict:
+    """Run one part of this file in a process of its own and read its RESULT line."""
+    done = subprocess.run(
+        [str(c) for c in command],
+        env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    for line in done.stdout.splitlines():
+        if line.startswith("RESULT "):
+            return json.loads(line.removeprefix("RESULT "))
+    print(done.stdout[-2000:] + done.stderr[-3000:])
+    raise RuntimeError(f"part failed with exit code {done.returncode}")
+
+
+def batches(args):
+    """(text side of the judge, requests of each step), the same pairs in every part."""
+    from zr_ray.data.load import load_split
+    from zr_ray.data.pairs import PairSchedule, preference_pairs
+    from zr_ray.judging.ask import pair_requests
+    from zr_ray.models.judge_text import JudgeText, judge_folder
+
+    text = JudgeText(judge_folder("builtin"))
+    schedule = PairSchedule(preference_pairs(load_split(args.data, "train")), args.pairs, 0)
+    return text, [pair_requests(text, schedule.batch(s), s, 0, range(args.pairs)) for s in range(args.steps + 2)]
+
+
+def bare_generate(args) -> dict:
+    """vLLM's own LLM.generate, no log-probs, no seeds, nothing forbidden: the limit of a rollout phase."""
+    from zr_ray.config.sections import RolloutSection
+    from zr_ray.models.judge_text import judge_folder
+    from zr_ray.workers.rollout import engine_environment
+
+    os.environ.update(engine_environment(RolloutSection(threads=args.threads)))
+    from PIL import Image
+    from vllm import LLM, SamplingParams
+
+    text, steps = batches(args)
+    llm = LLM(
+        str(judge_folder("builtin")),
+        dtype="float32",
+        max_num_seqs=512,
+        max_num_batched_tokens=8192,
+        max_model_len=256,
+        enforce_eager=True,
+        distributed_executor_backend="uni",
+        limit_mm_per_prompt={"image": 1},
+    )
+    parameters = SamplingParams(
+        n=args.group_size,
+        temperature=1.0,
+        max_tokens=args.max_new_tokens,
+        stop_token_ids=[text.end_id],
+        detokenize=False,
+    )
+    seconds, kept = [], []
+    for requests in steps:
+        prompts = [
+            {"prompt_token_ids": r.token_ids.tolist(), "multi_modal_data": {"image": Image.fromarray(r.image)}}
+            for r in requests
+        ]
+        start = time.perf_counter()
+        outputs = llm.generate(prompts, parameters, use_tqdm=False)
+        seconds.append(time.perf_counter() - start)
+        kept.append([[list(c.token_ids) for c in o.outputs] for o in outputs])
+    args.rollouts.write_text(json.dumps(kept))
+    return {"seconds": seconds[2:]}
+
+
+def bare_train(args) -> dict:
+    """Forward and backward of the sampled tokens with the model alone: no DeepSpeed, no objective, no optimiser."""
+    import numpy as np
+    import torch
+
+    from zr_ray.models.judge import load_packed_judge
+    from zr_ray.models.judge_text import judge_folder
+    from zr_ray.models.packing import Row
+
+    torch.set_num_threads(args.threads)
+    module, _, packer = load_packed_judge(judge_folder("builtin"), torch.float32)
+    for name, parameter in module.model.named_parameters():
+        parameter.requires_grad_(not name.startswith("model.visual"))
+    _, steps = batches(args)
+    seconds = []
+    for requests, groups in zip(steps, json.loads(args.rollouts.read_text()), strict=True):
+        rows = [
+            Row(r.token_ids, r.image, tuple(np.asarray(c, np.int32) for c in g), (None,) * len(g))
+            for r, g in zip(requests, groups, strict=True)
+        ]
+        start = time.perf_counter()
+        rows.sort(key=lambda row: -sum(map(len, row.completions)))
+        for first in range(0, len(rows), 64):
+            module(packer.pack(rows[first : first + 64])).logprobs.sum().backward()
+        seconds.append(time.perf_counter() - start)
+        module.zero_grad()
+    return {"seconds": seconds[2:]}
+
+
+def trl_steps(args) -> dict:
+    """TRL's GRPOTrainer with Hugging Face generate, fp32, on the same questions, group size and completion limit."""
+    import datasets
+    import torch
+    from PIL import Image
+    from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+
+    from zr_ray.data.load import load_split
+    from zr_ray.data.pairs import PairSchedule, preference_pairs
+    from zr_ray.models.judge_text import judge_folder
+    from zr_ray.rubric import ScoringFormat
+
+    torch.set_num_threads(args.threads)
+    folder = judge_folder("builtin")
+    form = ScoringFormat.load(folder)
+    schedule = PairSchedule(preference_pairs(load_split(args.data, "train")), args.pairs, 0)
+    asked = [
+        (item, p.dimension) for s in range(args.steps + 2) for p in schedule.batch(s) for item in (p.winner, p.loser)
+    ]
+    datasets.config.TORCHCODEC_AVAILABLE = False  # images only, and its wheel needs CUDA libraries
+    data = datasets.Dataset.from_list(
+        [
+            {
+                "prompt": [{"role": "user", "content": form.questions[d].replace("{prompt}", item.prompt)}],
+                "image": Image.open(item.image).convert("RGB"),
+            }
+            for item, d in asked
+        ]
+    )
+    stamps: list[float] = []
+
+    class Stamp(TrainerCallback):
+        def on_step_end(self, *_, **__):
+            stamps.append(time.perf_counter())
+
+    per_step = args.pairs * 2 * args.group_size
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not name.startswith("model.visual"))
+    with tempfile.TemporaryDirectory() as out:
+        config = GRPOConfig(
+            output_dir=out,
+            per_device_train_batch_size=per_step,
+            num_generations=args.group_size,
+            max_completion_length=args.max_new_tokens,
+            max_steps=args.steps + 2,
+            beta=0.0,
+            learning_rate=1e-6,
+            report_to=[],
+            save_strategy="no",
+            logging_steps=10**6,
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            temperature=1.0,
+            shuffle_dataset=False,
+            dataloader_num_workers=0,
+        )
+        trainer = GRPOTrainer(
+            model=model,
+            args=config,
+            train_dataset=data,
+            processing_class=AutoProcessor.from_pretrained(folder),
+            reward_funcs=lambda completions, **_: [float(len(str(c))) for c in completions],
+            callbacks=[Stamp()],
+        )
+        trainer.train()
+    return {"steps_s": [b - a for a, b in zip(stamps[1:], stamps[2:], strict=False)]}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,123 @@
+"""What `jobs/risd.py` can be told: the student, its teacher, the teacher's labels and the distillation. `config_opd.py`
+shares it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from zr_ray.config.sections import (
+    CheckpointSection,
+    DataSection,
+    EvaluationSection,
+    JudgeSection,
+    LearnerSection,
+    RolloutSection,
+    RunSection,
+    Section,
+    _field,
+)
+
+
+class TeacherSection(Section):
+    """The frozen judge that reasons."""
+
+    path: str = _field(
+        "latest",
+        "`latest` (the judge of the newest finished GDSO run under run.root), `builtin`, a run id under run.root, or a"
+        " Hugging Face folder",
+    )
+
+
+class LabelSection(Section):
+    """Teacher labels of training and evaluation items, made once and kept."""
+
+    path: Path | None = _field(
+        None,
+        "absolute folder of the label set; null: <run.root>/labels/<hash of teacher, template, sampling>, shared by"
+        " runs that agree",
+    )
+    traces: int = _field(
+        1,
+        "m: reasoning traces per item and dimension whose distributions are averaged; 1 is the paper; 0 one greedy"
+        " trace",
+        ge=0,
+    )
+    seed: int = _field(
+        0,
+        "seeds the traces, by item content; independent of run.seed, so runs of several seeds share labels",
+        ge=0,
+        lt=2**31,
+    )
+    batch_items: int = _field(
+        64, "items of one request to an engine and of one Parquet part; what a dead worker makes again", ge=1
+    )
+
+
+class RisdSection(Section):
+    """Algorithm 2 and Eq. (15)."""
+
+    steps: int = _field(200, "training steps; one costs less than a tenth of a GDSO step, nothing is generated", ge=1)
+    items_per_step: int = _field(48, "items of one step, each in all four dimensions", ge=1)
+    mode: Literal["offline", "online"] = _field(
+        "offline",
+        "offline: labels first, then no engine; online: the teacher is asked for every batch (Algorithm 2). Same loss"
+        " on the same data",
+    )
+    temperature: float = _field(
+        1.0, "of the teacher's distribution; above 1 flattens it. Departs from the paper unless 1", gt=0
+    )
+    label_weight: float = _field(
+        0.0,
+        "share of the human score in the target, where an item has one. Departs from the paper unless 0",
+        ge=0,
+        le=1,
+    )
+
+
+class DistillationConfig(Section):
+    """What jobs that train a student of a teacher share."""
+
+    run: RunSection = Field(default_factory=RunSection)
+    judge: JudgeSection = Field(
+        default_factory=JudgeSection, description="where the student starts; path `teacher`: from the teacher"
+    )
+    teacher: TeacherSection = Field(default_factory=TeacherSection)
+    data: DataSection = Field(default_factory=DataSection)
+    label: LabelSection = Field(default_factory=LabelSection)
+    rollout: RolloutSection = Field(default_factory=RolloutSection)
+    learner: LearnerSection = Field(default_factory=LearnerSection)
+    evaluation: EvaluationSection = Field(default_factory=EvaluationSection)
+    checkpoint: CheckpointSection = Field(default_factory=CheckpointSection)
+
+    @model_validator(mode="after")
+    def _label_path(self) -> DistillationConfig:
+        if self.label.path is not None and not self.label.path.is_absolute():
+            raise ValueError(
+                f"label.path must be an absolute path, got {self.label.path}: a job runs in a copy of the working"
+                " directory"
+            )
+        return self
+
+    def check_steps(self, name: str, steps: int, per_step: int, what: str) -> None:
+        """Raises ValueError unless every rank gets an item and the warm-up ends before the run does."""
+        if per_step < self.learner.workers:
+            raise ValueError(f"{name}.{what} must be at least learner.workers ({self.learner.workers}), got {per_step}")
+        if self.learner.warmup_steps >= steps:
+            raise ValueError(
+                f"learner.warmup_steps must be below {name}.steps ({steps}), got {self.learner.warmup_steps}"
+            )
+
+
+class RisdConfig(DistillationConfig):
+    """Everything `jobs/risd.py` can be told."""
+
+    rollout: RolloutSection = Field(default_factory=RolloutSection, description="the teacher's engines")
+    risd: RisdSection = Field(default_factory=RisdSection)
+
+    @model_validator(mode="after")
+    def _fits(self) -> RisdConfig:
+        self.check_steps("risd", self.risd.steps, self.risd.items_per_step, "items_per_step")
+        return self

@@ -1,0 +1,249 @@
+"""Teacher labelling: a Ray Data pipeline over vLLM actors that reason about every item and average their score
+distributions.
+
+    items not labelled yet -> read and decode images (CPU tasks) -> Labeller actors (one RolloutWorker each) -> parts of
+    a LabelSet
+
+The driver appends each finished batch as one part, so a part holds whole items and an item is in one part. A Labeller
+that dies is restarted by Ray and its batch is made again from the same seeds; a driver that dies loses only what was
+not appended, and the next run labels exactly that. Items are seeded by their content: the label does not depend on
+order, batch or worker.
+Left out on purpose: object stores for images; and verification of the engine (the teacher is loaded from its folder,
+nothing is pushed).
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import socket
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, suppress
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from zr_ray.config.risd import LabelSection
+from zr_ray.config.sections import RolloutSection
+from zr_ray.data.images import load_image
+from zr_ray.data.labels import SCHEMA, Label, LabelSet, fingerprints
+from zr_ray.errors import DataError, DeadlineError, RolloutError
+from zr_ray.functional.risd import average_distributions
+from zr_ray.functional.scores import score_log_distribution
+from zr_ray.judging.ask import request_seed
+from zr_ray.models.identity import judge_hash, template_hash
+from zr_ray.models.judge_text import JudgeText
+from zr_ray.records import AnnotatedImage, Judgement, JudgeRequest
+from zr_ray.rubric import DIMENSIONS, SCORE_BINS
+from zr_ray.run.observe import duration
+from zr_ray.run.placement import bundle
+from zr_ray.workers.rollout import RolloutWorker, engine_environment
+
+READER_CPUS = 0.25
+"""CPU share Ray reserves for one image-reading task: reading and decoding wait for the disk most of the time."""
+RESTARTS = 3
+"""Times Ray restarts a Labeller that died; an engine that dies at every start must end the run."""
+
+
+def label_provenance(teacher: Path, text: JudgeText, rollout: RolloutSection, section: LabelSection) -> dict:
+    """What decides a label, as JSON values: teacher, template and sampling."""
+    sampling = {"traces": section.traces, "seed": section.seed, "temperature": 1.0 if section.traces else 0.0}
+    sampling |= {"max_new_tokens": rollout.max_new_tokens, "dtype": rollout.dtype}
+    return {"format": 1, "teacher": judge_hash(teacher), "template": template_hash(text), "sampling": sampling}
+
+
+def label_items(
+    items: Sequence[AnnotatedImage],
+    labels: LabelSet,
+    teacher: Path,
+    rollout: RolloutSection,
+    section: LabelSection,
+    say: Callable[[str], None] = print,
+) -> dict[str, Label]:
+    """Every label of the set, after making those that `items` lack. Starts no engine when nothing is missing.
+
+    Raises: ConfigError if another process labels into the set; DeadlineError if no batch is done in time; the engine's
+    own error."""
+    with labels.locked():
+        known = labels.read()
+        missing: dict[str, AnnotatedImage] = {}
+        for name, item in zip(fingerprints(items), items, strict=True):
+            if name not in known:
+                missing.setdefault(name, item)
+        say(f"teacher labels {labels.folder}: {len(items)} items, {len(missing)} to label")
+        if missing:
+            _label_missing(missing, labels, teacher, rollout, section, say)
+            known = labels.read()
+    lost = [item.id for name, item in missing.items() if name not in known]
+    if lost:
+        raise RolloutError(
+            f"the labelling pipeline must answer every item, {len(lost)} are missing (first: {lost[0]}); run again"
+        )
+    return known
+
+
+def _label_missing(missing, labels, teacher, rollout, section, say) -> None:
+    done = 0
+    with closing(_pipeline(missing, teacher, rollout, section)) as tables:
+        for table in tables:
+            labels.append(table)
+            done += len(table)
+            say(f"labelled {done} of {len(missing)} items")
+
+
+def _pipeline(
+    missing: dict[str, AnnotatedImage], teacher: Path, rollout: RolloutSection, section: LabelSection
+) -> Iterator[pa.Table]:
+    """Tables of SCHEMA, one per batch, as they finish."""
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars, context.print_on_execution_start = False, False
+    rows = [
+        {"fingerprint": name, "id": item.id, "prompt": item.prompt, "image": str(item.image)}
+        for name, item in missing.items()
+    ]
+    blocks = -(-len(rows) // section.batch_items)
+    data = ray.data.from_items(rows, override_num_blocks=blocks)
+    data = data.map_batches(read_images, batch_size=None, batch_format="pyarrow", num_cpus=READER_CPUS)
+    data = data.map_batches(
+        Labeller,
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(size=min(rollout.workers, blocks)),
+        fn_constructor_args=(str(teacher), rollout, section.traces, section.seed),
+        num_cpus=rollout.cpus,
+        num_gpus=rollout.gpus or None,
+        runtime_env={"env_vars": engine_environment(rollout)},
+        ray_remote_args_fn=lambda: {"max_restarts": RESTARTS},
+    )
+    tables = data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+    # a restart must fit into the wait, too
+    return _within(
+        (t for t in tables if len(t)), rollout.start_deadline_s + rollout.deadline_s, "the next batch of teacher labels"
+    )
+
+
+def _within(values: Generator, deadline_s: float, what: str) -> Iterator:
+    """The same values; DeadlineError when one takes longer than `deadline_s`. When the caller stops early, so does
+    `values`."""
+    finished: queue.Queue = queue.Queue(1)
+    stop = threading.Event()
+
+    def pump() -> None:
+        try:
+            for value in values:
+                finished.put((value, None))
+                if stop.is_set():
+                    return
+            finished.put((None, None))
+        except BaseException as error:  # raised again where the values are wanted
+            finished.put((None, error))
+        finally:
+            values.close()
+
+    threading.Thread(target=pump, daemon=True).start()
+    try:
+        while True:
+            try:
+                value, error = finished.get(timeout=deadline_s)
+            except queue.Empty:
+                late = f"{what} did not come in {duration(deadline_s)}"
+                raise DeadlineError(f"{late}; see the Labeller actors' logs, or raise rollout.deadline_s") from None
+            if error is not None:
+                raise error
+            if value is None:
+                return
+            yield value
+    finally:
+        stop.set()
+        with suppress(queue.Empty):
+            finished.get_nowait()  # lets a pump that waits with a value in hand see `stop`
+
+
+def read_images(table: pa.Table) -> pa.Table:
+    """Add columns rgb (bytes), height, width and error to fingerprint, id, prompt and image; an unreadable image is an
+    error of its row."""
+    pixels, errors = [], []
+    for path in table.column("image").to_pylist():
+        try:
+            pixels.append(load_image(path))
+            errors.append(None)
+        except DataError as error:
+            pixels.append(np.zeros((0, 0, 3), np.uint8))
+            errors.append(str(error))
+    table = table.append_column("rgb", pa.array([p.tobytes() for p in pixels], pa.large_binary()))
+    for axis, name in enumerate(("height", "width")):
+        table = table.append_column(name, pa.array([p.shape[axis] for p in pixels], pa.int32()))
+    return table.append_column("error", pa.array(errors, pa.string()))
+
+
+class Labeller:
+    """Ray Data's actor around one vLLM engine with the teacher's weights."""
+
+    def __init__(self, teacher: str, rollout: RolloutSection, traces: int, seed: int) -> None:
+        self.engine = RolloutWorker(teacher, rollout)
+        self.traces, self.seed = traces, seed
+        self.name = f"{socket.gethostname()}:{os.getpid()}"
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Rows of SCHEMA for the rows of `read_images`."""
+        rows = table.to_pylist()
+        usable = [row for row in rows if row["error"] is None]
+        images = [np.frombuffer(row["rgb"], np.uint8).reshape(row["height"], row["width"], 3) for row in usable]
+        asked = [(row["fingerprint"], row["prompt"], image) for row, image in zip(usable, images, strict=True)]
+        requests = teacher_requests(self.engine.text, asked, self.seed)
+        groups = self.engine.generate(requests, max(1, self.traces), 1.0 if self.traces else 0.0) if requests else []
+        log_q, valid, tokens = teacher_distributions(groups)
+        answered = {row["fingerprint"]: i for i, row in enumerate(usable)}
+        return pa.Table.from_pylist(
+            [self._row(row, answered.get(row["fingerprint"]), log_q, valid, tokens) for row in rows], SCHEMA
+        )
+
+    def _row(self, row: dict, at: int | None, log_q: Tensor, valid: Tensor, tokens: Tensor) -> dict:
+        made = {"fingerprint": row["fingerprint"], "id": row["id"], "worker": self.name, "error": row["error"]}
+        if at is None:
+            return made
+        return made | {
+            "log_q": {d: log_q[at, n].tolist() if valid[at, n] > 0 else None for n, d in enumerate(DIMENSIONS)},
+            "valid": {d: int(valid[at, n]) for n, d in enumerate(DIMENSIONS)},
+            "tokens": {d: int(tokens[at, n]) for n, d in enumerate(DIMENSIONS)},
+        }
+
+
+def teacher_requests(text: JudgeText, items: Sequence[tuple[str, str, np.ndarray]], seed: int) -> list[JudgeRequest]:
+    """[B * D] requests for (fingerprint, prompt, image [H, W, 3] uint8), dimensions in order; seeded by content and
+    dimension."""
+    return [
+        JudgeRequest(
+            f"{name}/{dimension}", text.question(prompt, dimension), image, request_seed(seed, int(name[:12], 16), d)
+        )
+        for name, prompt, image in items
+        for d, dimension in enumerate(DIMENSIONS)
+    ]
+
+
+def teacher_distributions(groups: Sequence[Sequence[Judgement]]) -> tuple[Tensor, Tensor, Tensor]:
+    """(log_q [B, D, K] float32 nats, valid [B, D] long, tokens [B, D] long) of B * D groups of M traces.
+
+    log_q is the log of the mean distribution over the well-formed traces, nan where there is none."""
+    d, k = len(DIMENSIONS), len(SCORE_BINS)
+    if not groups:
+        return torch.zeros(0, d, k), torch.zeros(0, d, dtype=torch.long), torch.zeros(0, d, dtype=torch.long)
+    labels = [
+        [j.score_logprobs if j.score_index is not None else np.zeros(k, np.float32) for j in group] for group in groups
+    ]
+    formed = torch.tensor([[j.score_index is not None for j in group] for group in groups])
+    log_q = score_log_distribution(torch.from_numpy(np.asarray(labels, np.float32)).double())
+    mean = average_distributions(log_q.transpose(0, 1), formed.T).float()
+    tokens = torch.tensor([sum(len(j.token_ids) for j in group) for group in groups])
+    return mean.view(-1, d, k), formed.sum(1).view(-1, d), tokens.view(-1, d)
+
+
+def labelling_bundles(rollout: RolloutSection) -> dict[str, list[dict[str, float]]]:
+    """Role -> bundles the pipeline asks Ray for."""
+    return {"labeller": [bundle(rollout.cpus, rollout.gpus)] * rollout.workers, "reader": [bundle(READER_CPUS, 0)]}

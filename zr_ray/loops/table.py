@@ -1,0 +1,266 @@
+"""A table from runs of the ordinary jobs: every judge, row and seed, then rows with intervals and paired differences.
+
+Order: seed after seed with every row of every judge, so that what is there after an interruption can be compared. A
+finished run is never repeated, an interrupted one is resumed. In the table's run folder: rows/<row>-<judge>-s<seed>/
+the runs, logs/, data/, table.json, table.md, curves.png and speed.json. table.at_once runs share the machine, all of
+them alike; Ray holds back what does not fit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from zr_ray.config.evaluate import EvaluateConfig
+from zr_ray.config.loader import load_config
+from zr_ray.config.opd import OpdConfig
+from zr_ray.config.risd import RisdConfig
+from zr_ray.config.sections import GdsoConfig
+from zr_ray.config.sft import SftConfig
+from zr_ray.config.table import RowChoice, TableConfig
+from zr_ray.data.load import data_folder, load_split
+from zr_ray.errors import CheckpointError
+from zr_ray.loops.distillation import find_teacher, settle_teacher
+from zr_ray.models.judge_text import judge_folder
+from zr_ray.run import driver
+from zr_ray.run.folder import CONFIG_FILE, RESULT_FILE, RunFolder, default_root
+from zr_ray.run.observe import duration, say
+
+CONFIG_CLASSES = {
+    "evaluate": EvaluateConfig,
+    "sft": SftConfig,
+    "gdso": GdsoConfig,
+    "opd": OpdConfig,
+    "risd": RisdConfig,
+}
+FROM_TEACHER = ("opd", "risd")
+"""Jobs that take a teacher."""
+
+
+@dataclass(frozen=True)
+class RowRun:
+    """One run of one job: a row of a judge with a seed."""
+
+    row: str
+    judge: str
+    """Size name."""
+    seed: int
+    job: str
+    folder: Path
+    config: Path | None
+    overrides: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Folder name."""
+        return f"{self.row}-{self.judge}-s{self.seed}"
+
+    @property
+    def finished(self) -> bool:
+        """Whether its result is there."""
+        return (self.folder / RESULT_FILE).is_file()
+
+    def result(self) -> dict:
+        """Its result.json."""
+        return json.loads((self.folder / RESULT_FILE).read_text())
+
+    def command(self, jobs: Path) -> list[str]:
+        """The job's command line; resumes what was interrupted."""
+        named = ["--config", str(self.config)] if self.config else []
+        resume = ["--resume", str(self.folder)] if (self.folder / CONFIG_FILE).is_file() else []
+        return [sys.executable, str(jobs / f"{self.job}.py"), *named, *resume, *self.overrides]
+
+
+def make_table(job: str, config: TableConfig, args: argparse.Namespace, jobs: Path) -> None:
+    """Run what is missing, measure speed, write and print the table; with --dry-run print the command lines only.
+
+    Args: job: name of the run folder. jobs: folder of the job files.
+    Raises: CheckpointError if runs failed, after the table of those that did not; ConfigError, JudgeError before
+    anything starts."""
+    started_at, c = time.time(), config.table
+    root = Path(config.run.root) if config.run.root else default_root()
+    taught = any(choice.job in FROM_TEACHER for choice in c.rows.values())
+    teacher = find_teacher(config.teacher.path, root) if taught else None
+    judges = {name: judge_folder(path) for name, path in c.judges.items()}
+    if args.dry_run:
+        for run in row_runs(
+            config, Path("TABLE").absolute(), config.data.path or Path("DATA"), judges, teacher, jobs / "configs"
+        ):
+            say(" ".join(run.command(jobs)[1:]))
+        return
+    RunFolder.check(config)
+    dashboard = driver.connect(namespace="zr_ray")
+    folder = RunFolder.start(config, job)
+    driver.first_lines(folder, dashboard, started_at)
+    teacher = settle_teacher(folder, teacher) if teacher else None
+    say(
+        f"rows start from {', '.join(f'{name} {path}' for name, path in judges.items())}"
+        + (f"; teacher {teacher}" if teacher else "")
+    )
+    data = data_folder(config.data, folder.path)
+    runs = row_runs(config, folder.path, data, judges, teacher, jobs / "configs")
+    failed = _run_missing(runs, config, folder, data, jobs, started_at)
+
+    from zr_ray.report.comparison_curves import write_curves
+    from zr_ray.report.comparison_page import table_of, write_table
+
+    speed = _speeds(config, folder, runs, teacher, jobs) if c.speed_images else {}
+    test = load_split(data, "test")
+    say(write_table(folder, table_of(runs, test, config, speed)))
+    write_curves(folder, runs, test, config)
+    done = len([run for run in runs if run.finished])
+    say(
+        f"{done} of {len(runs)} runs; {duration(time.time() - started_at)}; {folder.path / 'table.md'},"
+        f" {folder.path / 'curves.png'}"
+    )
+    if failed:
+        raise CheckpointError(
+            f"{len(failed)} runs failed: {', '.join(failed)}; see {folder.path / 'logs'}, then go on with --resume"
+            f" {folder.path}"
+        )
+
+
+def row_runs(
+    config: TableConfig, root: Path, data: Path, judges: dict[str, Path], teacher: Path | None, configs: Path
+) -> list[RowRun]:
+    """Every run, in order. Args: judges: size name -> folder.   Raises ConfigError if one of their configurations does
+    not load."""
+    c, rows = config.table, root / "rows"
+    runs = []
+    for seed in sorted({seed for choice in c.rows.values() for seed in choice.seeds or c.seeds}):
+        for size, judge in judges.items():
+            for row, choice in c.rows.items():
+                if seed not in (choice.seeds or c.seeds) or (choice.judges and size not in choice.judges):
+                    continue
+                name = f"{row}-{size}-s{seed}"
+                start = rows / f"{choice.of}-{size}-s{seed}" / "judge" if choice.of else judge
+                folder = anchors_folder(root) if choice.anchors else data
+                overrides = (
+                    f"run.root={rows}",
+                    f"run.name={name}",
+                    f"run.seed={seed}",
+                    f"judge.path={start}",
+                    f"data.path={folder}",
+                    *(("evaluation.before=false", *c.overrides) if choice.job != "evaluate" else ()),
+                    *((f"teacher.path={teacher}",) if choice.job in FROM_TEACHER else ()),
+                    *choice.overrides,
+                )
+                named = configs / choice.config if choice.config else None
+                load_config(CONFIG_CLASSES[choice.job], named, list(overrides))
+                runs.append(RowRun(row, size, seed, choice.job, rows / name, named, overrides))
+    return runs
+
+
+def anchors_folder(root: Path) -> Path:
+    """Where the training data with labels of five levels lies."""
+    return root / "data-anchors"
+
+
+def base_rows(rows: dict[str, RowChoice]) -> list[str]:
+    """Rows that train nothing: one run of them stands for every seed."""
+    return [name for name, choice in rows.items() if choice.job == "evaluate" and not choice.of]
+
+
+def _run_missing(
+    runs: Sequence[RowRun], config: TableConfig, folder: RunFolder, data: Path, jobs: Path, started_at: float
+) -> list[str]:
+    """Run what has no result yet; returns the names of those that failed."""
+    c = config.table
+    if any(choice.anchors for choice in c.rows.values()):
+        from zr_ray.data.anchors import write_anchor_labels
+
+        say(
+            f"{write_anchor_labels(data, anchors_folder(folder.path))} training labels rounded down to anchors for rows"
+            " without half-points"
+        )
+    missing = [run for run in runs if not run.finished]
+    failed: list[str] = []
+    running: set[subprocess.Popen] = set()
+    begun, done = time.time(), 0
+
+    def one(run: RowRun) -> None:
+        nonlocal done
+        if c.stop_after_s is not None and time.time() - started_at > c.stop_after_s:
+            return
+        if not _run(run, jobs, folder, running):
+            failed.append(run.name)
+        done += 1
+        left = len(missing) - done
+        say(
+            f"{len(runs) - left} of {len(runs)} runs"
+            + (f", about {duration((time.time() - begun) / done * left)} to go" if left else "")
+        )
+
+    with ThreadPoolExecutor(c.at_once) as pool:
+        try:
+            for later in (False, True):  # what starts from another run's judge comes after all of those
+                list(pool.map(one, [run for run in missing if bool(c.rows[run.row].of) == later]))
+        except BaseException:  # a signal: end what runs, start nothing more
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list(running):
+                process.terminate()
+            raise
+    if done < len(missing):
+        say(
+            f"stopped after {duration(time.time() - started_at)} (table.stop_after_s) with {len(missing) - done} runs"
+            " to go; --resume goes on"
+        )
+    return failed
+
+
+def _run(run: RowRun, jobs: Path, folder: RunFolder, running: set[subprocess.Popen]) -> bool:
+    """Run one job to its end with its output in a log file; it is in `running` meanwhile. Returns whether it
+    finished."""
+    import ray
+
+    log = folder.path / "logs" / f"{run.name}.log"
+    log.parent.mkdir(exist_ok=True)
+    say(f"{run.name}: log {log}")
+    start = time.time()
+    environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "PYTHONPATH": str(jobs.parent)}
+    with open(log, "a") as file:
+        process = subprocess.Popen(
+            run.command(jobs), env=environment, stdout=file, stderr=subprocess.STDOUT, cwd=jobs.parent
+        )
+        running.add(process)
+        code = process.wait()
+        running.discard(process)
+    result = (
+        f"HPA {run.result()['rows'][-1]['pooled']['hpa']:.3f}"
+        if run.finished
+        else f"FAILED with code {code}: {log.read_text().splitlines()[-1:]}"
+    )
+    say(f"{run.name}: {result}, {duration(time.time() - start)}")
+    return run.finished
+
+
+def _speeds(
+    config: TableConfig, folder: RunFolder, runs: Sequence[RowRun], teacher: Path | None, jobs: Path
+) -> dict[str, dict]:
+    """Row name -> figures of `judge_speed`, of its first finished run: after reasoning on vLLM, or four dimensions in
+    one forward."""
+    from zr_ray.judging.speed import measure
+
+    path, c = folder.path / "speed.json", config.table
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    wanted = {"teacher": (teacher, "teacher")} if teacher else {}
+    for run in reversed(runs):
+        if run.finished and run.job != "evaluate":
+            wanted[run.row] = (run.folder / "judge", "teacher" if run.job in ("gdso", "opd") else "student-one-forward")
+    for row, (judge, part) in wanted.items():
+        if row not in known:
+            say(f"seconds per score of {row}")
+            words = {"teacher": str(judge), "student": str(judge), "images": c.speed_images, "threads": c.speed_threads}
+            args = argparse.Namespace(**words, batch=min(32, c.speed_images), turns=3, gpus=0, parts=[part])
+            flags = [word for name, value in words.items() for word in (f"--{name}", str(value))]
+            known[row] = measure(args, [sys.executable, str(jobs / "bench" / "judge.py"), *flags])[part]
+            folder.write_json("speed.json", known)
+    return known

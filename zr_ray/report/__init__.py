@@ -1,0 +1,1 @@
+"""What a person reads afterwards: pages, figures, tables, model cards."""

@@ -1,0 +1,2 @@
+"""What surrounds every run: driver, run folder, checkpoints, metrics, environment, result, placement. Knows no judge
+and no algorithm."""

@@ -1,0 +1,175 @@
+"""What a run shows while it goes on: metrics (metrics.jsonl, TensorBoard, gauges of Ray), one line per step, waits with
+a deadline.
+
+Left out on purpose: hosted trackers; metrics.jsonl and the event files convert to any of them.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from contextlib import contextmanager
+from statistics import median
+
+from zr_ray.errors import DeadlineError
+from zr_ray.run.folder import RunFolder
+
+HEADLINE = (
+    ("reward/total", "reward {:.4f}"),
+    ("loss/total", "loss {:+.4f}"),
+    ("loss/pointwise", "CE {:.4f}"),
+    ("loss/pairwise", "gap {:.4f}"),
+    ("policy/kl", "KL {:.2e}"),
+    ("score/entropy", "entropy {:.3f}"),
+    ("policy/ratio_max_abs_diff", "|ratio-1| {:.1e}"),
+    ("rollout/malformed_frac", "malformed {:.1%}"),
+    ("sync/max_abs_diff", "sync {:.1e}"),
+    ("eval/hpa", "HPA {:.3f}"),
+    ("time/step_s", "{:.1f} s"),
+)
+"""Metric -> its text in the step line, in this order; a metric that is absent is left out."""
+
+
+def say(line: str) -> None:
+    """One line of the job log, at once (Ray forwards the driver's standard output)."""
+    print(line, flush=True)
+
+
+class Metrics:
+    """Sends one step's values to metrics.jsonl, TensorBoard and, inside Ray, to gauges `zr_<name>`."""
+
+    def __init__(self, run: RunFolder, resumed_after_step: int | None = None) -> None:
+        """`resumed_after_step`: drop what an interrupted attempt wrote for later steps, in both files."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.run = run
+        purge = None
+        if resumed_after_step is not None:
+            run.rewind_metrics(resumed_after_step)
+            purge = resumed_after_step + 1
+        self._writer = SummaryWriter(str(run.tensorboard), purge_step=purge, flush_secs=30)
+        self._gauges: dict[str, object] = {}
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Record all values of one step; call once per step with everything known about it."""
+        self.run.append_metrics(step, values)
+        for name, value in values.items():
+            if math.isfinite(value):
+                self._writer.add_scalar(name, value, step)
+        self.gauge(values | {"progress/step": float(step)})
+
+    def gauge(self, values: dict[str, float]) -> None:
+        """Show values in the dashboard and to Prometheus only. Does nothing outside Ray; a non-finite value keeps the
+        old one."""
+        ray = sys.modules.get("ray")
+        if ray is None or not ray.is_initialized():
+            return
+        from ray.util.metrics import Gauge
+
+        for name, value in values.items():
+            if name not in self._gauges:
+                self._gauges[name] = Gauge(gauge_name(name), description=name, tag_keys=("run_id",))
+            if math.isfinite(value):
+                self._gauges[name].set(float(value), tags={"run_id": self.run.run_id})
+
+    def close(self) -> None:
+        """Flush the event files."""
+        self._writer.close()
+
+
+def gauge_name(metric: str) -> str:
+    """`time/generate_s` -> `zr_time_generate_s`; Ray exports it as `ray_zr_time_generate_s`."""
+    return "zr_" + "".join(letter if letter.isalnum() else "_" for letter in metric)
+
+
+def console_line(step: int, total: int, metrics: dict[str, float], eta_s: float | None = None) -> str:
+    """The job log's line of one step: position, headline metrics that are present, time left."""
+    parts = [f"step {step:>{len(str(total))}}/{total}"]
+    parts += [text.format(metrics[name]) for name, text in HEADLINE if name in metrics]
+    if eta_s is not None:
+        parts.append(f"ETA {duration(eta_s)}")
+    return "  ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `3 min 05 s`, `2 h 10 min`."""
+    seconds = max(0, round(seconds))
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+
+
+class Progress:
+    """Estimates the time left: steps to go at the median pace of the last ones, evaluations and saves included as they
+    fall."""
+
+    def __init__(self, total: int, done: int = 0, window: int = 20) -> None:
+        self.total, self.window = total, window
+        self._step, self._at, self._paces = done, time.monotonic(), []
+
+    def eta_s(self, step: int) -> float:
+        """Seconds until `total`, called after each finished step; the first answer rests on one step."""
+        now = time.monotonic()
+        if step > self._step:
+            self._paces = [*self._paces, (now - self._at) / (step - self._step)][-self.window :]
+        self._step, self._at = step, now
+        return (self.total - step) * (median(self._paces) if self._paces else 0.0)
+
+
+class Timer:
+    """Seconds per phase of a step: `with timer("generate"): ...`, then `timer.take()`."""
+
+    def __init__(self) -> None:
+        self._spent: dict[str, float] = {}
+        self._since = time.perf_counter()
+
+    @contextmanager
+    def __call__(self, phase: str):
+        """Adds the block's wall time to the phase, also when the block raises."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._spent[phase] = self._spent.get(phase, 0.0) + time.perf_counter() - start
+
+    def take(self) -> dict[str, float]:
+        """`{"time/<phase>_s": seconds, ..., "time/step_s": seconds since the last take}`; starts anew."""
+        now = time.perf_counter()
+        taken = {f"time/{phase}_s": spent for phase, spent in self._spent.items()} | {"time/step_s": now - self._since}
+        self._spent, self._since = {}, now
+        return taken
+
+
+def wait_for(refs, deadline_s: float, what: str, every_s: float = 30.0):
+    """Values of one Ray object ref or of a list of them, with a deadline. Says every `every_s` seconds what it waits
+    for.
+
+    The first ref that fails raises its error at once, even while others hang.
+    Raises: DeadlineError naming `what` after `deadline_s` seconds; whatever the task raised.
+    """
+    import ray
+
+    single = not isinstance(refs, (list, tuple))
+    refs = [refs] if single else list(refs)
+    values: dict = {}
+    start = said = time.monotonic()
+    while pending := [ref for ref in dict.fromkeys(refs) if ref not in values]:
+        waited = time.monotonic() - start
+        if waited >= deadline_s:
+            raise DeadlineError(
+                f"{what} did not finish in {duration(deadline_s)}: {len(pending)} of {len(refs)} still pending; "
+                "look at its log in the Ray dashboard, or raise the deadline in the configuration"
+            )
+        if time.monotonic() - said >= every_s:
+            said = time.monotonic()
+            say(
+                f"waiting for {what}: {len(pending)} of {len(refs)} pending after {duration(waited)} (deadline"
+                f" {duration(deadline_s)})"
+            )
+        timeout = max(0.01, min(every_s, deadline_s - waited))
+        ready, _ = ray.wait(pending, num_returns=1, timeout=timeout)
+        values |= {ref: ray.get(ref) for ref in ready}
+    return values[refs[0]] if single else [values[ref] for ref in refs]

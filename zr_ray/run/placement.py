@@ -1,0 +1,179 @@
+"""The only place that asks Ray for resources: feasibility first, then rollout actors, then Ray Train for the learners.
+
+Nothing expensive starts before `check_feasible` passes. Waits have deadlines and say what is missing.
+Left out on purpose: scheduling. Placement groups and Ray Train place, restart and release.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from zr_ray.config.sections import LearnerSection, RolloutSection
+from zr_ray.errors import PlacementError
+from zr_ray.run.observe import duration, say, wait_for
+from zr_ray.startup.torchvision_shim import child_environment
+
+
+def bundle(cpus: float, gpus: float) -> dict[str, float]:
+    """Resources of one worker as a placement-group bundle."""
+    return {name: amount for name, amount in (("CPU", cpus), ("GPU", gpus)) if amount > 0}
+
+
+def check_feasible(
+    wanted: dict[str, list[dict[str, float]]], nodes: list[dict[str, float]], wait_for_nodes_s: float
+) -> None:
+    """Raise PlacementError if a bundle fits no node, or all bundles together exceed the cluster.
+
+    Args: wanted: role -> its bundles. nodes: total resources of every living node. wait_for_nodes_s: above 0 the
+        cluster may grow (autoscaler), so a shortage is only said, not refused; the wait for the placement group has
+        that deadline."""
+    for role, bundles in wanted.items():
+        for i, one in enumerate(bundles):
+            if not any(all(node.get(r, 0.0) >= amount for r, amount in one.items()) for node in nodes):
+                best = ", ".join(f"{{{', '.join(f'{r}: {n.get(r, 0.0):g}' for r in one)}}}" for n in nodes) or "no node"
+                _refuse(f"no node can hold {role} bundle {i} {_text(one)}; nodes have {best}", wait_for_nodes_s)
+                return
+    total: dict[str, float] = {}
+    for one in (b for bundles in wanted.values() for b in bundles):
+        for resource, amount in one.items():
+            total[resource] = total.get(resource, 0.0) + amount
+    for resource, amount in total.items():
+        have = sum(node.get(resource, 0.0) for node in nodes)
+        if amount > have:
+            parts = ", ".join(f"{len(b)} x {role} {_text(b[0])}" for role, b in wanted.items() if b)
+            _refuse(f"the job wants {amount:g} {resource} in all ({parts}), the cluster has {have:g}", wait_for_nodes_s)
+            return
+
+
+def _refuse(problem: str, wait_for_nodes_s: float) -> None:
+    if wait_for_nodes_s > 0:
+        say(f"{problem}; waiting up to {duration(wait_for_nodes_s)} for new nodes (run.wait_for_nodes_s)")
+        return
+    raise PlacementError(
+        f"{problem}; lower rollout/learner workers, cpus or gpus, add nodes, or set run.wait_for_nodes_s on an"
+        " autoscaling cluster"
+    )
+
+
+def _text(one: dict[str, float]) -> str:
+    return "{" + ", ".join(f"{r}: {a:g}" for r, a in one.items()) + "}"
+
+
+def wanted_bundles(rollout: RolloutSection, learner: LearnerSection) -> dict[str, list[dict[str, float]]]:
+    """Role -> bundles that a training job asks for; what `--dry-run` prints."""
+    return {
+        "rollout": [bundle(rollout.cpus, rollout.gpus)] * rollout.workers,
+        "learner": [bundle(learner.cpus, learner.gpus)] * learner.workers,
+    }
+
+
+def living_nodes() -> list[dict[str, float]]:
+    """Total resources of every living node of the connected cluster."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+class RolloutFleet:
+    """The run's rollout actors in their placement group. Use as a context manager: leaving it frees the resources."""
+
+    def __init__(self, run_id: str, judge: Path, config: RolloutSection, wait_for_nodes_s: float = 0.0) -> None:
+        from zr_ray.workers.rollout import RolloutWorker, engine_environment
+
+        bundles = [bundle(config.cpus, config.gpus)] * config.workers
+        self._group = _reserve(bundles, f"{run_id}/rollout", max(wait_for_nodes_s, 60.0))
+        actor = ray.remote(RolloutWorker)
+        self.workers = [
+            actor.options(
+                name=f"{run_id}/rollout-{i}",
+                num_cpus=config.cpus,
+                num_gpus=config.gpus,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=i),
+                runtime_env={"env_vars": engine_environment(config)},
+            ).remote(str(judge), config)
+            for i in range(config.workers)
+        ]
+        try:
+            self.places = wait_for(
+                [w.describe.remote() for w in self.workers], config.start_deadline_s, "the rollout engines to start"
+            )
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> RolloutFleet:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the actors and release their resources."""
+        for worker in self.workers:
+            ray.kill(worker)
+        remove_placement_group(self._group)
+
+
+def _reserve(bundles: list[dict[str, float]], name: str, deadline_s: float) -> PlacementGroup:
+    group = placement_group(bundles, strategy="PACK", name=name)
+    start = time.monotonic()
+    while not group.wait(10):
+        waited = time.monotonic() - start
+        free = {r: a for r, a in ray.available_resources().items() if r in ("CPU", "GPU")}
+        if waited > deadline_s:
+            remove_placement_group(group)
+            raise PlacementError(
+                f"{name} did not get {[_text(b) for b in bundles]} within {duration(deadline_s)}; free now:"
+                f" {_text(free)}; stop other jobs, add nodes, or raise run.wait_for_nodes_s"
+            )
+        say(
+            f"waiting for {name}: wants {[_text(b) for b in bundles]}, free now {_text(free)}, {duration(waited)} of"
+            f" {duration(deadline_s)}"
+        )
+    return group
+
+
+def learner_environment(config: LearnerSection, nodes: int) -> dict[str, str]:
+    """Environment of a learner process; must be set before torch and DeepSpeed are imported."""
+    environment = child_environment() | {
+        "OMP_NUM_THREADS": str(config.threads),
+        "TORCH_EXTENSIONS_DIR": os.environ.get(
+            "TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "zr_ray" / "torch_extensions")
+        ),
+        # DeepSpeed looks for ninja on PATH
+        "PATH": f"{Path(os.sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+    }
+    if config.gpus == 0:
+        environment["DS_ACCELERATOR"] = "cpu"
+        # glibc otherwise gives the pages of large activations back after every micro-batch and faults them in again
+        # (LOG.md, 2026-11-22)
+        environment |= {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
+    if nodes == 1:
+        environment["GLOO_SOCKET_IFNAME"] = "lo"
+    return environment
+
+
+def run_learners(loop, task, config: LearnerSection, run_path: Path, run_id: str) -> None:
+    """Run `loop(task)` on every learner rank under Ray Train and wait for the end. Raises what the loop raised."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    trainer = TorchTrainer(
+        loop,
+        train_loop_config={"task": task},
+        torch_config=TorchConfig(backend="nccl" if config.gpus > 0 else "gloo", timeout_s=int(config.deadline_s)),
+        scaling_config=ScalingConfig(
+            num_workers=config.workers, use_gpu=config.gpus > 0, resources_per_worker=bundle(config.cpus, config.gpus)
+        ),
+        run_config=RunConfig(
+            name=run_id,
+            storage_path=str(run_path / "ray_train"),
+            failure_config=FailureConfig(max_failures=0),
+            worker_runtime_env={"env_vars": learner_environment(config, len(living_nodes()))},
+        ),
+    )
+    trainer.fit()

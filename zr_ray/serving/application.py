@@ -1,0 +1,243 @@
+"""The Ray Serve application: judges behind one interface, and a gateway for callers outside the cluster.
+
+    DeploymentHandle (tensors) ------------------------------> RewardModel replicas (one judge each, batching across
+    callers)
+    HTTP --> Serve proxy --> Gateway (token, limits, decode) ---^      "student": scores and gradients; "teacher":
+    scores after reasoning
+
+A replica is ready only after a forward and backward on the weights it loaded. Every reply names those weights. Updates
+start new replicas before old ones stop. Calls are pure, so every one of them may be sent again.
+Left out on purpose: TLS (give `serve` http_options ssl_keyfile and ssl_certfile, or a proxy in front), and who may ask
+for what.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from ray import serve
+
+from zr_ray.config.serve import ServeConfig
+from zr_ray.errors import ConfigError, RewardError
+from zr_ray.records import RewardReply, RewardRequest
+from zr_ray.rubric import SCORE_BINS
+from zr_ray.serving.batching import Batcher
+from zr_ray.serving.cache import AnswerCache
+from zr_ray.serving.limits import check_request
+from zr_ray.serving.measures import Measures
+from zr_ray.serving.replies import item_weights, reply_of
+
+STUDENT, TEACHER, GATEWAY = "student", "teacher", "gateway"
+"""Deployment names inside an application."""
+TOKEN_VARIABLE = "ZR_REWARD_TOKEN"
+
+
+class RewardModel:
+    """A replica: one judge, its batches, its metrics. Calls: score, describe."""
+
+    def __init__(self, config: ServeConfig, name: str) -> None:
+        self._config, replica = config, config.replica
+        self._measures = Measures(serve.get_replica_context().replica_id.unique_id)
+        if name == TEACHER:
+            from zr_ray.models.judge_text import judge_folder
+            from zr_ray.workers.reward_teacher import TeacherWorker, teacher_engine
+
+            folder = judge_folder(config.teacher.path)
+            self._worker = TeacherWorker(
+                folder, teacher_engine(folder, config.teacher), config.teacher.traces, config.limits.bounds()
+            )
+        else:
+            import torch
+
+            from zr_ray.workers.reward import RewardWorker
+
+            torch.set_num_threads(replica.threads)
+            device = "cuda" if replica.gpus > 0 else "cpu"
+            folder, _ = served_judge(config.judge.path)
+            self._worker = RewardWorker(
+                folder, STUDENT, replica.dtype, device, replica.grad_items, config.limits.bounds()
+            )
+        self._worker.warm_up()  # raises: Serve never routes to a replica without a judge that answers
+        batch_items = config.teacher.batch_items if name == TEACHER else replica.batch_items
+        self._batcher = Batcher(self._compute, batch_items, replica.max_waiting_items)
+        self._cache = AnswerCache(replica.cache_items, _lasting) if replica.cache_items else None
+
+    async def score(self, request: RewardRequest) -> RewardReply:
+        """Distributions of every item, and gradients if the request has weights. Raises RewardError for a request that
+        is wrong as a whole, OverloadError when too many items wait."""
+        from zr_ray.workers.reward import RewardItem
+
+        try:
+            check_request(request, self._config.limits.bounds())
+        except RewardError:
+            self._measures.refused("bad_request")
+            raise
+        weights = item_weights(request)
+        items = [
+            RewardItem(image, prompt, tuple(request.dimensions), w, float(request.risk))
+            for image, prompt, w in zip(request.images, request.prompts, weights, strict=True)
+        ]
+        answers = await (
+            self._cache.answer(items, self._batcher.submit) if self._cache else self._batcher.submit(items)
+        )
+        return reply_of(request, self._worker.identity, answers)
+
+    async def describe(self) -> dict:
+        """Hashes, scale and limits; counts of this replica since its start."""
+        identity = self._worker.identity.__dict__
+        return identity | {
+            "bins": list(SCORE_BINS),
+            "gives_gradient": self._worker.gives_gradient,
+            "dtype": self._config.replica.dtype,
+            "limits": self._config.limits.model_dump(),
+            "pid": os.getpid(),
+            "totals": dict(self._measures.totals),
+        }
+
+    def check_health(self) -> None:
+        """Called every 5 s. Serve replaces a replica whose batch does not end."""
+        self._measures.refresh()
+        if self._batcher.busy_s > self._config.replica.hang_s:
+            raise RuntimeError(
+                f"a batch has run for {self._batcher.busy_s:.0f} s, replica.hang_s allows"
+                f" {self._config.replica.hang_s:g}"
+            )
+
+    def _compute(self, items: list, waited_s: list[float]) -> list:
+        from zr_ray.workers.reward import RewardAnswer
+
+        answers = self._worker.answer(items)
+        self._measures.batch(waited_s, self._worker.phases)
+        scored: dict[tuple[str, ...], list] = {}
+        for item, answer in zip(items, answers, strict=True):
+            if isinstance(answer, RewardAnswer):
+                scored.setdefault(item.dimensions, []).append(answer)
+            else:
+                self._measures.refused(answer.status)
+        for dimensions, group in scored.items():
+            self._measures.scored(dimensions, _stack(a.mu for a in group), _stack(a.entropy for a in group))
+        return answers
+
+
+def _lasting(answer) -> bool:
+    """Whether the same item would get the same answer again; "failed" is the judge's failure, not the item's."""
+    return getattr(answer, "status", "ok") != "failed"
+
+
+def _stack(rows):
+    import numpy as np
+
+    return np.stack(list(rows))
+
+
+def application(config: ServeConfig) -> serve.Application:
+    """The application of a checked configuration: judges, and the gateway if HTTP is on (otherwise the student is its
+    ingress)."""
+    student = _model(config, STUDENT)
+    teacher = _model(config, TEACHER) if config.teacher.path is not None else None
+    if not config.http.enabled:
+        if teacher is not None:
+            raise ConfigError(
+                "teacher.path needs http.enabled=true: without a gateway an application has one judge; serve the"
+                " teacher as another"
+            )
+        return student
+    from zr_ray.serving.gateway import Gateway
+
+    http = config.http
+    gateway = serve.deployment(Gateway).options(
+        name=GATEWAY,
+        num_replicas=http.gateways,
+        max_ongoing_requests=2 * http.max_in_flight,  # the gateway itself says 429 at max_in_flight
+        max_queued_requests=4 * http.max_in_flight,
+        backpressure_config={"status_code": 503, "retry_after_s": 1},
+        ray_actor_options={"num_cpus": http.gateway_cpus},
+        graceful_shutdown_timeout_s=config.replica.drain_s,
+        max_surge_percent=100,
+    )
+    return gateway.bind(config, token_sha256(config), {STUDENT: student} | ({TEACHER: teacher} if teacher else {}))
+
+
+def _model(config: ServeConfig, name: str) -> serve.Application:
+    replica, teacher = config.replica, config.teacher
+    if name == TEACHER:
+        from zr_ray.config.sections import RolloutSection
+        from zr_ray.workers.rollout import engine_environment
+
+        environment = {"env_vars": engine_environment(RolloutSection(threads=teacher.threads, gpus=teacher.gpus))}
+        scale: dict = {"num_replicas": teacher.replicas}
+        actor = {"num_cpus": teacher.cpus, "num_gpus": teacher.gpus, "runtime_env": environment}
+    else:
+        actor = {"num_cpus": replica.cpus, "num_gpus": replica.gpus}
+        autoscaling = {
+            "min_replicas": replica.replicas,
+            "initial_replicas": replica.replicas,
+            "max_replicas": replica.max_replicas,
+            "target_ongoing_requests": replica.target_ongoing,
+        }
+        scale = (
+            {"num_replicas": replica.replicas} if replica.max_replicas is None else {"autoscaling_config": autoscaling}
+        )
+    return (
+        serve.deployment(RewardModel)
+        .options(
+            name=name,
+            **scale,
+            max_ongoing_requests=replica.max_ongoing,
+            max_queued_requests=replica.max_queued,
+            ray_actor_options=actor,
+            health_check_period_s=5,
+            health_check_timeout_s=30,
+            graceful_shutdown_timeout_s=replica.drain_s,
+            graceful_shutdown_wait_loop_s=0.5,
+            max_surge_percent=100,  # an update never leaves the service without a judge
+        )
+        .bind(config, name)
+    )
+
+
+def app(args: dict) -> serve.Application:
+    """Builder for `serve deploy` (cluster/serve_reward.yaml): `args` are the sections of ServeConfig. Raises
+    ConfigError."""
+    from pydantic import ValidationError
+
+    try:
+        return application(ServeConfig.model_validate(args))
+    except ValidationError as error:
+        raise ConfigError(
+            "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}, got {p['input']!r}" for p in error.errors())
+        ) from None
+
+
+def served_judge(path: str) -> tuple[Path, str]:
+    """(folder, what it is) of a configured judge. `student` is the built-in base judge as long as the package has no
+    student. Raises JudgeError if there is no model in another folder."""
+    from zr_ray.models.judge_text import BUILTIN_JUDGES, judge_folder
+
+    if path == STUDENT and not (BUILTIN_JUDGES[STUDENT] / "config.json").is_file():
+        return judge_folder("builtin"), "the built-in base judge (this checkout has no built-in student)"
+    return judge_folder(path), f"the built-in {path}" if path in (STUDENT, "builtin") else path
+
+
+def token_sha256(config: ServeConfig) -> str | None:
+    """What the gateway compares with: the token itself never leaves the file or the variable. Raises ConfigError for an
+    unusable file."""
+    http = config.http
+    if http.token_sha256 is not None:
+        return http.token_sha256
+    if http.token_file is None:
+        token = os.environ.get(TOKEN_VARIABLE, "")
+        return hashlib.sha256(token.encode()).hexdigest() if token else None
+    path = Path(http.token_file).expanduser()
+    if not path.is_file() or not path.read_text().strip():
+        raise ConfigError(
+            f"http.token_file must be a file with a token, got {path}; write one, for example with `openssl rand"
+            " -hex 32`"
+        )
+    if path.stat().st_mode & 0o077:
+        raise ConfigError(
+            f"http.token_file {path} is readable for others (mode {path.stat().st_mode & 0o777:o}); chmod 600 {path}"
+        )
+    return hashlib.sha256(path.read_text().strip().encode()).hexdigest()

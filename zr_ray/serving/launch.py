@@ -1,0 +1,209 @@
+"""From a checked configuration to a running reward service, and to nothing left behind when its run ends.
+
+The application carries the run's name. It is deleted when the job ends or is told to (SIGTERM, Ctrl-C). If the job dies
+without a word (SIGKILL, lost head node of the driver), the lease ends with it, and a keeper deletes the application.
+"""
+
+from __future__ import annotations
+
+import argparse
+import secrets
+import socket
+import threading
+import time
+
+from zr_ray.config.serve import ServeConfig
+from zr_ray.errors import ConfigError, DeadlineError, JudgeError
+from zr_ray.models.identity import judge_hash
+from zr_ray.models.judge_text import JudgeText, judge_folder
+from zr_ray.run import driver
+from zr_ray.run.observe import duration, say
+
+LEASE_POLL_S = 5.0
+"""The keeper looks this often whether the run still lives."""
+LEASE_MISSES = 3
+"""So many times in a row the lease must be gone."""
+
+
+def launch_service(config: ServeConfig, args: argparse.Namespace, until: threading.Event | None = None) -> None:
+    """Serve until the job is stopped, or until `until` is set. Raises ZrRayError for everything a user can fix."""
+    import ray
+    from ray import serve
+
+    from zr_ray.run.placement import bundle, check_feasible, living_nodes
+    from zr_ray.serving.application import application, served_judge, token_sha256
+
+    started_at = time.time()
+    judge, what = served_judge(config.judge.path)
+    JudgeText(judge)  # refuses labels that are not one token
+    token = token_sha256(config)
+    refuse_open_port(config, token)
+    bundles = {"student": [bundle(config.replica.cpus, config.replica.gpus)] * config.replica.replicas}
+    if config.teacher.path is not None:
+        judge_folder(config.teacher.path)
+        bundles["teacher"] = [bundle(config.teacher.cpus, config.teacher.gpus)] * config.teacher.replicas
+    if args.dry_run:
+        facts = {
+            "judge": f"{what}: {judge}, sha256 {judge_hash(judge)}",
+            "http": _http_text(config, config.http.port),
+            "token": "yes" if token else "none",
+        }
+        driver.print_plan(config, bundles, facts)
+        return
+    dashboard = driver.connect(namespace="zr_ray")
+    check_feasible(bundles, living_nodes(), config.run.wait_for_nodes_s)
+    name = config.run.name or f"reward-{time.strftime('%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    say(f"app {name}, judge: {what}")
+    say(f"dashboard {dashboard or 'none (started without ray[default])'}")
+    port, ours = start_serve(config)
+    lease, keeper = _take_lease(name, ours)
+    try:
+        route = config.http.route if config.http.enabled else None
+        serve.run_many([serve.RunTarget(application(config), name, route)], wait_for_applications_running=False)
+        wait_until_running(name, config.replica.start_deadline_s)
+        say(
+            f"ready after {duration(time.time() - started_at)}: judge {judge}, sha256 {judge_hash(judge)[:16]},"
+            f" {config.replica.replicas} replica(s)"
+        )
+        say(_http_text(config, port) if config.http.enabled else f'handles only: RewardClient("{name}")')
+        if config.http.enabled:
+            say(f"try: curl {_url(config, port)}/v1/health")
+        _serve_until(until, name)
+    finally:
+        say(f"deleting app {name}")
+        _delete(name, shut_down=ours)
+        for actor in (keeper, lease):
+            ray.kill(actor)
+
+
+def refuse_open_port(config: ServeConfig, token: str | None) -> None:
+    """A token is required beyond loopback. Raises ConfigError."""
+    from zr_ray.serving.admission import LOOPBACK
+
+    if config.http.enabled and config.http.host not in LOOPBACK and token is None:
+        raise ConfigError(
+            f"http.host {config.http.host} is beyond loopback and there is no token; set http.token_file (openssl rand"
+            " -hex 32 > token; chmod 600 token) or ZR_REWARD_TOKEN, or listen on 127.0.0.1"
+        )
+
+
+def start_serve(config: ServeConfig) -> tuple[int, bool]:
+    """(HTTP port or 0, whether Serve was started here). A running Serve is used as it is. Raises ConfigError if its
+    HTTP settings differ."""
+    from ray import serve
+    from ray.serve.context import _get_global_client
+
+    http, running = config.http, _get_global_client(raise_if_no_controller_running=False)
+    if running is None:
+        port = http.port or free_port(http.host)
+        if http.enabled:
+            serve.start(
+                proxy_location="EveryNode" if http.host not in ("127.0.0.1", "localhost") else "HeadOnly",
+                http_options={"host": http.host, "port": port},
+            )
+        else:
+            serve.start(proxy_location="Disabled")
+        return port if http.enabled else 0, True
+    has = running.http_config
+    if http.enabled and (has.host != http.host or (http.port and has.port != http.port)):
+        raise ConfigError(
+            f"this cluster's Serve listens on {has.host}:{has.port}, http asks for {http.host}:{http.port}; use the"
+            " same, or serve.shutdown()"
+        )
+    return has.port if http.enabled else 0, False
+
+
+def wait_until_running(name: str, deadline_s: float) -> None:
+    """Wait until every deployment of an application is healthy. Raises DeadlineError, or JudgeError with what a replica
+    said."""
+    from ray import serve
+
+    end = time.monotonic() + deadline_s
+    while True:
+        app = serve.status().applications.get(name)
+        if app is not None and app.status == "RUNNING":
+            return
+        if app is not None and app.status == "DEPLOY_FAILED":
+            said = "; ".join(d.message.strip().splitlines()[-1] for d in app.deployments.values() if d.message.strip())
+            raise JudgeError(f"{name} could not start: {said or app.message}")
+        if time.monotonic() > end:
+            raise DeadlineError(
+                f"{name} was not ready in {duration(deadline_s)}, it is {app.status if app else 'not there'}; "
+                "look at its replicas in the dashboard, or raise replica.start_deadline_s"
+            )
+        time.sleep(0.3)
+
+
+def _serve_until(until: threading.Event | None, name: str) -> None:
+    from ray import serve
+
+    said = time.monotonic()
+    try:
+        while until is None or not until.is_set():
+            (until or threading.Event()).wait(1.0)
+            if time.monotonic() - said > 60:
+                said = time.monotonic()
+                deployments = serve.status().applications[name].deployments
+                say("serving: " + ", ".join(f"{n} {dict(d.replica_states)}" for n, d in deployments.items()))
+    except KeyboardInterrupt:
+        say("stopping: replicas finish what they have")
+
+
+def _delete(name: str, shut_down: bool) -> None:
+    from ray import serve
+
+    serve.delete(name)
+    if shut_down and not serve.status().applications:
+        serve.shutdown()
+
+
+class _Lease:
+    """Lives as long as the run that made it: Ray ends it with its job."""
+
+
+class _Keeper:
+    """Deletes the application of a run whose lease is gone."""
+
+    def watch(self, name: str, namespace: str, shut_down: bool, poll_s: float) -> None:
+        import ray
+
+        missed = 0
+        while missed < LEASE_MISSES:
+            time.sleep(poll_s)
+            try:
+                ray.get_actor(f"{name}/lease", namespace=namespace)
+                missed = 0
+            except ValueError:
+                missed += 1
+        _delete(name, shut_down)
+        ray.actor.exit_actor()
+
+
+def _take_lease(name: str, shut_down: bool, poll_s: float = LEASE_POLL_S) -> tuple:
+    """(lease, keeper). The keeper is detached: it must outlive the job it watches. shut_down: end Serve too, if nothing
+    else uses it."""
+    import ray
+
+    lease = ray.remote(_Lease).options(name=f"{name}/lease", num_cpus=0).remote()
+    keeper = ray.remote(_Keeper).options(name=f"{name}/keeper", num_cpus=0, lifetime="detached").remote()
+    keeper.watch.remote(name, ray.get_runtime_context().namespace, shut_down, poll_s)
+    return lease, keeper
+
+
+def _url(config: ServeConfig, port: int) -> str:
+    host = "127.0.0.1" if config.http.host in ("0.0.0.0", "::") else config.http.host
+    return f"http://{host}:{port}{config.http.route}"
+
+
+def _http_text(config: ServeConfig, port: int) -> str:
+    return (
+        f"HTTP {_url(config, port)}/v1/score, documentation {_url(config, port)}/docs"
+        if config.http.enabled
+        else "no HTTP"
+    )
+
+
+def free_port(host: str) -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1" if host == "localhost" else host, 0))
+        return probe.getsockname()[1]
