@@ -103,7 +103,8 @@ def annotated(folder: Path, split: str):
     kept = [group for group in groups.values() if len(group) == size]
     if size < 2:
         raise DataError(
-            f"{folder} has one image per prompt in split {split}; a reward is judged by how it orders images of one prompt"
+            f"{folder} has one image per prompt in split {split}; a reward is judged by how it orders images of one"
+            " prompt"
         )
     images = np.stack([[load_image(item.image) for item in group] for group in kept])
     scores = np.stack([np.asarray(human_scores(group)) for group in kept])

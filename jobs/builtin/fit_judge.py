@@ -106,9 +106,8 @@ def main() -> int:
     except ZrRayError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(
-        f"judge in {arguments.out / 'judge'} after {run.trained_s / 60:.1f} min; use it with judge.path={arguments.out / 'judge'}"
-    )
+    folder = arguments.out / "judge"
+    print(f"judge in {folder} after {run.trained_s / 60:.1f} min; use it with judge.path={folder}")
     return 0
 
 

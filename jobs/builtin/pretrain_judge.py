@@ -52,10 +52,8 @@ def train(run: Pretraining, out: Path, resume: bool) -> float:
                     journal.write(json.dumps({"stage": stage, "step": step + 1, **metrics}) + "\n")
                     journal.flush()
                     shown = "  ".join(f"{k} {v:.3f}" for k, v in metrics.items() if k in SHOWN[stage])
-                    print(
-                        f"{stage} {step + 1}/{steps}  {shown}  {pace:.2f} s/step  ETA of stage {pace * (steps - step - 1) / 60:.1f} min",
-                        flush=True,
-                    )
+                    left = f"{pace:.2f} s/step  ETA of stage {pace * (steps - step - 1) / 60:.1f} min"
+                    print(f"{stage} {step + 1}/{steps}  {shown}  {left}", flush=True)
                 if (step + 1) % config.checkpoint_steps == 0 or step + 1 == steps:
                     run.save(out / "checkpoint.pt", stage, step + 1)
                 if step + 1 == steps:

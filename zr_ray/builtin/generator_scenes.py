@@ -92,10 +92,18 @@ def sample_scene(rng: np.random.Generator, defects: Defects) -> tuple[Request, S
         ground=41 + (draw[6] < 0.5), offset=int(draw[7] * 13) - 6, gap=5 + (draw[8] < 0.5), floater=int(draw[9] < 0.5)
     )
     scene = place(
-        request.first, request.second, None, request.relation, light="left" if draw[10] < 0.5 else "right",
-        shadow_wrong=draw[11] < defects.shadow_wrong, floating=floating, overlap=overlap, levels=levels, layout=layout,
+        request.first,
+        request.second,
+        None,
+        request.relation,
+        light="left" if draw[10] < 0.5 else "right",
+        shadow_wrong=draw[11] < defects.shadow_wrong,
+        floating=floating,
+        overlap=overlap,
+        levels=levels,
+        layout=layout,
         seed=int(rng.integers(2**62)),
-    )  # fmt: skip
+    )
     return request, scene
 
 

@@ -233,9 +233,13 @@ class JudgeFitting:
     def save(self, path: Path) -> None:
         """Checkpoint, written beside and renamed."""
         state = {
-            "steps": self.steps, "trained_s": self.trained_s, "model": self.model.state_dict(), "averaged": self.averaged.state_dict(),
-            "heads": self.heads.state_dict(), "optimizers": [o.state_dict() for o in self.optimizers],
-        }  # fmt: skip
+            "steps": self.steps,
+            "trained_s": self.trained_s,
+            "model": self.model.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "heads": self.heads.state_dict(),
+            "optimizers": [o.state_dict() for o in self.optimizers],
+        }
         torch.save(state, path.with_suffix(".tmp"))
         os.replace(path.with_suffix(".tmp"), path)
 

@@ -220,9 +220,13 @@ class Pretraining:
     def save(self, path: Path, stage: str, step: int) -> None:
         """Checkpoint after `step` steps of `stage`, written beside and renamed."""
         state = {
-            "stage": stage, "step": step, "config": dump_yaml(self.config), "model": self.model.state_dict(),
-            "heads": self.heads.state_dict(), "optimizers": [o.state_dict() for o in self.optimizers],
-        }  # fmt: skip
+            "stage": stage,
+            "step": step,
+            "config": dump_yaml(self.config),
+            "model": self.model.state_dict(),
+            "heads": self.heads.state_dict(),
+            "optimizers": [o.state_dict() for o in self.optimizers],
+        }
         torch.save(state, path.with_suffix(".tmp"))
         os.replace(path.with_suffix(".tmp"), path)
 

@@ -228,5 +228,6 @@ def build_tiny_judge(
     config = json.loads((folder / "config.json").read_text())
     if config["text_config"]["vocab_size"] != len(tokenizer):
         raise JudgeError(
-            f"the saved config has vocab_size {config['text_config']['vocab_size']}, the tokenizer {len(tokenizer)} tokens"
+            f"the saved config has vocab_size {config['text_config']['vocab_size']}, the tokenizer {len(tokenizer)}"
+            " tokens"
         )

@@ -48,9 +48,12 @@ def tower_features(visual: Qwen3VLVisionModel, patches: Tensor) -> tuple[Tensor,
     side, merged = round(length**0.5), visual.spatial_merge_size**2
     grid = torch.tensor([[1, side, side]])
     at, weights = get_vision_interpolation_indices_and_weights(
-        grid, num_grid_per_side=visual.num_grid_per_side, mode=visual.interpolation_mode,
-        align_corners=visual.interpolation_align_corners, spatial_merge_size=visual.spatial_merge_size,
-    )  # fmt: skip
+        grid,
+        num_grid_per_side=visual.num_grid_per_side,
+        mode=visual.interpolation_mode,
+        align_corners=visual.interpolation_align_corners,
+        spatial_merge_size=visual.spatial_merge_size,
+    )
     projection = visual.patch_embed.proj
     x = F.linear(
         patches, projection.weight.sum(2).flatten(1), projection.bias

@@ -107,9 +107,14 @@ def verdict(accuracy: float, interval: tuple[float, float], spread_ratio: float)
 
 
 def reward_fitness(
-    reference: Tensor, log_q: Tensor, *, recognized: Tensor | None = None, resamples: int = 2000, seed: int = 0,
+    reference: Tensor,
+    log_q: Tensor,
+    *,
+    recognized: Tensor | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
     probes: Mapping[str, Mapping[str, tuple[float, float]]] | None = None,
-) -> Fitness:  # fmt: skip
+) -> Fitness:
     """Measure a judge's distributions against reference scores.
 
     Args: reference: [P, S, D] rubric points. log_q: [P, S, D, K] nats. recognized: [P, S] whether the reference sees
@@ -117,7 +122,8 @@ def reward_fitness(
         2."""
     if log_q.shape[:3] != reference.shape or reference.shape[1] < 2 or reference.shape[2] != len(DIMENSIONS):
         raise ValueError(
-            f"wanted [P, S >= 2, {len(DIMENSIONS)}] scores and [.., K] distributions, got {list(reference.shape)}, {list(log_q.shape)}"
+            f"wanted [P, S >= 2, {len(DIMENSIONS)}] scores and [.., K] distributions, got {list(reference.shape)},"
+            f" {list(log_q.shape)}"
         )
     log_q = log_q.double()
     mu = expected_score(log_q, torch.tensor(SCORE_BINS, dtype=torch.float64))
@@ -132,9 +138,17 @@ def reward_fitness(
         interval = ratio_interval(right[:, i], pairs[:, i], resamples, seed)
         ratio = _ratio(own[i], wanted[i])
         found[name] = DimensionFitness(
-            int(pairs[:, i].sum()), accuracy, interval, _ratio(coarse_right[:, i].sum(), coarse_pairs[:, i].sum()), *apart[i],
-            float(inside[i]), float(own[i]), float(wanted[i]), _calibration(reference[..., i], log_q[:, :, i]), verdict(accuracy, interval, ratio),
-        )  # fmt: skip
+            int(pairs[:, i].sum()),
+            accuracy,
+            interval,
+            _ratio(coarse_right[:, i].sum(), coarse_pairs[:, i].sum()),
+            *apart[i],
+            float(inside[i]),
+            float(own[i]),
+            float(wanted[i]),
+            _calibration(reference[..., i], log_q[:, :, i]),
+            verdict(accuracy, interval, ratio),
+        )
     total, reward = reference.sum(-1), mu.sum(-1)
     curve = {
         n: (float(best_of(reward, total, n).mean()), float(best_of(total, total, n).mean()))
@@ -176,18 +190,18 @@ def _ratio(part: Tensor, whole: Tensor) -> float:
 
 def fitness_table(fitness: Fitness) -> str:
     """Plain text: a line per dimension, the best-of-n curve, and the probes that fool the judge."""
-    lines = [
-        f"{'':<13} verdict  pairs right  95 % interval   above {COARSE_GAP}  one recog.  both  correl.  spread (reference)  calibration"
-    ]
+    titles = f"verdict  pairs right  95 % interval   above {COARSE_GAP}  one recog.  both  correl.  spread (reference)"
+    lines = [f"{'':<13} {titles}  calibration"]
     for name, d in fitness.dimensions.items():
         lines.append(
-            f"{name:<13} {d.verdict:<7} {d.accuracy:>12.3f}  {d.interval[0]:.3f} .. {d.interval[1]:.3f} {d.coarse_accuracy:>10.3f} "
-            f"{d.recognized_against_not:>11.3f} {d.both_recognized:>6.3f} {d.correlation:>7.3f} {d.spread:>7.2f} ({d.reference_spread:.2f}) "
-            f"{d.calibration_error:>14.3f}"
+            f"{name:<13} {d.verdict:<7} {d.accuracy:>12.3f}  {d.interval[0]:.3f} .. {d.interval[1]:.3f}"
+            f" {d.coarse_accuracy:>10.3f} {d.recognized_against_not:>11.3f} {d.both_recognized:>6.3f} {d.correlation:>7.3f}"
+            f" {d.spread:>7.2f} ({d.reference_spread:.2f}) {d.calibration_error:>14.3f}"
         )
     curve = "  ".join(f"{n}: {judge:.2f} ({oracle:.2f})" for n, (judge, oracle) in fitness.best_of.items())
     lines.append(
-        f"best of n by the judge (by the reference), sum of dimensions  {curve}  share of the gain {fitness.gain_share:.2f}"
+        f"best of n by the judge (by the reference), sum of dimensions  {curve}  share of the gain"
+        f" {fitness.gain_share:.2f}"
     )
     if fitness.probes:
         lines.append(f"liked more than the reference likes them: {', '.join(fitness.fooled_by) or 'no probe'}")

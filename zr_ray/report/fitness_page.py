@@ -35,7 +35,8 @@ def fitness_page(
         )
         head = "".join(f"<th>{escape(d)}</th>" for d in next(iter(fitness.probes.values())))
         parts.append(
-            f"<h2>Pictures that should not score high: judge (reference)</h2><table><tr><th></th>{head}</tr>{rows}</table>"
+            "<h2>Pictures that should not score high: judge (reference)</h2>"
+            f"<table><tr><th></th>{head}</tr>{rows}</table>"
         )
     parts.append(
         "<h2>Best and worst of a prompt, by judge and by reference (sum of dimensions: judge, reference)</h2><table>"

@@ -37,7 +37,8 @@ def write_world(
     groups = {"train": train_groups, "dev": dev_groups, "test": test_groups}
     if min(groups.values()) < 0 or not sum(groups.values()) or candidates < 2 or seed < 0:
         raise DataError(
-            f"wanted some groups, at least 2 candidates, a seed from 0, got {groups}, {candidates}, {seed}; correct them"
+            f"wanted some groups, at least 2 candidates, a seed from 0, got {groups}, {candidates}, {seed}; correct"
+            " them"
         )
     root = Path(root).absolute()
     (root / "images").mkdir(parents=True, exist_ok=True)
@@ -74,6 +75,13 @@ def _items(
             Image.fromarray(render(member.scene)).save(path, compress_level=1)
             if given:
                 yield AnnotatedImage(
-                    f"{group}-{index}", group, split, member.prompt, path, given, "rendered", member.truth,
+                    f"{group}-{index}",
+                    group,
+                    split,
+                    member.prompt,
+                    path,
+                    given,
+                    "rendered",
+                    member.truth,
                     member.reasoning if split == "train" else {},
-                )  # fmt: skip
+                )

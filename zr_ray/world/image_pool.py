@@ -44,9 +44,15 @@ class SamplingShare:
 
 
 TRAINING_SHARES = (
-    SamplingShare(8, 0.0, 0.50), SamplingShare(8, 1.5, 0.12), SamplingShare(4, 0.0, 0.12), SamplingShare(4, 1.5, 0.12),
-    SamplingShare(8, 0.75, 0.03), SamplingShare(16, 0.0, 0.04), SamplingShare(16, 1.5, 0.03), SamplingShare(2, 1.5, 0.04),
-)  # fmt: skip
+    SamplingShare(8, 0.0, 0.50),
+    SamplingShare(8, 1.5, 0.12),
+    SamplingShare(4, 0.0, 0.12),
+    SamplingShare(4, 1.5, 0.12),
+    SamplingShare(8, 0.75, 0.03),
+    SamplingShare(16, 0.0, 0.04),
+    SamplingShare(16, 1.5, 0.03),
+    SamplingShare(2, 1.5, 0.04),
+)
 """Half of what rewards are trained on (8 steps, no guidance), the rest better, rougher, or (2 steps, which is one model
 call) blobs. Ours."""
 
@@ -179,9 +185,12 @@ def unpacked_reading(objects: np.ndarray, levels: np.ndarray, light: int, ground
     """Inverse of `packed_readings` for one image; relations are recomputed from places, as the verifier computes
     them."""
     seen = tuple(
-        SeenObject(SIZES[o[0]], COLOURS[o[1]], SHAPES[o[2]], int(o[3]), int(o[4]), int(o[5]), SIDES[o[6]], 1.0, bool(o[7]))
-        for o in objects if o[0] >= 0
-    )  # fmt: skip
+        SeenObject(
+            SIZES[o[0]], COLOURS[o[1]], SHAPES[o[2]], int(o[3]), int(o[4]), int(o[5]), SIDES[o[6]], 1.0, bool(o[7])
+        )
+        for o in objects
+        if o[0] >= 0
+    )
     known = {name: float(value) for name, value in zip(LEVELS, levels, strict=True)}
     return SceneReading(
         seen, relations_of(seen), SIDES[light], None if ground < 0 else int(ground), bool(overlap), known
@@ -205,7 +214,8 @@ def load_pool(recipe: PoolRecipe, *, at_least: int = 0) -> ImagePool:
     sizes = [min(recipe.shard_images, recipe.count - int(path.stem[6:]) * recipe.shard_images) for path in paths]
     if sum(sizes) < (at_least or recipe.count):
         raise DataError(
-            f"wanted {at_least or recipe.count} images in {recipe.folder}, got {sum(sizes)}; run jobs/data/make_image_pool.py to its end"
+            f"wanted {at_least or recipe.count} images in {recipe.folder}, got {sum(sizes)}; run"
+            " jobs/data/make_image_pool.py to its end"
         )
     columns: dict[str, list[np.ndarray]] = {}
     mapped = recipe.folder / f"images-{len(paths)}.npy"
@@ -228,6 +238,11 @@ def load_pool(recipe: PoolRecipe, *, at_least: int = 0) -> ImagePool:
         ]
     )
     return ImagePool(
-        recipe.prompts, recipe.shares, np.load(mapped, mmap_mode="r"), joined["prompt"], joined["share"],
-        *(joined[name] for name in fields), scores,
-    )  # fmt: skip
+        recipe.prompts,
+        recipe.shares,
+        np.load(mapped, mmap_mode="r"),
+        joined["prompt"],
+        joined["share"],
+        *(joined[name] for name in fields),
+        scores,
+    )

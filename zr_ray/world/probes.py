@@ -16,9 +16,16 @@ from zr_ray.world.sampling import sample_request
 from zr_ray.world.scene import SIZE, Scene, place
 
 PROBES = (
-    "good scene", "noise", "flat colour", "checkerboard", "blobs", "grid over scene", "stripes on background", "tinted background",
+    "good scene",
+    "noise",
+    "flat colour",
+    "checkerboard",
+    "blobs",
+    "grid over scene",
+    "stripes on background",
+    "tinted background",
     "speckled background",
-)  # fmt: skip
+)
 GRID_STEP, GRID_DEPTH = 8, 40
 """Pixels between the lines of the grid, and by how many grey levels they are lighter."""
 BACKGROUND_REACH = 30

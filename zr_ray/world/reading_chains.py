@@ -33,7 +33,8 @@ def reading_chains(request: Request, reading: SceneReading) -> dict[str, str]:
     return {
         "alignment": " ".join(words),
         "realism": f"noise {level['noise']} blur {level['blur']} blocks {level['blocks']}",
-        "aesthetics": f"clash {level['clash']} clutter {level['clutter']} dim {level['dimming']} crop {level['cropping']}",
+        "aesthetics": f"clash {level['clash']} clutter {level['clutter']} "
+        f"dim {level['dimming']} crop {level['cropping']}",
         "plausibility": f"light {reading.light or 'none'} shadow {shadow} {verdict} "
         f"float {FLOAT_WORDS[reading.floating]} overlap {'yes' if reading.overlap else 'no'}",
     }

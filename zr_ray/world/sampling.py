@@ -29,7 +29,7 @@ from zr_ray.world.scene import (
     Request,
     Scene,
     place,
-)  # fmt: skip
+)
 from zr_ray.world.truth import PENALTY, true_scores
 
 PAIR_SHARE = 0.75
@@ -178,10 +178,18 @@ def sample_group(rng: np.random.Generator, candidates: int = 4) -> list[Candidat
             floater=int(free[4] < 0.5),
         )
         scene = place(
-            faults.first, faults.second, faults.extra, faults.relation,
-            light="left" if free[5] < 0.5 else "right", shadow_wrong=shadow_wrong, floating=floating, overlap=overlap,
-            levels={name: levels[name] for name in LEVELS}, layout=layout, seed=int(rng.integers(2**62)),
-        )  # fmt: skip
+            faults.first,
+            faults.second,
+            faults.extra,
+            faults.relation,
+            light="left" if free[5] < 0.5 else "right",
+            shadow_wrong=shadow_wrong,
+            floating=floating,
+            overlap=overlap,
+            levels={name: levels[name] for name in LEVELS},
+            layout=layout,
+            seed=int(rng.integers(2**62)),
+        )
         group.append(Candidate(request, scene, true_scores(request, scene), reasoning_chains(request, scene)))
     return group
 

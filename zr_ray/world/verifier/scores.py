@@ -34,7 +34,8 @@ def parse_prompt(prompt: str) -> Request:
         if middle == phrase and first is not None and second is not None:
             return Request(first, second, name)
     raise DataError(
-        f"a prompt of the rubric world is 'SIZE COLOUR SHAPE' or two of them joined by {', '.join(PHRASES.values())}; got {prompt!r}"
+        f"a prompt of the rubric world is 'SIZE COLOUR SHAPE' or two of them joined by {', '.join(PHRASES.values())};"
+        f" got {prompt!r}"
     )
 
 
