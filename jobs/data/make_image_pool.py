@@ -28,6 +28,8 @@ from zr_ray.builtin.packed_sampler import PackedSampler
 from zr_ray.builtin.tiny_generator import ASSET, load_generator
 from zr_ray.errors import ZrRayError
 from zr_ray.world.image_pool import PoolRecipe, SamplingShare, make_shard
+from zr_ray.world.probes import odd_picture
+from zr_ray.world.verifier.scores import parse_prompt
 
 
 def worker(text: str) -> tuple[int, int]:
@@ -38,9 +40,18 @@ def worker(text: str) -> tuple[int, int]:
     return int(own), int(count)
 
 
-def make(recipe: PoolRecipe, name: str, sampler: PackedSampler, own: int, workers: int) -> None:
-    def sample(prompts: list[str], seeds: list[int], how: SamplingShare) -> np.ndarray:
+def odd(prompts: list[str], seeds: list[int], how: SamplingShare) -> np.ndarray:
+    """Pictures that fool rewards, in place of a generator's images."""
+    return np.stack([odd_picture(parse_prompt(prompt), seed) for prompt, seed in zip(prompts, seeds, strict=True)])
+
+
+def make(recipe: PoolRecipe, name: str, sampler: PackedSampler | None, own: int, workers: int) -> None:
+    """Make the shards of one pool that are not there yet. sampler: None for pool odd."""
+
+    def generate(prompts: list[str], seeds: list[int], how: SamplingShare) -> np.ndarray:
         return sampler(prompts, seeds, steps=how.steps, guidance_scale=how.guidance_scale)
+
+    sample = odd if sampler is None else generate
 
     for index in range(own, recipe.shards, workers):
         if (recipe.folder / f"shard-{index:04d}.npz").is_file():
@@ -68,10 +79,11 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     try:
-        sampler = PackedSampler(load_generator(args.generator), compiled=not args.eager)
+        generated = any(name != "odd" for name in args.pools)
+        sampler = PackedSampler(load_generator(args.generator), compiled=not args.eager) if generated else None
         for name in args.pools:
             recipe = named_pool(name, args.generator)
-            make(recipe, name, sampler, *args.worker)
+            make(recipe, name, None if name == "odd" else sampler, *args.worker)
             print(f"{name}: {recipe.count} images of {len(recipe.prompts)} prompts in {recipe.folder}", flush=True)
     except (ZrRayError, OSError) as error:
         print(f"make_image_pool: {error}", file=sys.stderr)

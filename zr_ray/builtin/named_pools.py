@@ -20,7 +20,9 @@ from zr_ray.world.prompts import held_out_prompts, known_prompts
 DEV_PROMPTS, TEST_PROMPTS = 64, 128
 PLAIN = (SamplingShare(SAMPLING_STEPS, 0.0, 1.0),)
 GUIDED = (SamplingShare(SAMPLING_STEPS, GUIDANCE_SCALE, 1.0),)
-POOLS = ("dev", "test", "test_guided", "train", "more")
+ODD = "odd pictures 1"
+"""Stands in the place of a generator's hash in the recipe of pool odd; the number counts what `probes` can draw."""
+POOLS = ("dev", "test", "test_guided", "train", "more", "odd")
 
 
 def named_pool(name: str, generator: Path = ASSET) -> PoolRecipe:
@@ -38,5 +40,6 @@ def named_pool(name: str, generator: Path = ASSET) -> PoolRecipe:
         "dev": (dev, 8, PLAIN, 2),
         "test": (test, 8, PLAIN, 3),
         "test_guided": (test, 8, GUIDED, 3),
+        "odd": (known[::17], 8, PLAIN, 4),
     }[name]
-    return PoolRecipe(prompts, images, shares, seed, weights_hash(generator))
+    return PoolRecipe(prompts, images, shares, seed, ODD if name == "odd" else weights_hash(generator))

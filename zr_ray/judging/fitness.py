@@ -195,8 +195,8 @@ def fitness_table(fitness: Fitness) -> str:
     for name, d in fitness.dimensions.items():
         lines.append(
             f"{name:<13} {d.verdict:<7} {d.accuracy:>12.3f}  {d.interval[0]:.3f} .. {d.interval[1]:.3f}"
-            f" {d.coarse_accuracy:>10.3f} {d.recognized_against_not:>11.3f} {d.both_recognized:>6.3f} {d.correlation:>7.3f}"
-            f" {d.spread:>7.2f} ({d.reference_spread:.2f}) {d.calibration_error:>14.3f}"
+            f" {d.coarse_accuracy:>10.3f} {d.recognized_against_not:>11.3f} {d.both_recognized:>6.3f}"
+            f" {d.correlation:>7.3f} {d.spread:>7.2f} ({d.reference_spread:.2f}) {d.calibration_error:>14.3f}"
         )
     curve = "  ".join(f"{n}: {judge:.2f} ({oracle:.2f})" for n, (judge, oracle) in fitness.best_of.items())
     lines.append(

@@ -13,7 +13,7 @@ import numpy as np
 
 from zr_ray.world.render import GROUND, SKY, render
 from zr_ray.world.sampling import sample_request
-from zr_ray.world.scene import SIZE, Scene, place
+from zr_ray.world.scene import SIZE, Request, Scene, place
 
 PROBES = (
     "good scene",
@@ -50,6 +50,24 @@ def probe_images(count: int, seed: int) -> tuple[list[str], dict[str, np.ndarray
         "speckled background": np.stack([_speckled(image, rng) for image in good]),
     }
     return [request.prompt for request in requests], pictures
+
+
+def odd_picture(request: Request, seed: int) -> np.ndarray:
+    """[64, 64, 3] uint8: one of the PROBES for a request, chosen and drawn by the seed; what judges are told is bad."""
+    rng = np.random.default_rng((seed, 0x0DD))
+    kind = PROBES[int(rng.integers(len(PROBES)))]
+    good = render(_flawless(request, rng))
+    blank = {
+        "noise": lambda: rng.integers(0, 256, good.shape, dtype=np.uint8),
+        "flat colour": lambda: np.broadcast_to(rng.integers(0, 256, 3, dtype=np.uint8), good.shape).copy(),
+        "checkerboard": lambda: _checkerboard(rng),
+        "blobs": lambda: _blobs(rng),
+        "grid over scene": lambda: with_grid(good),
+        "stripes on background": lambda: _striped(good, rng),
+        "tinted background": lambda: _tinted(good, rng),
+        "speckled background": lambda: _speckled(good, rng),
+    }
+    return blank[kind]() if kind in blank else good
 
 
 def with_grid(images: np.ndarray) -> np.ndarray:
