@@ -84,7 +84,7 @@ def main() -> int:
     parser.add_argument(
         "--checkpoint",
         type=Path,
-        help="weights from here: perception.pt or checkpoint.pt of jobs/builtin/pretrain_judge.py",
+        help="weights from here: perception.pt of a pre-training, or checkpoint.pt of another fit",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoint, metrics and the judge")
     parser.add_argument(

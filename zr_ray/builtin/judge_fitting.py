@@ -105,9 +105,9 @@ class JudgeFitting:
         return sum(map(len, self.pools))
 
     def start_from(self, checkpoint: Path) -> None:
-        """Model and heads of a pre-training checkpoint."""
+        """Model and heads of a pre-training checkpoint, or the averaged model and the heads of another fit's."""
         state = torch.load(checkpoint, weights_only=True)
-        self.model.load_state_dict(state["model"])
+        self.model.load_state_dict(state.get("averaged", state["model"]))
         self.heads.load_state_dict(state["heads"])
         self.averaged.load_state_dict(self.model.state_dict())
 
@@ -224,6 +224,7 @@ class JudgeFitting:
         found = {f"pairs/{d}": float(right[i]) for i, d in enumerate(DIMENSIONS)} | {
             f"spread/{d}": float(wide[i]) for i, d in enumerate(DIMENSIONS)
         }
+        found["dev_error"] = float((mu - truth).abs().mean())
         total, count = truth.sum(-1), truth.shape[1]
         mean = total.mean()
         found["best_of_n_gain"] = float(best_of(mu.sum(-1), total, count).mean() - mean)
