@@ -5,6 +5,8 @@
 
 EXTRA ?= cpu
 CONFIG ?= jobs/configs/gdso_tiny.yaml
+# Exact versions of the whole tree; CONSTRAIN= (empty) lets them move
+CONSTRAIN ?= -c constraints/$(EXTRA).txt
 # Overrides and switches of the job, for example ARGS='gdso.steps=10 --dry-run'
 ARGS ?=
 # The first interpreter that fits pyproject's requires-python
@@ -18,11 +20,14 @@ export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.cache/torch_extensions
 WARM_UP := from deepspeed.accelerator import get_accelerator; get_accelerator().create_op_builder('ShareMemCommBuilder').load()
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help gdso serve test install stop clean
+.PHONY: help gdso serve test test-slow check install constraints stop clean
 help:
 	@echo "make gdso   train the built-in judge on the simulated rubric world, as a Ray job (EXTRA, CONFIG, ARGS, RAY_ADDRESS)"
 	@echo "make serve  the reward service on the built-in student, on http://127.0.0.1:8000/reward, until Ctrl-C (ARGS, RAY_ADDRESS)"
-	@echo "make test   run all tests (ARGS='-k name' picks some)"
+	@echo "make test   run the tests but the slow ones (ARGS='-k name' picks some)"
+	@echo "make test-slow   run the slow ones: real architectures, chaos, fuzz, a browser (at most 40 minutes on two cores)"
+	@echo "make check  lint, format, types, imports between rooms"
+	@echo "make constraints   resolve the exact versions of all dependencies anew (constraints/)"
 	@echo "make stop   end the local Ray head that make gdso started"
 	@echo "make clean  remove environment and caches; runs/ stays"
 
@@ -37,18 +42,32 @@ serve: $(STAMP)
 	$(VENV)/bin/ray job submit --submission-id $$id --runtime-env-json '{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}}' --working-dir . \
 		-- python jobs/serve_reward.py $(ARGS)
 
+PYTEST = PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/python -m pytest -n 2 --dist loadgroup
+
 test: $(STAMP)
-	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/python -m pytest -n 2 --dist loadgroup $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-slow: $(STAMP)
+	$(PYTEST) -m slow $(ARGS)
+
+check: $(STAMP)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/python -m pytest tests/test_rooms.py
+
+constraints: $(STAMP)
+	$(VENV)/bin/python constraints/renew.py
 
 install: $(STAMP)
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml constraints/$(EXTRA).txt
 	@test -n "$(PYTHON)" || { echo "zr_ray needs Python 3.11 or 3.12; install one, or name it: make PYTHON=/path/to/python3.11"; exit 1; }
 	@if [ -d $(VENV) ] && ls $(VENV)/.installed-* 2>/dev/null | grep -qvx $(STAMP); then \
 		echo "$(VENV) holds the other set of extras (cpu and gpu exclude one another): making it anew"; rm -rf $(VENV); fi
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing the pinned set of pyproject.toml with [$(EXTRA),dev]: about 4 GB, some minutes"
-	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-compile -e '.[$(EXTRA),dev]'
+	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-compile $(CONSTRAIN) -e '.[$(EXTRA),dev]'
 	@$(VENV)/bin/python -m compileall -qq -j 0 $(VENV)/lib || true  # on every core, where pip uses one; files that are templates do not compile
 	@if [ $(EXTRA) = cpu ]; then echo "compiling DeepSpeed's shared-memory collective (once)"; \
 		PATH="$(CURDIR)/$(VENV)/bin:$$PATH" DS_ACCELERATOR=cpu $(VENV)/bin/python -c "$(WARM_UP)" > /dev/null; fi

@@ -19,7 +19,7 @@ import argparse
 import sys
 
 from zr_ray.config.evaluate import EvaluateConfig
-from zr_ray.loops.launch_evaluate import launch_evaluation
+from zr_ray.loops.evaluation import launch_evaluation
 from zr_ray.run import driver
 
 

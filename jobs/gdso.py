@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import sys
 
-from zr_ray.config.sections import GdsoConfig
+from zr_ray.config.gdso import GdsoConfig
 from zr_ray.loops.gdso import train
-from zr_ray.loops.launch import launch
+from zr_ray.loops.training import launch_training
 from zr_ray.run import driver
 
 
 def main(argv: list[str] | None = None) -> None:
     """Raises ZrRayError for everything a user can fix."""
     args = driver.arguments(__doc__, GdsoConfig, argv)
-    launch("gdso", driver.resolve(args, GdsoConfig), args, train)
+    launch_training("gdso", driver.resolve(args, GdsoConfig), args, train)
 
 
 if __name__ == "__main__":

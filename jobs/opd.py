@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 
 from zr_ray.config.opd import OpdConfig
-from zr_ray.loops.distillation import launch
+from zr_ray.loops.distillation import launch_distillation
 from zr_ray.loops.opd import train
 from zr_ray.run import driver
 
@@ -17,7 +17,7 @@ from zr_ray.run import driver
 def main(argv: list[str] | None = None) -> None:
     """Raises ZrRayError for everything a user can fix."""
     args = driver.arguments(__doc__, OpdConfig, argv)
-    launch("opd", driver.resolve(args, OpdConfig), args, train, engines="student", label_training=False)
+    launch_distillation("opd", driver.resolve(args, OpdConfig), args, train, engines="student", label_training=False)
 
 
 if __name__ == "__main__":

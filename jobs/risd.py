@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 
 from zr_ray.config.risd import RisdConfig
-from zr_ray.loops.distillation import launch
+from zr_ray.loops.distillation import launch_distillation
 from zr_ray.loops.risd import train
 from zr_ray.run import driver
 
@@ -19,7 +19,7 @@ def main(argv: list[str] | None = None) -> None:
     args = driver.arguments(__doc__, RisdConfig, argv)
     config = driver.resolve(args, RisdConfig)
     online = config.risd.mode == "online"
-    launch("risd", config, args, train, engines="teacher" if online else "none", label_training=not online)
+    launch_distillation("risd", config, args, train, engines="teacher" if online else "none", label_training=not online)
 
 
 if __name__ == "__main__":

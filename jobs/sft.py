@@ -9,8 +9,8 @@ from __future__ import annotations
 import sys
 
 from zr_ray.config.sft import SftConfig
-from zr_ray.loops.launch import launch
 from zr_ray.loops.sft import train
+from zr_ray.loops.training import launch_training
 from zr_ray.run import driver
 
 
@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> None:
     """Raises ZrRayError for everything a user can fix."""
     args = driver.arguments(__doc__, SftConfig, argv)
     config = driver.resolve(args, SftConfig)
-    launch("rewarddance" if config.sft.reasoning else "sft", config, args, train)
+    launch_training("rewarddance" if config.sft.reasoning else "sft", config, args, train)
 
 
 if __name__ == "__main__":

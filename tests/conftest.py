@@ -4,6 +4,7 @@ session."""
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # otherwise it depends on a token file in HOME
@@ -48,6 +49,50 @@ def world_items(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def own_rubric():
+    """Five dimensions, two of them not the paper's, on seven bins from 0 to 3."""
+    from zr_ray.rubric import Rubric
+
+    dimensions = ("alignment", "text rendering", "realism", "aesthetics", "layout")
+    return Rubric(dimensions, (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0))
+
+
+@pytest.fixture(scope="session")
+def own_judge(judge_path, own_rubric, tmp_path_factory):
+    """The built-in judge's weights, asked by `own_rubric`."""
+    from zr_ray.rubric import FORMAT_FILE, ScoringFormat
+
+    folder = tmp_path_factory.mktemp("own") / "judge"
+    folder.mkdir()
+    for file in judge_path.iterdir():
+        if file.is_file() and file.name != FORMAT_FILE:
+            (folder / file.name).symlink_to(file)
+    questions = {d: f"{d} {{prompt}}" for d in own_rubric.dimensions}
+    axes = {"dimensions": own_rubric.dimensions, "bins": own_rubric.bins}
+    ScoringFormat(marker="score", system="", questions=questions, **axes).save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def own_data(own_rubric, tmp_path_factory):
+    """A data set of `own_rubric`: the images and prompts of a small simulated world, scores made up."""
+    from zr_ray.data.annotations import read_annotations, write_annotations
+    from zr_ray.world.build import write_world
+
+    folder, rng = tmp_path_factory.mktemp("own") / "data", np.random.default_rng(3)
+    write_world(folder, train_groups=4, test_groups=2, seed=6)
+
+    def scored(item):
+        drawn = rng.integers(0, 7, (len(own_rubric.dimensions), 5))
+        own = [tuple(own_rubric.bins[k] for k in row) for row in drawn]
+        own = [row if item.split == "test" else row[0] for row in own]
+        return replace(item, scores=dict(zip(own_rubric.dimensions, own, strict=True)), truth={}, reasoning={})
+
+    write_annotations(folder, [scored(item) for item in read_annotations(folder)], rubric=own_rubric)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def ray_cluster():
     """A private Ray cluster of six logical CPUs, as its address; all tests share it, jobs in processes of their own
     too."""
@@ -76,9 +121,9 @@ def rollout_config():
 @pytest.fixture(scope="session")
 def fleet(ray_cluster, judge_path, rollout_config):
     """One real vLLM actor with the built-in judge."""
-    from zr_ray.run.placement import RolloutFleet
+    from zr_ray.workers.rollout import rollout_fleet
 
-    with RolloutFleet("test", judge_path, rollout_config) as started:
+    with rollout_fleet("test", judge_path, rollout_config) as started:
         yield started
 
 

@@ -37,6 +37,10 @@ class CheckpointError(ZrRayError):
     """A checkpoint is missing, incomplete, corrupt, or belongs to another run configuration."""
 
 
+class NonFiniteError(ZrRayError):
+    """A loss, gradient, weight or log-prob became nan or infinite; nothing of it was kept."""
+
+
 class DeadlineError(ZrRayError):
     """A wait passed its deadline; the message names what was waited for."""
 

@@ -79,7 +79,7 @@ class Judgement:
     """Position of the score token in token_ids; None when the output is malformed (no score within the length
     limit)."""
     score_logprobs: np.ndarray | None
-    """[K] float32 full-vocabulary log-probs of the nine labels at score_index; None when malformed."""
+    """[K] float32 full-vocabulary log-probs of the labels at score_index; None when malformed."""
     policy_version: int
     """Version of the weights that sampled it."""
 
@@ -89,9 +89,24 @@ class ItemFault:
     """Why one item of a reward request was not scored. It never stands for a score."""
 
     status: str
-    """Short code, one of the keys of `serving.limits.STATUSES`, for example "undecodable"."""
+    """Short code, one of the keys of `workers.limits.STATUSES`, for example "undecodable"."""
     reason: str
     """One line: wanted, got, what to do."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds on one reward request; everything above them is refused before it is computed or decoded."""
+
+    items: int = 64
+    """Items of a request."""
+    pixels: int = 4_194_304
+    """Width x height of an image."""
+    request_pixels: int = 16_777_216
+    """The same summed over a request's images, in order; bounds memory."""
+    prompt_chars: int = 2000
+    body_bytes: int = 67_108_864
+    """An HTTP body."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +119,7 @@ class RewardRequest:
     not decode."""
     prompts: tuple[str | ItemFault, ...]
     dimensions: tuple[str, ...]
-    """D' names of the rubric's dimensions: the D axis of the reply."""
+    """D' of the judge's dimensions: the D axis of the reply. Empty: all that the judge has, in its order."""
     weights: np.ndarray | None = None
     """[D'] or [B, D'] float: asks for R = sum_d w_d (mu_d - k sigma_d) and dR/dimages. None: scores only."""
     risk: float = 0.0
@@ -138,6 +153,8 @@ class RewardReply:
     """B codes, "ok" for a scored item."""
     reason: tuple[str, ...]
     """B lines, empty for a scored item."""
+    bins: tuple[float, ...]
+    """K rubric points, the judge's scale."""
     q: np.ndarray
     """[B, D', K] score distributions."""
     mu: np.ndarray

@@ -23,6 +23,7 @@ import time
 from pathlib import Path
 
 import zr_ray  # noqa: F401  the torchvision shim, before anything imports transformers
+from zr_ray.config.arguments import whole
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,11 +31,11 @@ ROOT = Path(__file__).resolve().parents[2]
 def main() -> int:
     """Run all parts and print the three figures; exit code 0 if every part ran."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=48, help="pairs per step; 2 sides x group size samples each")
-    parser.add_argument("--group-size", type=int, default=4)
-    parser.add_argument("--max-new-tokens", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=12, help="timed steps of each trainer, after 2 warm-up steps")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--pairs", type=whole(1), default=48, help="pairs per step; 2 sides x group size samples each")
+    parser.add_argument("--group-size", type=whole(2), default=4)
+    parser.add_argument("--max-new-tokens", type=whole(2), default=32)
+    parser.add_argument("--steps", type=whole(1), default=12, help="timed steps of each trainer, after 2 warm-up steps")
+    parser.add_argument("--threads", type=whole(1), default=os.cpu_count())
     parser.add_argument("--out", type=Path, default=None, help="write the figures as JSON here as well")
     parser.add_argument("--part", choices=["generate", "train", "trl"], help=argparse.SUPPRESS)
     parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)

@@ -19,7 +19,7 @@ from zr_ray.rubric import ScoringFormat
 
 def pickled_jpegs():
     """A FastAPI application, one process: POST /score takes pickled {"images": [JPEG], "prompts": [text]} and returns a
-    pickled float per image, the mean over the four dimensions. One request at a time, its images in one forward;
+    pickled float per image, the mean over the dimensions. One request at a time, its images in one forward;
     nothing is batched across callers."""
     import numpy as np
     import torch

@@ -3,7 +3,7 @@ server.
 
     python jobs/bench/reward.py --seconds 3
 
-Every caller asks for four dimensions of 64 x 64 images and sends the next call when the last is answered; no image
+Every caller asks for all dimensions of 64 x 64 images and sends the next call when the last is answered; no image
 comes twice. Files (PNG, JPEG) are encoded beforehand. One replica, one endpoint and one engine with one thread each,
 like the bare forward, which is measured before and after each row: `of bare` compares with the mean of the two, so a
 machine that others use stays comparable.
@@ -32,10 +32,11 @@ import numpy as np
 import torch
 from aiohttp import ClientSession, TCPConnector
 
+from zr_ray.config.arguments import number, whole
 from zr_ray.config.serve import ServeConfig
 from zr_ray.models.judge_text import judge_folder
 from zr_ray.models.student import Student
-from zr_ray.rubric import DIMENSIONS, ScoringFormat
+from zr_ray.rubric import ScoringFormat
 from zr_ray.run import driver
 from zr_ray.run.observe import say
 
@@ -270,7 +271,9 @@ class Bench:
                 assert len(tree["choices"][0]["logprobs"]["content"][0]["top_logprobs"]) >= 9, tree
 
             async def call(session: ClientSession, part: slice) -> None:
-                await asyncio.gather(*[one(session, i, d) for i in range(part.start, part.stop) for d in DIMENSIONS])
+                await asyncio.gather(
+                    *[one(session, i, d) for i in range(part.start, part.stop) for d in form.dimensions]
+                )
 
             for count in callers:
                 self.row("vLLM server, one token", count, images, call)
@@ -337,9 +340,9 @@ def _answers(url: str) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=10.0, help="per row")
-    parser.add_argument("--images", type=int, default=4, help="images per call")
-    parser.add_argument("--callers", type=int, nargs="+", default=[1, 4, 16, 64])
+    parser.add_argument("--seconds", type=number(0, above=True), default=10.0, help="per row")
+    parser.add_argument("--images", type=whole(1), default=4, help="images per call")
+    parser.add_argument("--callers", type=whole(1), nargs="+", default=[1, 4, 16, 64])
     parser.add_argument("--judge", default="builtin", help="builtin, student, or a Hugging Face folder")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--output", help="also write the rows as JSON")

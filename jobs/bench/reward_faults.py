@@ -14,6 +14,7 @@ import sys
 
 import torch
 
+from zr_ray.config.arguments import number, whole
 from zr_ray.config.serve import ServeConfig
 from zr_ray.run import driver
 from zr_ray.run.observe import say
@@ -32,10 +33,10 @@ PROMPTS = [
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--callers", type=int, default=16)
-    parser.add_argument("--replicas", type=int, default=2)
-    parser.add_argument("--every", type=float, default=8.0, help="seconds between two kills")
+    parser.add_argument("--seconds", type=number(0, above=True), default=60.0)
+    parser.add_argument("--callers", type=whole(1), default=16)
+    parser.add_argument("--replicas", type=whole(1), default=2)
+    parser.add_argument("--every", type=number(0, above=True), default=8.0, help="seconds between two kills")
     parser.add_argument("--http", action="store_true", help="callers use HTTP instead of handles")
     args = parser.parse_args(argv)
     from ray import serve

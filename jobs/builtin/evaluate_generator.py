@@ -22,6 +22,7 @@ import torch
 from zr_ray.builtin.generator_gate import GATE, mean_with_error, passed, read_images, seed_distance
 from zr_ray.builtin.generator_scenes import Defects, evaluation_prompts, sample_scene
 from zr_ray.builtin.tiny_generator import ASSET, GUIDANCE_SCALE, SAMPLING_STEPS, generate, load_generator
+from zr_ray.config.arguments import number, seed, whole
 from zr_ray.errors import ZrRayError
 from zr_ray.report.image_grid import save_enlarged, tiled
 from zr_ray.world.render import render
@@ -38,14 +39,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         default=Path("runs/generator_gate"),
         help="folder for table and grid (default %(default)s)",
     )
-    parser.add_argument("--prompts", type=int, default=512, help="held-out prompts (default %(default)s)")
-    parser.add_argument("--steps", type=int, default=SAMPLING_STEPS, help="sampling steps (default %(default)s)")
+    parser.add_argument("--prompts", type=whole(2), default=512, help="held-out prompts (default %(default)s)")
+    parser.add_argument("--steps", type=whole(1), default=SAMPLING_STEPS, help="sampling steps (default %(default)s)")
     parser.add_argument(
-        "--guidance", type=float, default=GUIDANCE_SCALE, help="w of pos + w (pos - neg) (default %(default)s)"
+        "--guidance", type=number(0), default=GUIDANCE_SCALE, help="w of pos + w (pos - neg) (default %(default)s)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of prompts and noise (default %(default)s)")
+    parser.add_argument("--seed", type=seed, default=0, help="of prompts and noise (default %(default)s)")
     parser.add_argument(
-        "--threads", type=int, default=0, help="CPU threads; 0 leaves it to torch (default %(default)s)"
+        "--threads", type=whole(0), default=0, help="CPU threads; 0 leaves it to torch (default %(default)s)"
     )
     parser.add_argument("--require-gate", action="store_true", help="exit with 2 when the gate is not met")
     return parser.parse_args(argv)

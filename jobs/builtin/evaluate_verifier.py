@@ -13,17 +13,16 @@ import argparse
 import json
 from pathlib import Path
 
+from zr_ray.config.arguments import seed, whole
 from zr_ray.world.verifier.accuracy import STRENGTHS, accuracy_table
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=500, help="rendered scenes per strength")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the stream of candidates")
+    parser.add_argument("--images", type=whole(1), default=500, help="rendered scenes per strength")
+    parser.add_argument("--seed", type=seed, default=0, help="seed of the stream of candidates")
     parser.add_argument("--output", type=Path, default=Path("verifier.json"), help="where the JSON goes")
     args = parser.parse_args(argv)
-    if args.images < 1:
-        parser.error(f"--images must be at least 1, got {args.images}")
     table = accuracy_table(args.images, args.seed)
     print(f"{'':24}" + "".join(f"{name:>9}" for name in STRENGTHS))
     for name in table[STRENGTHS[0]]:

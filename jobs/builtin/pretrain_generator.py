@@ -23,6 +23,7 @@ import torch
 from zr_ray.builtin.generator_pretraining import GeneratorPretraining
 from zr_ray.builtin.step_clock import StepClock
 from zr_ray.builtin.tiny_generator import generate
+from zr_ray.config.arguments import number, whole
 from zr_ray.config.loader import dump_yaml, load_config, schema_help
 from zr_ray.config.pretrain_generator import PretrainGeneratorConfig
 from zr_ray.errors import ZrRayError
@@ -55,7 +56,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--config", type=Path, help="YAML file; without it the defaults below")
     parser.add_argument(
-        "--minutes", type=float, default=5, help="spent in steps, resumed parts included (default %(default)s)"
+        "--minutes",
+        type=number(0, above=True),
+        default=5,
+        help="spent in steps, resumed parts included (default %(default)s)",
     )
     parser.add_argument(
         "--output", type=Path, default=Path("runs/generator"), help="folder of this run (default %(default)s)"
@@ -64,7 +68,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda (default %(default)s)"
     )
     parser.add_argument(
-        "--threads", type=int, default=0, help="CPU threads; 0 leaves it to torch (default %(default)s)"
+        "--threads", type=whole(0), default=0, help="CPU threads; 0 leaves it to torch (default %(default)s)"
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example optimiser.batch=32")
     return parser.parse_args(argv)

@@ -28,12 +28,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from zr_ray.config.arguments import seed, whole
 from zr_ray.data.annotations import load_image, read_annotations
 from zr_ray.errors import ZrRayError
 from zr_ray.judging.evaluate import agreement, human_scores
 from zr_ray.models.judge_text import judge_folder
 from zr_ray.models.student import Student
-from zr_ray.rubric import DIMENSIONS
+from zr_ray.rubric import DIMENSIONS, PAPER
+from zr_ray.run.result import value_text
 from zr_ray.world.probes import PROBES, probe_images
 from zr_ray.world.verifier.scores import verify
 
@@ -74,17 +76,17 @@ def probe_table(judges: dict[str, Student], count: int, seed: int) -> dict[str, 
 def agreement_table(
     judges: dict[str, Student], sets: dict[str, str], resamples: int, seed: int
 ) -> dict[str, dict[str, dict]]:
-    """Data set -> judge -> agreement with the annotators of its test split, as in `loops/evaluate.py`."""
+    """Data set -> judge -> agreement with the annotators of its test split, as in `judging/evaluate.py`."""
     table: dict[str, dict[str, dict]] = {}
     for name, folder in sets.items():
         items = list(read_annotations(folder, split="test"))
         images, prompts, human = (
             [load_image(item.image) for item in items],
             [item.prompt for item in items],
-            human_scores(items),
+            human_scores(items, PAPER),
         )
         table[name] = {
-            who: agreement(scores(judge, images, prompts), human, items, resamples, seed)
+            who: agreement(scores(judge, images, prompts), human, items, PAPER, resamples, seed)
             for who, judge in judges.items()
         }
     return table
@@ -106,9 +108,9 @@ def show(probes: dict, agreements: dict) -> None:
             + f"{'pooled':>8}  95 % interval"
         )
         for who, found in rows.items():
-            by, (low, high) = found["dimensions"], found["pooled"]["hpa_ci"]
-            cells = "".join(f"{by[d]['hpa']:>14.3f}" if d in by else f"{'-':>14}" for d in DIMENSIONS)
-            print(f"{'':<18}{who:<14}{cells}{found['pooled']['hpa']:>8.3f}  {low:.3f} .. {high:.3f}")
+            cells = "".join(f"{value_text(found['dimensions'].get(d, {}), 'hpa'):>14}" for d in DIMENSIONS)
+            bounds = " .. ".join(f"{bound:.3f}" for bound in found["pooled"]["hpa_ci"] or ())
+            print(f"{'':<18}{who:<14}{cells}{value_text(found['pooled'], 'hpa'):>8}  {bounds}".rstrip())
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -125,10 +127,10 @@ def main(argv: list[str] | None = None) -> int:
         metavar="NAME=FOLDER",
         help="annotated set whose test split is judged",
     )
-    parser.add_argument("--count", type=int, default=64, help="pictures per probe (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the probes and the bootstrap (default %(default)s)")
+    parser.add_argument("--count", type=whole(1), default=64, help="pictures per probe (default %(default)s)")
+    parser.add_argument("--seed", type=seed, default=0, help="of the probes and the bootstrap (default %(default)s)")
     parser.add_argument(
-        "--resamples", type=int, default=1000, help="of the bootstrap over prompts (default %(default)s)"
+        "--resamples", type=whole(1), default=1000, help="of the bootstrap over prompts (default %(default)s)"
     )
     parser.add_argument(
         "--output", type=Path, default=Path("probes.json"), help="where the JSON goes (default %(default)s)"

@@ -16,10 +16,10 @@ import inspect
 import sys
 from pathlib import Path
 
+from zr_ray.config.arguments import fraction, number
 from zr_ray.data.adapters import ADAPTERS, IMAGES_IN_SOURCE
-from zr_ray.data.adapters.conversion import Summary
+from zr_ray.data.adapters.summary import Summary
 from zr_ray.data.annotations import FILES, read_annotations
-from zr_ray.data.images import load_image
 from zr_ray.data.preferences import FILE, read_preferences, usable_losses
 from zr_ray.errors import ConfigError, ZrRayError
 
@@ -48,17 +48,31 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--copy-images", action="store_true", help="copy images instead of hard-linking them")
     made.add_argument(
-        "--skip-broken", action="store_true", help="count records that break the layout instead of stopping"
+        "--skip-broken",
+        action="store_true",
+        help="count records that break the layout, and with --decode-images broken images, instead of stopping",
     )
-    made.add_argument("--decode-images", action="store_true", help="also decode every image of the result (slow)")
-    made.add_argument("--train-frac", type=float, help="evalmuse, agiqa3k, genai_bench: share of the prompts in train")
+    made.add_argument("--decode-images", action="store_true", help="also decode every image (slow)")
     made.add_argument(
-        "--dev-frac", type=float, help="evalmuse, agiqa3k, genai_bench: share of the prompts in dev; the rest is test"
+        "--train-frac", type=fraction, help="evalmuse, agiqa3k, genai_bench: share of the prompts in train"
     )
-    made.add_argument("--min-confidence", type=float, help="hpdv3: leave out pairs with a confidence below this")
+    made.add_argument(
+        "--dev-frac",
+        type=fraction,
+        help="evalmuse, agiqa3k, genai_bench: share of the prompts in dev; the rest is test",
+    )
+    made.add_argument("--min-confidence", type=number(0), help="hpdv3: leave out pairs with a confidence below this")
     made.add_argument("--pickapic", type=Path, help="richhf: Pick-a-Pic v1 Parquet files, for prompts and images")
     made.add_argument(
         "--artifact-to", help="richhf: dimension of artifact_score: plausibility (default), realism or both"
+    )
+    made.add_argument("--mos-to", help="agiqa3k: dimension of a CSV's only opinion score, column mos (default realism)")
+    made.add_argument(
+        "--mos-range",
+        type=float,
+        nargs=2,
+        metavar=("WORST", "BEST"),
+        help="agiqa3k: scale of the opinion scores (default 0 5)",
     )
     return made
 
@@ -67,7 +81,8 @@ def run(args: argparse.Namespace) -> Summary:
     """Convert, and read the result back.   Raises: ConfigError, DataError."""
     convert = importlib.import_module(f"zr_ray.data.adapters.{args.adapter}").convert
     given = {
-        name: getattr(args, name) for name in ("train_frac", "dev_frac", "min_confidence", "pickapic", "artifact_to")
+        name: getattr(args, name)
+        for name in ("train_frac", "dev_frac", "min_confidence", "pickapic", "artifact_to", "mos_to", "mos_range")
     }
     given = {name: value for name, value in given.items() if value is not None}
     takes = [p.name for p in inspect.signature(convert).parameters.values() if p.kind is p.KEYWORD_ONLY]
@@ -81,16 +96,14 @@ def run(args: argparse.Namespace) -> Summary:
         raise ConfigError(
             f"wanted --images, the folder of the published images: {args.adapter}'s annotation files hold none; name it"
         )
-    shared = {"copy_images": args.copy_images, "skip_broken": args.skip_broken}
+    shared = {"copy_images": args.copy_images, "skip_broken": args.skip_broken, "decode_images": args.decode_images}
     summary = convert(args.source, args.images, args.out, **given, **shared)
     if (args.out / FILES["jsonl"]).is_file():
-        for _ in read_annotations(args.out, decode_images=args.decode_images):
+        for _ in read_annotations(args.out):
             pass
     if (args.out / FILE).is_file():
-        for one in read_preferences(args.out):
-            if args.decode_images:
-                load_image(one.winner)
-                load_image(one.loser)
+        for _ in read_preferences(args.out):
+            pass
     return summary
 
 

@@ -20,6 +20,7 @@ import torch
 
 from zr_ray.builtin.generator_scenes import evaluation_prompts, training_prompts
 from zr_ray.builtin.tiny_generator import ASSET, generate, load_generator
+from zr_ray.config.arguments import seed, whole
 from zr_ray.data.annotations import read_annotations
 from zr_ray.errors import ZrRayError
 from zr_ray.rubric import DIMENSIONS
@@ -34,21 +35,21 @@ def main(argv: list[str] | None = None) -> int:
         "--generator", type=Path, default=ASSET, help="ZImagePipeline folder (default: the shipped one)"
     )
     parser.add_argument(
-        "--train-groups", type=int, default=250, help="prompts with training labels (default %(default)s)"
+        "--train-groups", type=whole(0), default=250, help="prompts with training labels (default %(default)s)"
     )
     parser.add_argument(
         "--dev-groups",
-        type=int,
+        type=whole(0),
         default=0,
         help="prompts with five annotators' scores for tuning (default %(default)s)",
     )
     parser.add_argument(
-        "--test-groups", type=int, default=100, help="prompts with five annotators' scores (default %(default)s)"
+        "--test-groups", type=whole(0), default=100, help="prompts with five annotators' scores (default %(default)s)"
     )
-    parser.add_argument("--candidates", type=int, default=4, help="images per prompt (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of prompts, noise and annotators (default %(default)s)")
+    parser.add_argument("--candidates", type=whole(2), default=4, help="images per prompt (default %(default)s)")
+    parser.add_argument("--seed", type=seed, default=0, help="of prompts, noise and annotators (default %(default)s)")
     parser.add_argument(
-        "--threads", type=int, default=0, help="CPU threads; 0 leaves it to torch (default %(default)s)"
+        "--threads", type=whole(0), default=0, help="CPU threads; 0 leaves it to torch (default %(default)s)"
     )
     args = parser.parse_args(argv)
     if args.threads:

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+from zr_ray.config.arguments import seed, whole
 from zr_ray.data.annotations import read_annotations
 from zr_ray.errors import ZrRayError
 from zr_ray.world.build import write_world
@@ -20,19 +21,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write; made if it is not there")
     parser.add_argument(
-        "--train-groups", type=int, default=500, help="prompts with training labels (default %(default)s)"
+        "--train-groups", type=whole(0), default=500, help="prompts with training labels (default %(default)s)"
     )
     parser.add_argument(
         "--dev-groups",
-        type=int,
+        type=whole(0),
         default=0,
         help="prompts with five annotators' scores for tuning (default %(default)s)",
     )
     parser.add_argument(
-        "--test-groups", type=int, default=250, help="prompts with five annotators' scores (default %(default)s)"
+        "--test-groups", type=whole(0), default=250, help="prompts with five annotators' scores (default %(default)s)"
     )
-    parser.add_argument("--candidates", type=int, default=4, help="images per prompt (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="same seed, same bytes (default %(default)s)")
+    parser.add_argument("--candidates", type=whole(2), default=4, help="images per prompt (default %(default)s)")
+    parser.add_argument("--seed", type=seed, default=0, help="same seed, same bytes (default %(default)s)")
     args = parser.parse_args()
     try:
         started = time.perf_counter()

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from zr_ray.config.loader import differing_keys, fields_of
-from zr_ray.config.sections import GdsoConfig, dump_yaml, load_config, schema_help
+from zr_ray.config.gdso import GdsoConfig
+from zr_ray.config.loader import differing_keys, dump_yaml, fields_of, load_config, schema_help
 from zr_ray.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
@@ -76,7 +76,7 @@ def test_dump_and_load_are_inverse(tmp_path):
         ("run.root=runs", "run.root must be an absolute path, got runs"),
         ("learner.betas=[0.9]", "learner.betas must be [float, float], got [0.9]"),
         ("learner.betas=[0.9, 1]", "learner.betas must both lie in [0, 1), got [0.9, 1.0]"),
-        ("rollout.temperature=0.7", "rollout.temperature must be 1.0, got 0.7"),
+        ("rollout.temperature=0.7", "rollout.temperature is no key any more: rollouts are sampled at temperature 1"),
         ("rollout.gpus=1.5", "rollout.gpus must be a whole number above 1, got 1.5"),
         ("learner.gpus=2", "learner.gpus must be 0 or 1, got 2"),
         ("evaluation.split=train", "evaluation.split must be 'dev' or 'test', got 'train'"),
@@ -188,3 +188,18 @@ def test_named_runs_load_and_open_with_their_question(path):
     assert load_config(GdsoConfig, path, []) is not None
     first = path.read_text().splitlines()[0]
     assert first.startswith("#") and first.rstrip().endswith("?")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"max_num_seqs": 512, "max_batched_tokens": 256}, "at least rollout.max_num_seqs"),
+        ({"max_model_len": 64, "max_new_tokens": 64}, "must hold a question"),
+        ({"max_model_len": 9000}, "on CPU does not split"),
+    ],
+)
+def test_what_vllm_refuses_at_its_start_is_refused_in_the_configuration(changes, words):
+    with pytest.raises(ConfigError, match=words):
+        load_config(GdsoConfig, None, [f"rollout.{key}={value}" for key, value in changes.items()])
+    if "on CPU" in words:
+        load_config(GdsoConfig, None, ["rollout.max_model_len=9000", "rollout.gpus=1"])

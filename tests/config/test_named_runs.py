@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from zr_ray.config.loader import differing_keys
-from zr_ray.config.sections import GdsoConfig, load_config
+from zr_ray.config.gdso import GdsoConfig
+from zr_ray.config.loader import differing_keys, load_config
 from zr_ray.config.sft import SftConfig
 
 CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"

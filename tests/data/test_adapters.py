@@ -610,10 +610,8 @@ def test_the_job_refuses_what_an_adapter_does_not_take(job, tmp_path):
     code, _, err = job(
         "--from", "agiqa3k", "--source", "x", "--images", tmp_path, "--out", tmp_path, "--min-confidence", 1
     )
-    assert (
-        code == 1
-        and err == "convert: wanted options of agiqa3k (--train-frac, --dev-frac), got --min-confidence; remove it\n"
-    )
+    flags = "--train-frac, --dev-frac, --mos-to, --mos-range"
+    assert code == 1 and err == f"convert: wanted options of agiqa3k ({flags}), got --min-confidence; remove it\n"
     code, _, err = job("--from", "agiqa3k", "--source", "x", "--out", tmp_path)
     assert code == 1 and "wanted --images" in err
     code, _, err = job("--from", "laion", "--source", "x", "--out", tmp_path)

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from zr_ray.data.aggregate import aggregate_scores
-from zr_ray.data.pairs import PairSchedule, group_items, preference_pairs
+from zr_ray.data.pairs import PairSchedule, aggregate_scores, group_items, preference_pairs
 from zr_ray.errors import ConfigError, DataError
 from zr_ray.records import AnnotatedImage, PreferencePair
 

@@ -51,6 +51,9 @@ def test_groups_without_spread_give_exactly_zero():
     same = torch.full((2, 8), 0.1)  # whose float32 mean is not 0.1
     for normalisation in ("std", "none"):
         assert (grpo.group_advantages(same, eps=0.0, normalisation=normalisation) == 0).all()
+    rounding = torch.tensor([0.1, 0.1 + 3e-8, 0.1 - 3e-8, 0.1])  # else divided by a std of 2e-8 with a small eps
+    assert (grpo.group_advantages(rounding, eps=1e-8) == 0).all()
+    assert (grpo.group_advantages(torch.tensor([0.1, 0.10001]), eps=1e-8) != 0).all()
     valid = torch.tensor([True, False, False])
     assert (grpo.group_advantages(torch.tensor([1.0, -5.0, 3.0]), valid=valid) == 0).all()
     assert (

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from zr_ray.functional import metrics
+from zr_ray.functional import pairs
 
 
 def random_items(seed, size=60, groups=14):
@@ -32,11 +32,11 @@ def naive_hpa(predicted, human, group, min_gap):
 
 def test_pair_indices_are_the_pairs():
     *_, group = random_items(0)
-    a, b = metrics.pair_indices(group)
+    a, b = pairs.pair_indices(group)
     got = sorted(tuple(sorted(pair)) for pair in zip(a.tolist(), b.tolist(), strict=True))
     assert got == naive_pairs(group.tolist())
-    assert [t.tolist() for t in metrics.pair_indices(torch.arange(3))] == [[], []]
-    assert [t.tolist() for t in metrics.pair_indices(torch.empty(0, dtype=torch.long))] == [[], []]
+    assert [t.tolist() for t in pairs.pair_indices(torch.arange(3))] == [[], []]
+    assert [t.tolist() for t in pairs.pair_indices(torch.empty(0, dtype=torch.long))] == [[], []]
 
 
 def test_hand_numbers():
@@ -45,14 +45,11 @@ def test_hand_numbers():
     group = torch.tensor([0, 0, 0, 0, 1, 2])
     # pairs with untied humans: 5-4.5 (predicted tie: wrong), 5-3, 5-3, 4.5-3, 4.5-3 right; 3-3 not counted; groups 1
     # and 2 are single
-    assert metrics.human_pair_accuracy(predicted, human, group) == (4, 5)
-    assert metrics.human_pair_accuracy(predicted, human, group, min_gap=0.5) == (
-        4,
-        4,
-    )  # 0.5 itself is not a margin pair
-    assert metrics.human_pair_accuracy(-predicted, human, group) == (0, 5)
-    assert metrics.human_pair_accuracy(torch.zeros(6), human, group) == (0, 5)  # a constant judge ranks nothing
-    correct, total = metrics.hpa_by_group(predicted, human, group)
+    assert pairs.human_pair_accuracy(predicted, human, group) == (4, 5)
+    assert pairs.human_pair_accuracy(predicted, human, group, min_gap=0.5) == (4, 4)  # 0.5 itself is not a margin pair
+    assert pairs.human_pair_accuracy(-predicted, human, group) == (0, 5)
+    assert pairs.human_pair_accuracy(torch.zeros(6), human, group) == (0, 5)  # a constant judge ranks nothing
+    correct, total = pairs.hpa_by_group(predicted, human, group)
     assert (correct.tolist(), total.tolist()) == ([4, 0, 0], [5, 0, 0])
 
 
@@ -61,10 +58,10 @@ def test_hand_numbers():
 def test_against_a_loop(seed, min_gap):
     predicted, human, group = random_items(seed)
     wanted = naive_hpa(predicted.tolist(), human.tolist(), group.tolist(), min_gap)
-    assert metrics.human_pair_accuracy(predicted, human, group, min_gap) == wanted
+    assert pairs.human_pair_accuracy(predicted, human, group, min_gap) == wanted
     order = torch.randperm(len(group), generator=torch.Generator().manual_seed(seed))
-    assert metrics.human_pair_accuracy(predicted[order], human[order], group[order], min_gap) == wanted
-    correct, total = metrics.hpa_by_group(predicted, human, group, min_gap)
+    assert pairs.human_pair_accuracy(predicted[order], human[order], group[order], min_gap) == wanted
+    correct, total = pairs.hpa_by_group(predicted, human, group, min_gap)
     for place, label in enumerate(group.unique()):
         mine = group == label
         assert (correct[place], total[place]) == naive_hpa(
@@ -77,10 +74,10 @@ def test_means_of_annotators_carry_rounding():
     human = votes.mean(-1)
     assert human[0].double() - human[1].double() > 0.5  # by 1e-7: the gap is exactly 0.5
     group, predicted = torch.zeros(3, dtype=torch.long), torch.tensor([3.0, 2.0, 1.0])
-    assert metrics.human_pair_accuracy(predicted, human, group, min_gap=0.5) == (2, 2)
+    assert pairs.human_pair_accuracy(predicted, human, group, min_gap=0.5) == (2, 2)
     tied = torch.tensor([11 / 3, 11 / 3 + 2e-7, 1.0], dtype=torch.float64)
-    assert metrics.human_pair_accuracy(predicted, tied, group) == (2, 2)
-    assert metrics.pair_accuracy_with_ties(predicted, tied, group, 1.0) == (
+    assert pairs.human_pair_accuracy(predicted, tied, group) == (2, 2)
+    assert pairs.pair_accuracy_with_ties(predicted, tied, group, 1.0) == (
         2,
         3,
     )  # human tie said tie, 2-1 wrongly so, 3-1 right
@@ -88,24 +85,24 @@ def test_means_of_annotators_carry_rounding():
 
 def test_unusable_values():
     human, group = torch.tensor([1.0, 2.0, math.nan]), torch.zeros(3, dtype=torch.long)
-    assert metrics.human_pair_accuracy(torch.tensor([1.0, 2.0, 3.0]), human, group) == (1, 1)
-    assert metrics.human_pair_accuracy(torch.tensor([1.0, math.nan, 3.0]), human, group) == (0, 1)
+    assert pairs.human_pair_accuracy(torch.tensor([1.0, 2.0, 3.0]), human, group) == (1, 1)
+    assert pairs.human_pair_accuracy(torch.tensor([1.0, math.nan, 3.0]), human, group) == (0, 1)
     empty = torch.empty(0)
-    assert metrics.human_pair_accuracy(empty, empty, empty.long()) == (0, 0)
+    assert pairs.human_pair_accuracy(empty, empty, empty.long()) == (0, 0)
     with pytest.raises(ValueError, match="must all be"):
-        metrics.human_pair_accuracy(human, human[1:], group)
+        pairs.human_pair_accuracy(human, human[1:], group)
 
 
 def test_clusters_pool_dimensions_without_mixing_them():
     predicted, human, prompt = random_items(1, size=80, groups=6)
     dimension = torch.arange(80) % 2
-    correct, total = metrics.hpa_by_group(predicted, human, prompt * 2 + dimension, cluster=prompt)
+    correct, total = pairs.hpa_by_group(predicted, human, prompt * 2 + dimension, cluster=prompt)
     parts = [
-        metrics.hpa_by_group(predicted[dimension == d], human[dimension == d], prompt[dimension == d]) for d in (0, 1)
+        pairs.hpa_by_group(predicted[dimension == d], human[dimension == d], prompt[dimension == d]) for d in (0, 1)
     ]
     assert torch.equal(correct, parts[0][0] + parts[1][0]) and torch.equal(total, parts[0][1] + parts[1][1])
     with pytest.raises(ValueError, match="one cluster"):
-        metrics.hpa_by_group(predicted, human, prompt, cluster=dimension)
+        pairs.hpa_by_group(predicted, human, prompt, cluster=dimension)
 
 
 def naive_tie_accuracy(predicted, human, group, threshold):
@@ -125,14 +122,14 @@ def test_tie_calibration_against_a_search(seed):
     lists = predicted.tolist(), human.tolist(), group.tolist()
     gaps = sorted({0.0} | {abs(lists[0][i] - lists[0][j]) for i, j in naive_pairs(lists[2])})
     best = max(gaps, key=lambda t: (naive_tie_accuracy(*lists, t)[0], -t))
-    assert metrics.tie_threshold(predicted, human, group) == best
+    assert pairs.tie_threshold(predicted, human, group) == best
     for threshold in (0.0, best, 0.6):
-        assert metrics.pair_accuracy_with_ties(predicted, human, group, threshold) == naive_tie_accuracy(
+        assert pairs.pair_accuracy_with_ties(predicted, human, group, threshold) == naive_tie_accuracy(
             *lists, threshold
         )
     dev = torch.isin(group, group.unique()[::2])
-    accuracy, threshold = metrics.tie_aware_accuracy(predicted, human, group, dev)
-    assert threshold == metrics.tie_threshold(predicted[dev], human[dev], group[dev])
+    accuracy, threshold = pairs.tie_aware_accuracy(predicted, human, group, dev)
+    assert threshold == pairs.tie_threshold(predicted[dev], human[dev], group[dev])
     rest = naive_tie_accuracy(*(t[~dev].tolist() for t in (predicted, human, group)), threshold)
     assert accuracy == pytest.approx(rest[0] / rest[1])
 
@@ -140,15 +137,23 @@ def test_tie_calibration_against_a_search(seed):
 def test_tie_calibration_edges():
     group, human = torch.tensor([0, 0, 1, 1]), torch.tensor([3.0, 3.0, 2.0, 4.0])
     predicted = torch.tensor([3.0, 3.2, 1.0, 4.0])
-    assert metrics.tie_threshold(predicted, human, group) == pytest.approx(0.2, abs=1e-6)
-    assert metrics.pair_accuracy_with_ties(predicted, human, group, 0.25) == (2, 2)
+    assert pairs.tie_threshold(predicted, human, group) == pytest.approx(0.2, abs=1e-6)
+    assert pairs.pair_accuracy_with_ties(predicted, human, group, 0.25) == (2, 2)
     nan = torch.full((4,), math.nan)
-    assert metrics.tie_threshold(nan, human, group) == 0 and metrics.pair_accuracy_with_ties(
-        nan, human, group, 9.0
-    ) == (0, 2)
-    assert math.isnan(metrics.tie_threshold(predicted, human, torch.arange(4)))
+    assert pairs.tie_threshold(nan, human, group) == 0 and pairs.pair_accuracy_with_ties(nan, human, group, 9.0) == (
+        0,
+        2,
+    )
+    assert math.isnan(pairs.tie_threshold(predicted, human, torch.arange(4)))
     everything = torch.ones(4, dtype=torch.bool)
-    assert all(map(math.isnan, metrics.tie_aware_accuracy(predicted, human, torch.arange(4), everything)))
-    assert math.isnan(metrics.tie_aware_accuracy(predicted, human, group, everything)[0])
+    assert all(map(math.isnan, pairs.tie_aware_accuracy(predicted, human, torch.arange(4), everything)))
+    assert math.isnan(pairs.tie_aware_accuracy(predicted, human, group, everything)[0])
     with pytest.raises(ValueError, match="whole groups"):
-        metrics.tie_aware_accuracy(predicted, human, group, torch.tensor([True, False, True, True]))
+        pairs.tie_aware_accuracy(predicted, human, group, torch.tensor([True, False, True, True]))
+
+
+def test_a_predicted_difference_that_is_rounding_is_a_tie():
+    human, group = torch.tensor([1.0, 2.0, 3.0]), torch.zeros(3, dtype=torch.long)
+    assert pairs.human_pair_accuracy(3.2 + torch.tensor([0.0, 1e-12, 2e-12]).double(), human, group) == (0, 3)
+    assert pairs.human_pair_accuracy(3.2 + torch.tensor([0.0, 1e-4, 2e-4]).double(), human, group) == (3, 3)
+    assert pairs.human_pair_accuracy(3.2 - torch.tensor([0.0, 1e-4, 2e-4]).double(), human, group) == (0, 3)

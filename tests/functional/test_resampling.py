@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from zr_ray.functional import intervals, metrics, resampling
+from zr_ray.functional import correlation, draws, intervals, resampling
 
 
 def random_items(seed=0, prompts=20):
@@ -18,11 +18,11 @@ def random_items(seed=0, prompts=20):
 
 def test_krcc_interval_equals_the_loop():
     predicted, human, group = random_items()
-    loop = metrics.bootstrap_interval(
-        lambda items: metrics.krcc(predicted[items], human[items]), group, resamples=150, seed=3
+    loop = intervals.bootstrap_interval(
+        lambda items: correlation.krcc(predicted[items], human[items]), group, resamples=150, seed=3
     )
     assert resampling.krcc_interval(predicted, human, group, resamples=150, seed=3) == pytest.approx(loop, abs=1e-9)
-    assert loop[0] < metrics.krcc(predicted, human) < loop[1]
+    assert loop[0] < correlation.krcc(predicted, human) < loop[1]
     constant = torch.ones_like(human)
     assert all(map(math.isnan, resampling.krcc_interval(constant, human, group)))
 
@@ -30,9 +30,7 @@ def test_krcc_interval_equals_the_loop():
 def test_resampled_plcc_is_what_the_interval_is_made_of():
     predicted, human, group = random_items()
     values = resampling.resampled_plcc(predicted, human, group, resamples=200, seed=2)
-    assert resampling.percentile_interval(values) == metrics.plcc_interval(
-        predicted, human, group, resamples=200, seed=2
-    )
+    assert draws.percentile_interval(values) == intervals.plcc_interval(predicted, human, group, resamples=200, seed=2)
 
 
 def test_a_missing_prediction_leaves_the_draws_alone():
@@ -43,10 +41,10 @@ def test_a_missing_prediction_leaves_the_draws_alone():
     broken = torch.where(gone, math.nan, predicted)
     values = resampling.resampled_plcc(broken, human, group, resamples=40, seed=2)
     prompts, place = group.unique(return_inverse=True)
-    draws = torch.cat(list(intervals._prompt_draws(len(prompts), 40, 2, group)))
-    for value, times in zip(values, draws, strict=True):
+    drawn = torch.cat(list(draws.prompt_draws(len(prompts), 40, 2, group)))
+    for value, times in zip(values, drawn, strict=True):
         items = torch.arange(len(group)).repeat_interleave((times[place] * ~gone).long())
-        assert value.item() == pytest.approx(metrics.plcc(predicted[items], human[items]), abs=1e-9)
+        assert value.item() == pytest.approx(correlation.plcc(predicted[items], human[items]), abs=1e-9)
     assert len(resampling.resampled_plcc(torch.full_like(human, math.nan), human, group)) == 0
 
 
@@ -54,12 +52,12 @@ def test_sums_interval_equals_the_ratio_interval():
     correct, total = torch.tensor([1.0, 2, 0, 3, 1]), torch.tensor([2.0, 3, 1, 3, 4])
     sums = torch.stack([correct, total], -1)
     interval = resampling.sums_interval(sums, lambda s: s[:, 0] / s[:, 1], resamples=300, seed=4)
-    assert interval == pytest.approx(metrics.ratio_interval(correct, total, resamples=300, seed=4), abs=1e-12)
+    assert interval == pytest.approx(intervals.ratio_interval(correct, total, resamples=300, seed=4), abs=1e-12)
 
 
 def test_differences_of_resampled_ratios_are_paired():
     correct, total = torch.tensor([1.0, 2, 0, 3, 1]), torch.tensor([2.0, 3, 1, 3, 4])
     better = torch.tensor([2.0, 2, 1, 3, 2])
-    values = [resampling.resampled_ratios(c, total, 300, 4) for c in (better, correct)]
-    interval = resampling.percentile_interval(values[0] - values[1])
-    assert interval == metrics.paired_ratio_difference_interval(better, total, correct, total, resamples=300, seed=4)
+    values = [draws.resampled_ratios(c, total, 300, 4) for c in (better, correct)]
+    interval = draws.percentile_interval(values[0] - values[1])
+    assert interval == intervals.paired_ratio_difference_interval(better, total, correct, total, resamples=300, seed=4)

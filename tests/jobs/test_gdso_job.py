@@ -162,7 +162,7 @@ BAD = {
     "unknown key": (lambda t: ["gdso.group_sise=4"], r"did you mean .*group_size"),
     "group of one": (lambda t: ["gdso.group_size=1"], "gdso.group_size must be at least 2 for a group baseline, got 1"),
     "wrong type": (lambda t: ["learner.lr=fast"], "learner.lr"),
-    "temperature": (lambda t: ["rollout.temperature=0.7"], "must be 1.0, got 0.7"),
+    "temperature": (lambda t: ["rollout.temperature=0.7"], "rollout.temperature is no key any more"),
     "stage 0 in bf16": (
         lambda t: ["learner.zero_stage=0", "learner.dtype=bfloat16"],
         "zero_stage must be at least 1 with learner.dtype bfloat16",

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from zr_ray.functional import metrics, rank
+from zr_ray.functional import calibration, correlation, pairs, rank
 from zr_ray.judging.agreement import annotator_votes, full_row
-from zr_ray.judging.evaluate import BINS, Judged, human_scores
+from zr_ray.judging.evaluate import Judged, human_scores
 from zr_ray.records import AnnotatedImage
-from zr_ray.rubric import DIMENSIONS
+from zr_ray.rubric import DIMENSIONS, PAPER
+
+BINS = torch.tensor(PAPER.bins, dtype=torch.float64)
 
 PROMPTS, CANDIDATES, SAMPLES = 24, 3, 2
 
@@ -34,13 +36,13 @@ def judged(made, seed=0):
     """A judge that knows the human score, with noise; 10 % of the mass is outside the labels; item 5 is malformed in
     alignment."""
     generator = torch.Generator().manual_seed(seed)
-    human = human_scores(made).nan_to_num(3.0)
+    human = human_scores(made, PAPER).nan_to_num(3.0)
     centre = human[..., None] + 0.5 * torch.randn(*human.shape, SAMPLES, generator=generator, dtype=torch.float64)
     logits = -((BINS - centre[..., None]) ** 2)
     labels = logits.log_softmax(-1) + math.log(0.9)
     labels[5, 0] = math.nan
     labels[7, 1, 1] = math.nan
-    return Judged(labels, torch.full(labels.shape[:3], 12.0))
+    return Judged(labels, torch.full(labels.shape[:3], 12.0), PAPER)
 
 
 @pytest.fixture(scope="module")
@@ -53,22 +55,24 @@ def case():
 def test_every_figure_is_its_metric(case):
     made, answers, row = case
     group = torch.tensor([int(item.group[1:]) for item in made])
-    human, votes = human_scores(made), annotator_votes(made)
+    human, votes = human_scores(made, PAPER), annotator_votes(made, PAPER)
     for d, name in list(enumerate(DIMENSIONS))[:3]:
         got, known = row["dimensions"][name], answers.mu[:, d].isfinite()
         x, y, q, v = answers.mu[known, d], human[known, d], answers.q[known, d], votes[known, d]
-        assert got["srcc"] == pytest.approx(metrics.srcc(x, y)) and got["krcc"] == pytest.approx(metrics.krcc(x, y))
-        assert got["plcc_logistic"] == pytest.approx(metrics.logistic4_plcc(x, y))
-        assert got["nll"] == pytest.approx(metrics.annotator_nll(q.log(), v).mean().item())
-        assert got["crps"] == pytest.approx(metrics.crps(q, BINS, v).mean().item())
+        assert got["srcc"] == pytest.approx(correlation.srcc(x, y)) and got["krcc"] == pytest.approx(
+            correlation.krcc(x, y)
+        )
+        assert got["plcc_logistic"] == pytest.approx(correlation.logistic4_plcc(x, y))
+        assert got["nll"] == pytest.approx(calibration.annotator_nll(q.log(), v).mean().item())
+        assert got["crps"] == pytest.approx(calibration.crps(q, BINS, v).mean().item())
         assert got["outside_mass"] == pytest.approx(0.1) and got["voted"] == int(known.sum())
-        a, b = metrics.pair_indices(group[known])
+        a, b = pairs.pair_indices(group[known])
         gap = y[a] - y[b]
         outcome = torch.where(gap.abs() < 1e-6, 0.5, (gap > 0).double())
         p = rank.win_probability(q[a].log(), q[b].log())
-        assert got["win_ece"] == pytest.approx(metrics.win_calibration_error(p, outcome), abs=1e-9)
+        assert got["win_ece"] == pytest.approx(calibration.win_calibration_error(p, outcome), abs=1e-9)
         half = torch.randperm(PROMPTS, generator=torch.Generator().manual_seed(0))[: PROMPTS // 2]
-        accuracy, threshold = metrics.tie_aware_accuracy(answers.mu[:, d], human[:, d], group, torch.isin(group, half))
+        accuracy, threshold = pairs.tie_aware_accuracy(answers.mu[:, d], human[:, d], group, torch.isin(group, half))
         assert (got["tie_accuracy"], got["tie_threshold"]) == (pytest.approx(accuracy), pytest.approx(threshold))
         for key in ("hpa", "plcc", "srcc", "krcc", "nll", "crps", "entropy", "win_ece_votes", "tie_accuracy"):
             low, high = got[f"{key}_ci"]
@@ -103,9 +107,9 @@ def test_prefixes_are_the_scaling_curve(case):
     assert answers.first(2).mu.nansum() == answers.mu.nansum() and answers.first(1).samples == 1
     torch.testing.assert_close(answers.first(1).q[3, 0], answers.label_logprobs[3, 0, 0].softmax(-1))
     assert answers.first(1).tokens[0, 0] == 12 and answers.tokens[0, 0] == 24
-    singles = metrics.plcc(answers.first(1).mu[10:, 0], human_scores(made)[10:, 0])
+    singles = correlation.plcc(answers.first(1).mu[10:, 0], human_scores(made, PAPER)[10:, 0])
     assert (
-        metrics.plcc(answers.mu[10:, 0], human_scores(made)[10:, 0]) > singles
+        correlation.plcc(answers.mu[10:, 0], human_scores(made, PAPER)[10:, 0]) > singles
     )  # two noisy answers are better than one
 
 
@@ -114,7 +118,7 @@ def test_votes_on_bins_only():
         AnnotatedImage("a", "g", "test", "p", Path("/x"), {"realism": (1.0, 1.0, 5.0), "alignment": 3.3}),
         AnnotatedImage("b", "g", "test", "p", Path("/x"), {"realism": 4.5}),
     ]
-    votes = annotator_votes(made)
+    votes = annotator_votes(made, PAPER)
     assert votes[0, 1].tolist() == [2, 0, 0, 0, 0, 0, 0, 0, 1] and votes[0, 0].sum() == 0 and votes[1, 1, 7] == 1
 
 
@@ -131,5 +135,7 @@ def test_calibrated_judge_has_a_small_error_against_votes():
             made.append(AnnotatedImage(f"{prompt}-{n}", f"p{prompt:03d}", "test", "x", Path("/x"), {"realism": votes}))
             q.append(p)
     labels = torch.from_numpy(np.stack(q)).log()[:, None, None].expand(-1, 4, 1, -1)
-    row = full_row("true", Judged(labels, torch.ones(800, 4, 1)), made, resamples=20, seed=0)["dimensions"]["realism"]
+    row = full_row("true", Judged(labels, torch.ones(800, 4, 1), PAPER), made, resamples=20, seed=0)["dimensions"][
+        "realism"
+    ]
     assert row["win_ece_votes"] < 0.03 < 0.08 < row["win_ece"]

@@ -17,7 +17,7 @@ from zr_ray.judging.ask import generate
 from zr_ray.judging.label import label_items, label_provenance, teacher_distributions, teacher_requests
 from zr_ray.models.judge_text import JudgeText
 from zr_ray.records import AnnotatedImage, Judgement
-from zr_ray.rubric import DIMENSIONS, SCORE_BINS
+from zr_ray.rubric import DIMENSIONS, PAPER, SCORE_BINS
 
 ROLLOUT = RolloutSection(threads=1, max_model_len=160, max_num_seqs=64)
 SECTION = LabelSection(traces=2, batch_items=4)
@@ -45,7 +45,7 @@ class DriverDies(Exception):
 def labelled(ray_cluster, judge_path, items, provenance, tmp_path_factory):
     """(labels, what is known, first part as the first driver left it): the driver dies after its first part; the next
     one's worker is killed in mid-run."""
-    labels = LabelSet(tmp_path_factory.mktemp("labels"), provenance)
+    labels = LabelSet(tmp_path_factory.mktemp("labels"), provenance, PAPER)
 
     def dies(line):
         if line.startswith("labelled"):
@@ -97,7 +97,9 @@ def test_a_dead_driver_and_a_dead_worker_lose_and_duplicate_nothing(labelled, fl
     names = fingerprints(items)[:15]
     asked = [(name, item.prompt, load_image(item.image)) for name, item in zip(names, items, strict=False)]
     requests = teacher_requests(JudgeText(judge_path), asked, SECTION.seed)
-    log_q, valid, tokens = teacher_distributions(generate(fleet.workers, requests, SECTION.traces, 1.0, 120, "labels"))
+    log_q, valid, tokens = teacher_distributions(
+        generate(fleet.workers, requests, SECTION.traces, 1.0, 120, "labels"), PAPER
+    )
     for i, name in enumerate(names):
         assert (valid[i].numpy() == known[name].valid).all() and (tokens[i].numpy() == known[name].tokens).all()
         np.testing.assert_allclose(known[name].log_q, log_q[i], atol=1e-5)
@@ -110,19 +112,19 @@ def test_a_complete_set_starts_nothing(labelled, items, tmp_path):
 
 
 def test_another_origin_and_a_second_writer_are_refused(provenance, tmp_path):
-    labels = LabelSet(tmp_path, provenance)
+    labels = LabelSet(tmp_path, provenance, PAPER)
     with pytest.raises(ConfigError, match="holds labels of another origin: sampling"):
-        LabelSet(tmp_path, provenance | {"sampling": provenance["sampling"] | {"traces": 3}})
+        LabelSet(tmp_path, provenance | {"sampling": provenance["sampling"] | {"traces": 3}}, PAPER)
     with (
         labels.locked(),
         pytest.raises(ConfigError, match="another run is labelling"),
-        LabelSet(tmp_path, provenance).locked(),
+        LabelSet(tmp_path, provenance, PAPER).locked(),
     ):
         pass
 
 
 def test_a_part_that_was_copied_is_noticed(labelled, provenance, tmp_path):
-    labels = LabelSet(tmp_path, provenance)
+    labels = LabelSet(tmp_path, provenance, PAPER)
     for name in ("part-000000.parquet", "part-000001.parquet"):
         (tmp_path / name).write_bytes(labelled[0].parts()[0].read_bytes())
     with pytest.raises(DataError, match="labelled twice"):
@@ -150,7 +152,7 @@ def test_label_is_the_mean_of_well_formed_traces():
         [judgement(0, None, None)] * 2,
         [trace(1), trace(1)],
     ]
-    log_q, valid, tokens = teacher_distributions(groups)
+    log_q, valid, tokens = teacher_distributions(groups, PAPER)
     assert valid.tolist() == [[2, 1, 0, 2]] and tokens.tolist() == [[7, 7, 6, 8]]
     torch.testing.assert_close(log_q[0, 0].exp(), q.mean(0))
     torch.testing.assert_close(log_q[0, 1].exp(), q[0])

@@ -37,12 +37,15 @@ def test_a_written_trace_ends_with_the_marker(text, world_items):
 def test_swapping_changes_the_score_and_rescoring_does_not(fleet, text, world_items):
     found = swap_traces(fleet.workers, text, world_items, batch_items=16, deadline_s=300, resamples=50, seed=0)
     assert found["rescored_max_abs_diff"] < 1e-4
-    assert 0 < found["pooled"]["pairs"] <= len(widest_pairs(world_items)) and found["pooled"]["trace_effect"] > 0
+    assert (
+        0 < found["pooled"]["pairs"] <= len(widest_pairs(world_items, DIMENSIONS))
+        and found["pooled"]["trace_effect"] > 0
+    )
     assert sum(d["pairs"] for d in found["dimensions"].values()) == found["pooled"]["pairs"]
 
 
-def test_widest_pairs(world_items):
-    chosen = widest_pairs(world_items)
+def test_widest_pairs(world_items, DIMENSIONS):
+    chosen = widest_pairs(world_items, DIMENSIONS)
     keys = [(pair.winner.group, pair.dimension) for pair in chosen]
     assert len(set(keys)) == len(keys)
     for pair in chosen:

@@ -8,9 +8,11 @@ import torch
 
 from zr_ray.config.audit import AuditSection
 from zr_ray.data.images import load_image
-from zr_ray.loops.audit import beyond, draw, markdown, sample, score_items, worst_items
+from zr_ray.judging.pool import StudentScorer
+from zr_ray.loops.audit import beyond, draw, sample, worst_items
 from zr_ray.models.student import Student
-from zr_ray.rubric import DIMENSIONS, SCORE_BINS
+from zr_ray.report.audit_page import markdown
+from zr_ray.rubric import DIMENSIONS, PAPER, SCORE_BINS
 
 D, K = len(DIMENSIONS), len(SCORE_BINS)
 
@@ -48,14 +50,14 @@ def test_worst_items_by_hand(world_items):
     teacher = certain([[0, 0, 0, 0], [4, 4, 4, 4], [8, 8, 8, 8]])
     student = certain([[0, 1, 0, 0], [4, 4, 8, 4], [8, 8, 8, 5]])
     teacher[0, 0] = math.nan
-    found = worst_items(teacher, student, items, 3)
+    found = worst_items(teacher, student, items, PAPER, 3)
     assert [(w["id"], w["dimension"]) for w in found] == [
         (items[1].id, DIMENSIONS[2]),
         (items[2].id, DIMENSIONS[3]),
         (items[0].id, DIMENSIONS[1]),
     ]
     assert (found[0]["teacher"], found[0]["student"]) == (3.0, 5.0)
-    assert len(worst_items(teacher, student, items, 100)) == 11  # the item without an answer is not a difference
+    assert len(worst_items(teacher, student, items, PAPER, 100)) == 11  # the item without an answer is not a difference
 
 
 def test_limits():
@@ -98,7 +100,7 @@ def test_limits():
 
 def test_scores_are_the_students(judge_path, world_items):
     items = world_items[:3]
-    got = score_items(str(judge_path), items, "float32", "cpu", 1)
+    got = StudentScorer(str(judge_path), "float32", "cpu", 1).log_q(items)
     pixels = (
         torch.stack([torch.from_numpy(np.array(load_image(i.image))).permute(2, 0, 1) for i in items]).float() / 255
     )

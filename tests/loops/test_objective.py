@@ -1,16 +1,19 @@
 """The GDSO objective on made-up outputs: any split over micro-batches gives the same loss and gradient; malformed
 samples stay out."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from zr_ray.config.sections import GdsoSection
+from zr_ray.config.gdso import GdsoSection
 from zr_ray.functional import scores
-from zr_ray.loops.objective import GdsoObjective, collect, mean_metrics, rollout_metrics
+from zr_ray.functional.grpo import group_advantages
+from zr_ray.loops.objective import GdsoObjective, collect, is_empty, mean_metrics, rollout_metrics
 from zr_ray.models.judge import JudgeOutputs
 from zr_ray.records import Judgement, JudgeRequest, PreferencePair
-from zr_ray.rubric import SCORE_BINS
+from zr_ray.rubric import PAPER, SCORE_BINS
 
 B, G, T, K = 3, 4, 6, 9
 LABEL_IDS = tuple(range(8, -1, -1))
@@ -43,7 +46,7 @@ def make(config, seed=0, malformed=((1, 0, 2),)):
                 )
                 lengths.append(n)
             groups.append(group)
-    rollouts = collect(pairs, requests, groups, config, LABEL_IDS)
+    rollouts = collect(pairs, requests, groups, config, PAPER, LABEL_IDS)
     logprobs = torch.zeros(B * 2 * G, T)
     for i, values in enumerate(rollouts.rollout_logprobs):
         logprobs[i, : len(values)] = torch.from_numpy(values)
@@ -170,3 +173,34 @@ def test_soft_pointwise_targets():
 def test_staleness_counts_versions():
     rollouts, *_ = make(GdsoSection(group_size=G))
     assert mean_metrics(rollout_metrics(rollouts, version=9))["rollout/staleness"] == 2.0
+
+
+def test_groups_without_signal_empty_traces_and_spread_are_measured():
+    rollouts, *_ = make(GdsoSection(group_size=G), malformed=())
+    rewards, mu = rollouts.rewards.clone(), rollouts.expected_scores.clone()
+    rewards[0, 0], rewards[2, 1] = 0.7, 0.1  # two of six groups got one reward for all
+    advantages = group_advantages(rewards)
+    mu[:] = torch.tensor([1.0, 3.0, 1.0, 3.0])
+    empty = torch.zeros_like(rollouts.valid)
+    empty[0, 0, :3] = True
+    rollouts = replace(rollouts, rewards=rewards, advantages=advantages, expected_scores=mu, empty=empty)
+    found = mean_metrics(rollout_metrics(rollouts, version=7))
+    assert found["reward/no_signal_frac"] == pytest.approx(2 / 6) and found["score/group_std"] == pytest.approx(1.0)
+    assert found["rollout/empty_frac"] == pytest.approx(3 / (6 * G))
+    assert found["reward/group_std"] == pytest.approx(float(rewards.std(-1, correction=0).mean()))
+
+
+def test_the_spread_of_a_group_is_that_of_its_well_formed_samples():
+    rollouts, *_ = make(GdsoSection(group_size=G), malformed=((0, 0, 3), (1, 1, 0), (1, 1, 1), (1, 1, 2), (1, 1, 3)))
+    mu = torch.full_like(rollouts.expected_scores, 2.0)
+    mu[0, 0] = torch.tensor([1.0, 3.0, 2.0, 99.0])  # the last is malformed: variance (1 + 1 + 0) / 3
+    found = mean_metrics(rollout_metrics(replace(rollouts, expected_scores=mu), version=7))
+    assert found["score/group_std"] == pytest.approx((2 / 3) ** 0.5 / 6)
+
+
+def test_an_empty_trace_is_marker_and_label_alone():
+    def output(tokens, index):
+        return Judgement("k", 0, np.arange(tokens, dtype=np.int32), np.zeros(tokens, np.float32), index, None, 0)
+
+    assert is_empty(output(3, 1), marker_tokens=1) and not is_empty(output(4, 2), marker_tokens=1)
+    assert is_empty(output(1, None), 1) and is_empty(output(0, None), 1) and not is_empty(output(5, None), 1)

@@ -60,7 +60,7 @@ def test_loss_gradient_and_sums_by_hand():
 
 
 def test_every_question_comes_once_an_epoch():
-    questions = [q for step in range(5) for q in step_questions(step, 8, 10, seed=1)]
+    questions = [q for step in range(5) for q in step_questions(step, 8, 10, len(DIMENSIONS), seed=1)]
     assert sorted(questions) == [(i, d) for i in range(10) for d in range(len(DIMENSIONS))]
 
 

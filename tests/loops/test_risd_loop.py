@@ -13,13 +13,13 @@ from zr_ray.data.images import load_image
 from zr_ray.data.labels import Label, fingerprint
 from zr_ray.judging.ask import question, score
 from zr_ray.judging.direct import judge_directly
-from zr_ray.loops.distillation_journal import compared, labelled, mean_log_q
+from zr_ray.loops.held_out_taught import compared, labelled, mean_log_q
 from zr_ray.loops.risd import OfflineTeacher, RisdObjective, distillation_targets, step_items
 from zr_ray.models.judge import JudgeOutputs
 from zr_ray.models.preprocess import PixelPreprocessor
 from zr_ray.models.questions import QuestionPacker, QuestionRow
 from zr_ray.models.student import Student
-from zr_ray.rubric import DIMENSIONS, SCORE_BINS
+from zr_ray.rubric import DIMENSIONS, PAPER, SCORE_BINS
 from zr_ray.workers.learner import Learner
 
 K, D = len(SCORE_BINS), len(DIMENSIONS)
@@ -49,7 +49,7 @@ def case():
 
 def test_loss_and_gradient_by_hand(case):
     targets, valid, student = case
-    loss, sums = RisdObjective(targets, valid, float(valid.sum()))(outputs(student), list(range(5)), None)
+    loss, sums = RisdObjective(targets, valid, float(valid.sum()), PAPER)(outputs(student), list(range(5)), None)
     expected, count = 0.0, 0
     for i, d in valid.nonzero().tolist():
         p, log_q = targets[i, d].exp(), student[i, d].detach().log_softmax(-1)
@@ -68,7 +68,7 @@ def test_loss_and_gradient_by_hand(case):
 
 def test_loss_adds_up_over_any_split(case):
     targets, valid, student = case
-    objective = RisdObjective(targets, valid, float(valid.sum()))
+    objective = RisdObjective(targets, valid, float(valid.sum()), PAPER)
     whole = objective(outputs(student), list(range(5)), None)
     parts = [objective(outputs(student[units]), units, None) for units in ([3, 1], [2], [0, 4])]
     torch.testing.assert_close(sum(p[0] for p in parts), whole[0])
@@ -80,10 +80,10 @@ def test_loss_adds_up_over_any_split(case):
 def test_targets_are_the_teacher_unless_asked_otherwise(case, world_items):
     targets, valid, _ = case
     items = world_items[:5]
-    assert torch.equal(distillation_targets(targets, valid, items, RisdSection())[valid], targets[valid])
-    flat = distillation_targets(targets, valid, items, RisdSection(temperature=1e6))
+    assert torch.equal(distillation_targets(targets, valid, items, RisdSection(), PAPER)[valid], targets[valid])
+    flat = distillation_targets(targets, valid, items, RisdSection(temperature=1e6), PAPER)
     torch.testing.assert_close(flat[valid], torch.full_like(flat[valid], -math.log(K)), atol=1e-4, rtol=0)
-    mixed = distillation_targets(targets, valid, items, RisdSection(label_weight=0.25)).exp()
+    mixed = distillation_targets(targets, valid, items, RisdSection(label_weight=0.25), PAPER).exp()
     for i, d in valid.nonzero().tolist():
         human = items[i].scores.get(DIMENSIONS[d])
         label = torch.zeros(K)
@@ -123,15 +123,15 @@ def test_label_sets_line_up_with_items(world_items):
     known = made_labels(items)
     log_q, valid = OfflineTeacher(items, known).distributions([2, 1], step=0)
     assert log_q.argmax(-1).tolist()[0] == [2, 3, 4, 5] and valid.tolist() == [[True] * 4, [True, False, True, True]]
-    judged = labelled(items, known)
+    judged = labelled(items, known, PAPER)
     assert judged.mu[1, 1].isnan() and judged.malformed[1].tolist() == [0, 1, 0, 0] and judged.tokens.mean() == 20
     assert abs(float(judged.mu[0, 0]) - 1.0) < 0.1 and abs(float(judged.mu[3, 3]) - SCORE_BINS[6]) < 0.1
     said = mean_log_q(judged)
-    gap = compared(said, said.roll(1, 0), items, 20, 0)
+    gap = compared(said, said.roll(1, 0), items, PAPER, 20, 0)
     assert (
         gap["dimensions"]["realism"]["items"] == 2 and gap["pooled"]["items"] == 14
     )  # no label on one side or the other
-    assert gap["pooled"]["kl"] > 1 and compared(said, said, items, 20, 0)["pooled"]["mu_gap"] == 0
+    assert gap["pooled"]["kl"] > 1 and compared(said, said, items, PAPER, 20, 0)["pooled"]["mu_gap"] == 0
 
 
 @pytest.fixture(scope="module")
@@ -159,10 +159,10 @@ def test_direct_judging_equals_the_student_and_the_engine(fleet, learner, judge_
 def test_a_step_moves_the_student_to_its_teacher(learner, world_items):
     items = world_items[:8]
     log_q, valid = OfflineTeacher(items, made_labels(items)).distributions(range(8), step=0)
-    units = [[QuestionRow(load_image(item.image), item.prompt)] for item in items]
+    units = [[QuestionRow(load_image(item.image), item.prompt, DIMENSIONS)] for item in items]
     losses = []
     for _ in range(12):
-        stats = learner.accumulate(units, RisdObjective(log_q, valid, float(valid.sum())))
+        stats = learner.accumulate(units, RisdObjective(log_q, valid, float(valid.sum()), PAPER))
         learner.apply(3e-3)
         losses.append(stats.sums["loss/total"])
     assert stats.microbatches > 1 and all(map(math.isfinite, losses))

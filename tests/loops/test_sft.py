@@ -8,6 +8,9 @@ import torch
 from zr_ray.config.sft import SftSection
 from zr_ray.loops.sft import SftObjective, score_targets
 from zr_ray.models.judge import JudgeOutputs
+from zr_ray.rubric import PAPER
+
+BINS = torch.tensor(PAPER.bins)
 
 
 def outputs():
@@ -23,7 +26,7 @@ def outputs():
 
 def test_loss_by_hand_and_gradients():
     out = outputs()
-    targets = score_targets(torch.tensor([3.0, 1.0]), SftSection())
+    targets = score_targets(torch.tensor([3.0, 1.0]), SftSection(), BINS)
     loss, metrics = SftObjective(targets, total=2, chain_weight=0.5)(out, [0, 1], None)
     score, chain = (-math.log(0.2) - math.log(0.1)) / 2, (1 + 2 + 3) / 3 / 2
     assert metrics["loss/score"] == pytest.approx(score) and metrics["loss/chain"] == pytest.approx(chain)
@@ -51,8 +54,8 @@ def test_microbatches_add_up():
 
 
 def test_targets():
-    assert score_targets(torch.tensor([1.25]), SftSection(target="two_hot"))[0, :2].tolist() == [0.5, 0.5]
-    gaussian = score_targets(torch.tensor([3.0]), SftSection(target="gaussian"))[0]
+    assert score_targets(torch.tensor([1.25]), SftSection(target="two_hot"), BINS)[0, :2].tolist() == [0.5, 0.5]
+    gaussian = score_targets(torch.tensor([3.0]), SftSection(target="gaussian"), BINS)[0]
     assert gaussian.argmax() == 4 and gaussian.sum().item() == pytest.approx(1.0)
     with pytest.raises(ValueError):
-        score_targets(torch.tensor([1.25]), SftSection())
+        score_targets(torch.tensor([1.25]), SftSection(), BINS)

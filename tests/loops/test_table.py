@@ -13,12 +13,13 @@ from zr_ray.config.table import TableConfig
 from zr_ray.data.anchors import write_anchor_labels
 from zr_ray.data.load import load_split
 from zr_ray.errors import ConfigError
-from zr_ray.loops.distillation_journal import TEACHER_ROW
-from zr_ray.loops.table import RowRun, anchors_folder, row_runs
+from zr_ray.loops.table import anchors_folder, row_runs
 from zr_ray.report.comparison_curves import curves, write_curves
 from zr_ray.report.comparison_page import near, table_of, write_table
 from zr_ray.rubric import DIMENSIONS
 from zr_ray.run.folder import RunFolder
+from zr_ray.run.result import TEACHER_ROW
+from zr_ray.run.table_rows import RowRun
 from zr_ray.world.build import write_world
 
 CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"

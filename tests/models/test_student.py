@@ -122,7 +122,7 @@ def test_images_that_need_a_resize(student):
 def test_learner_rows_equal_the_forward_on_pixels(student):
     rng = np.random.default_rng(6)
     arrays = [rng.integers(0, 256, size, dtype=np.uint8) for size in ((64, 64, 3), (100, 80, 3), (64, 64, 3))]
-    rows = [QuestionRow(a, p) for a, p in zip(arrays, PROMPTS, strict=True)]
+    rows = [QuestionRow(a, p, DIMENSIONS) for a, p in zip(arrays, PROMPTS, strict=True)]
     with torch.no_grad():
         packed = student.questions.pack(rows)
         labels = student.judge(packed).score_logprobs.view(3, 4, -1)

@@ -6,8 +6,9 @@ import math
 import pytest
 import torch
 
-from zr_ray.functional import metrics
-from zr_ray.report.compare import TestSet, agreement, difference, measure, verdict
+from zr_ray.functional import correlation, intervals, pairs
+from zr_ray.report.compare import TestSet, agreement_over_seeds, difference, measure, verdict
+from zr_ray.rubric import PAPER
 
 PROMPTS = 80
 
@@ -16,7 +17,7 @@ def made_up(seed=0):
     generator = torch.Generator().manual_seed(seed)
     human = 1 + 4 * torch.rand(4 * PROMPTS, 4, generator=generator, dtype=torch.float64)
     human[:, 3] = math.nan
-    return TestSet(human, torch.arange(4 * PROMPTS) // 4, resamples=300, seed=1)
+    return TestSet(human, torch.arange(4 * PROMPTS) // 4, resamples=300, seed=1, rubric=PAPER)
 
 
 def judge(test, noise, seed):
@@ -28,10 +29,10 @@ def test_seeds_are_pooled():
     test = made_up()
     mus = [judge(test, 0.5, 0), judge(test, 2.0, 1)]
     value, draws = measure(mus, test, "hpa", "realism")
-    counts = [metrics.human_pair_accuracy(mu[:, 1], test.human[:, 1], test.prompt) for mu in mus]
+    counts = [pairs.human_pair_accuracy(mu[:, 1], test.human[:, 1], test.prompt) for mu in mus]
     assert value == pytest.approx(sum(c for c, _ in counts) / sum(t for _, t in counts)) and len(draws) == 300
     value, draws = measure(mus, test, "plcc", "realism")
-    assert value == pytest.approx(sum(metrics.plcc(mu[:, 1], test.human[:, 1]) for mu in mus) / 2)
+    assert value == pytest.approx(sum(correlation.plcc(mu[:, 1], test.human[:, 1]) for mu in mus) / 2)
     one = measure(mus[:1], test, "plcc", "realism")[1]
     assert torch.allclose(
         2 * draws - one, measure(mus[1:], test, "plcc", "realism")[1]
@@ -41,15 +42,15 @@ def test_seeds_are_pooled():
 def test_one_seed_agrees_with_the_ordinary_row():
     test = made_up()
     mu = judge(test, 1.0, 0)
-    found = agreement([mu], test)
-    flat = metrics.hpa_by_group(mu[:, 0], test.human[:, 0], test.prompt)
+    found = agreement_over_seeds([mu], test)
+    flat = pairs.hpa_by_group(mu[:, 0], test.human[:, 0], test.prompt)
     assert found["dimensions"]["alignment"]["hpa_ci"] == pytest.approx(
-        list(metrics.ratio_interval(*flat, resamples=300, seed=1))
+        list(intervals.ratio_interval(*flat, resamples=300, seed=1))
     )
     assert set(found["dimensions"]) == {"alignment", "realism", "aesthetics"}
     known = test.human.isfinite()
-    assert found["pooled"]["plcc"] == pytest.approx(metrics.plcc(mu[known], test.human[known]))
-    assert found["pooled"]["srcc"] == pytest.approx(metrics.srcc(mu[known], test.human[known]))
+    assert found["pooled"]["plcc"] == pytest.approx(correlation.plcc(mu[known], test.human[known]))
+    assert found["pooled"]["srcc"] == pytest.approx(correlation.srcc(mu[known], test.human[known]))
 
 
 def test_a_clear_difference_holds_and_its_reverse_does_not():

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zr_ray.config.sections import GdsoConfig
+from zr_ray.config.gdso import GdsoConfig
 from zr_ray.errors import CheckpointError
 from zr_ray.report.figures import distribution_bars, training_curves
 from zr_ray.report.page import format_table, write_report
@@ -255,7 +255,7 @@ def test_a_run_with_little_to_show_still_has_a_report(tmp_path):
     bare = {"method": "zero-shot", "pooled": empty, "dimensions": {"realism": empty}}
     run.write_result({"job": "gdso", "run_id": "bare", "status": "FAILED", "wall_s": 1.0, "rows": [bare]})
     page = Page(write_report(run).read_text())
-    assert "zero-shot: pooled HPA - %" in page.text and "Examples" not in page.text and "FAILED" in page.text
+    assert "zero-shot: pooled HPA no pairs" in page.text and "Examples" not in page.text and "FAILED" in page.text
 
 
 def test_large_pictures_are_scaled_down(tmp_path):

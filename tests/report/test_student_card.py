@@ -14,10 +14,10 @@ from PIL import Image
 
 from zr_ray.config.loader import dump_yaml
 from zr_ray.config.risd import RisdConfig
-from zr_ray.loops.distillation_journal import compared
+from zr_ray.loops.held_out_taught import compared
 from zr_ray.models.student import Student
 from zr_ray.report.student_card import SNIPPET_FILE, write_student_card
-from zr_ray.rubric import DIMENSIONS
+from zr_ray.rubric import DIMENSIONS, PAPER
 from zr_ray.run.folder import RunFolder
 from zr_ray.startup.torchvision_shim import child_environment
 
@@ -37,7 +37,7 @@ def folder(judge_path, world_items, tmp_path_factory):
         "dimensions": dict.fromkeys(DIMENSIONS, agreement),
         "tokens_per_score": 1.0,
     }
-    gap = compared(log_q, log_q.roll(1, 0), world_items[:8], 20, 0)
+    gap = compared(log_q, log_q.roll(1, 0), world_items[:8], PAPER, 20, 0)
     run.write_json(
         "result.json",
         {

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from zr_ray.config.sections import GdsoConfig, load_config
+from zr_ray.config.gdso import GdsoConfig
+from zr_ray.config.loader import load_config
 from zr_ray.errors import CheckpointError, ConfigError
 from zr_ray.run import environment
 from zr_ray.run import folder as run_folder
@@ -104,9 +105,17 @@ def test_resume_under_the_same_configuration(run):
 
 def test_resume_under_another_configuration_names_the_keys(run):
     with pytest.raises(CheckpointError) as refused:
-        RunFolder.open(run.path, config("learner.lr=1e-3", "gdso.steps=90", "run.name=other"))
-    assert "learner.lr was 0.0002, now 0.001, gdso.steps was 60, now 90" in str(refused.value)
-    assert "run.name" not in str(refused.value)
+        RunFolder.open(run.path, config("run.seed=1", "learner.lr=1e-3", "gdso.steps=90", "run.name=other"))
+    assert "run.seed was 0, now 1, gdso.steps was 60, now 90;" in str(refused.value)
+    assert "run.name" not in str(refused.value) and "learner.lr" not in str(refused.value)
+
+
+def test_what_may_change_on_resume_is_recorded(run):
+    RunFolder.open(run.path, config("learner.lr=1e-3"))
+    (entry,) = json.loads((run.path / "environment.json").read_text())["resumed"]
+    assert entry["changed"]["learner.lr"] == [0.0002, 0.001]
+    RunFolder.open(run.path, config("learner.lr=1e-3"))  # the new value is the run's now
+    assert "learner.lr" not in json.loads((run.path / "environment.json").read_text())["resumed"][1]["changed"]
 
 
 def test_resume_of_nothing(tmp_path, run):

@@ -5,7 +5,7 @@ import urllib.request
 
 import pytest
 
-from zr_ray.config.sections import GdsoConfig
+from zr_ray.config.gdso import GdsoConfig
 from zr_ray.errors import DeadlineError
 from zr_ray.run.folder import RunFolder
 from zr_ray.run.observe import Metrics, wait_for

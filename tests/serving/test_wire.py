@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zr_ray.records import ItemFault, JudgeIdentity, RewardReply, RewardRequest
-from zr_ray.rubric import DIMENSIONS
+from zr_ray.records import ItemFault, JudgeIdentity, Limits, RewardReply, RewardRequest
+from zr_ray.rubric import DIMENSIONS, PAPER
 from zr_ray.serving import wire
-from zr_ray.serving.limits import Limits
 
 LIMITS = Limits(items=4, pixels=10_000, request_pixels=12_000, prompt_chars=50, body_bytes=10_000_000)
 ARRAY = np.random.default_rng(0).integers(0, 256, (80, 100, 3), dtype=np.uint8)
@@ -137,6 +136,7 @@ def test_reply_there_and_back():
         ("realism",),
         ("ok", "bad_pixels"),
         ("", "nan"),
+        PAPER.bins,
         q=np.array([[[1 / 9] * 9], [[nan] * 9]], np.float32),
         mu=np.array([[3.0], [nan]], np.float32),
         sigma=np.array([[1.3], [nan]], np.float32),

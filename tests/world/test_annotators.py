@@ -5,9 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from zr_ray.data.aggregate import aggregate_scores
 from zr_ray.data.annotations import load_image, read_annotations
-from zr_ray.data.pairs import preference_pairs
+from zr_ray.data.pairs import aggregate_scores, preference_pairs
 from zr_ray.errors import DataError
 from zr_ray.rubric import DIMENSIONS, SCORE_BINS
 from zr_ray.world.annotators import BIAS_SD, NOISE_SD, AnnotatorPool, compare_in_bins, control, round_half

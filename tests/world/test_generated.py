@@ -6,10 +6,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from zr_ray.data.aggregate import aggregate_scores
 from zr_ray.data.annotations import load_image, read_annotations
 from zr_ray.data.mix import mix_annotations
-from zr_ray.data.pairs import preference_pairs
+from zr_ray.data.pairs import aggregate_scores, preference_pairs
 from zr_ray.errors import DataError
 from zr_ray.rubric import DIMENSIONS
 from zr_ray.world.build import write_world

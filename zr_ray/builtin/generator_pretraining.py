@@ -8,7 +8,6 @@ seen.
 from __future__ import annotations
 
 import copy
-import os
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from zr_ray.builtin.muon import Muon
 from zr_ray.builtin.patch_codec import fit_codec
 from zr_ray.builtin.tiny_generator import GeneratorSizes, build_tiny_generator
 from zr_ray.config.pretrain_generator import OptimiserSection, PretrainGeneratorConfig
+from zr_ray.data.files import atomic_file
 from zr_ray.errors import CheckpointError
 
 MAX_TOKENS = 9
@@ -163,12 +163,8 @@ class GeneratorPretraining:
                 part: getattr(pipeline, part).state_dict() for part in ("transformer", "text_encoder", "vae")
             }
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".partial")
-        with open(temporary, "wb") as file:
+        with atomic_file(path) as file:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
 
     def load(self, path: Path) -> None:
         """Continue from a checkpoint. Raises: CheckpointError if it was written under other sizes, scenes, losses or

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from zr_ray.builtin.tiny_language import BranchWriter
 from zr_ray.builtin.tiny_perception import as_encoder_output, patch_pixels, tower_features
-from zr_ray.data.aggregate import aggregate_scores
-from zr_ray.functional.metrics import human_pair_accuracy
+from zr_ray.data.pairs import aggregate_scores
+from zr_ray.functional.pairs import human_pair_accuracy
 from zr_ray.rubric import DIMENSIONS, SCORE_BINS, label_token_ids
 from zr_ray.world.annotators import AnnotatorPool
 from zr_ray.world.render import render
@@ -51,14 +51,14 @@ def evaluate_tiny_judge(
         for mode in ("direct", "reasoning"):
             read = _answers(model, tokenizer, writer, flat, dimension, merged, tap, mode == "direct", max_tokens)
             correct, total = human_pair_accuracy(read["score"], labels, group)
-            result[f"{mode}/hpa_{dimension}"] = correct / total
+            result[f"{mode}/hpa_{dimension}"] = correct / total if total else float("nan")
             sums[mode][0] += correct
             sums[mode][1] += total
             for name in ("entropy", "formed", "exact", "tokens"):
                 if name in read:
                     result[f"{mode}/{name}_{dimension}"] = read[name].float().mean().item()
     for mode, (correct, total) in sums.items():
-        result[f"{mode}/hpa"] = correct / total
+        result[f"{mode}/hpa"] = correct / total if total else float("nan")
     return result
 
 

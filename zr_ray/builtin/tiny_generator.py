@@ -10,6 +10,9 @@ Left out on purpose: anything that tells this generator from Z-Image to the code
 from __future__ import annotations
 
 import math
+import warnings
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,16 +64,18 @@ class GeneratorSizes:
 
 
 def build_tokenizer():
-    """Word-level tokenizer over the words that prompts of the world are made of."""
+    """Word-level tokenizer over the words that prompts of the world are made of, lower-cased by its own normalizer, so
+    that whoever loads the folder asks for the same picture."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
+    from tokenizers.normalizers import Lowercase
     from tokenizers.pre_tokenizers import WhitespaceSplit
     from transformers import PreTrainedTokenizerFast
 
     phrases = [word for phrase in PHRASES.values() for word in phrase.split()]
     words = dict.fromkeys([PAD, END, UNKNOWN, *SIZES, *COLOURS, *SHAPES, *phrases])
     core = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token=UNKNOWN))
-    core.pre_tokenizer = WhitespaceSplit()
+    core.normalizer, core.pre_tokenizer = Lowercase(), WhitespaceSplit()
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         unk_token=UNKNOWN,
@@ -179,13 +184,44 @@ def load_generator(folder: Path = ASSET):
     return pipeline
 
 
+def unread(tokenizer, prompts: Sequence[str]) -> list[str]:
+    """What the generator does not read of prompts, one line a kind: words that it does not know (each becomes UNKNOWN,
+    the picture of nonsense), words behind the limit (cut off). Empty if it reads everything."""
+    unknown: Counter[str] = Counter()
+    strange, cut = set(), []
+    for prompt in prompts:
+        text = tokenizer.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False)
+        encoding = tokenizer(text, truncation=False, return_offsets_mapping=True, verbose=False)
+        words = [text[a:b] for i, (a, b) in zip(encoding["input_ids"], encoding["offset_mapping"], strict=True)
+                 if i == tokenizer.unk_token_id]  # fmt: skip
+        unknown.update(words)
+        strange |= {prompt} if words else set()
+        cut += [prompt] if len(encoding["input_ids"]) > MAX_PROMPT_TOKENS else []
+    lines = []
+    if strange:
+        listed = ", ".join(repr(word) for word, _ in unknown.most_common(5))
+        lines.append(
+            f"{len(strange)} of {len(set(prompts))} prompts hold words that the generator does not know ({listed};"
+            f" {sum(unknown.values())} in all), for example {min(strange)[:60]!r}"
+        )
+    if cut:
+        lines.append(
+            f"{len(set(cut))} of {len(set(prompts))} prompts have more than {MAX_PROMPT_TOKENS - 1} words and are cut,"
+            f" for example {min(cut)[:60]!r}"
+        )
+    return lines
+
+
 @torch.no_grad()
 def generate(
     pipeline, prompts: list[str], *, seed: int, steps: int, guidance_scale: float, batch: int = SAMPLING_BATCH
 ) -> Tensor:
     """Images by the pipeline itself, one noise per prompt, independent of the batch size.
 
+    Warns of words that it does not read (`unread`).
     Args: guidance_scale: w of pos + w (pos - neg); 0 is sampling without guidance.   Returns: [N, 64, 64, 3] uint8."""
+    for line in unread(pipeline.tokenizer, prompts):
+        warnings.warn(line, stacklevel=2)
     noise = [torch.Generator().manual_seed(seed * 1_000_003 + index) for index in range(len(prompts))]
     images = []
     for start in range(0, len(prompts), batch):

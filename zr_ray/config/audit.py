@@ -5,32 +5,32 @@ from __future__ import annotations
 from pydantic import Field
 
 from zr_ray.config.risd import LabelSection, TeacherSection
-from zr_ray.config.sections import DataSection, JudgeSection, RolloutSection, RunSection, Section, WorkerSection, _field
+from zr_ray.config.sections import DataSection, JudgeSection, RolloutSection, RunSection, Section, WorkerSection, field
 
 
 class AuditSection(Section):
     """Which items the teacher is asked about, and when the student is no longer trusted."""
 
-    split: str = _field("train", "split of the data that is sampled; human scores are not used")
-    items: int = _field(200, "items the teacher is asked about", ge=2)
-    pool_items: int = _field(
+    split: str = field("train", "split of the data that is sampled; human scores are not used")
+    items: int = field(200, "items the teacher is asked about", ge=2)
+    pool_items: int = field(
         4000, "items the student scores first, drawn at random; the audited ones are drawn from them", ge=2
     )
-    highest_frac: float = _field(
+    highest_frac: float = field(
         0.5,
         "share of the audited items drawn from the tenth that the student scores highest: what optimisation against it"
         " produces",
         ge=0,
         le=1,
     )
-    worst: int = _field(12, "items with the largest difference that are listed with their images", ge=0)
-    mu_gap_limit: float = _field(
+    worst: int = field(12, "items with the largest difference that are listed with their images", ge=0)
+    mu_gap_limit: float = field(
         0.5, "largest mean |mu student - mu teacher| of the random items, rubric points; one step of the scale", gt=0
     )
-    bias_limit: float = _field(
+    bias_limit: float = field(
         0.5, "largest mean (mu student - mu teacher) of the highest-scored items, rubric points", gt=0
     )
-    bootstrap_resamples: int = _field(1000, "resamples over prompts for each 95 % interval", ge=20)
+    bootstrap_resamples: int = field(1000, "resamples over prompts for each 95 % interval", ge=20)
 
 
 class AuditConfig(Section):

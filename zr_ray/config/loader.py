@@ -18,6 +18,13 @@ from zr_ray.errors import ConfigError
 
 Config = TypeVar("Config", bound=BaseModel)
 
+REMOVED = {
+    "rollout.temperature": (
+        "rollouts are sampled at temperature 1, the only one at which their log-probs are the policy's; leave it out"
+    )
+}
+"""Keys of earlier versions -> what to do instead, or the new name."""
+
 
 def load_config(model_class: type[Config], path: Path | None, overrides: list[str]) -> Config:
     """The model from a YAML file (None: all defaults) with `a.b=value` overrides on top, each value parsed as YAML.
@@ -148,6 +155,8 @@ def _refuse_unknown(
     top = top or model_class
     for name, value in tree.items():
         key = prefix + str(name)
+        if key in REMOVED:
+            raise ConfigError(f"{where}: {key} is no key any more: {REMOVED[key]}")
         field = model_class.model_fields.get(str(name))
         if field is None:
             raise ConfigError(f"{where}: unknown key {key}; {_suggestion(model_class, prefix, str(name), top)}")

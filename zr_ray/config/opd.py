@@ -5,17 +5,17 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from zr_ray.config.risd import DistillationConfig
-from zr_ray.config.sections import RolloutSection, Section, WeightsSection, _field
+from zr_ray.config.sections import RolloutSection, Section, WeightsSection, field
 
 
 class OpdSection(Section):
     """Eq. (18)-(19)."""
 
-    steps: int = _field(100, "training steps", ge=1)
-    questions_per_step: int = _field(
+    steps: int = field(100, "training steps", ge=1)
+    questions_per_step: int = field(
         96, "questions of one step, one item in one dimension each; 48 GDSO pairs are 96 questions", ge=1
     )
-    group_size: int = _field(4, "outputs sampled per question", ge=1)
+    group_size: int = field(4, "outputs sampled per question", ge=1)
 
 
 class OpdConfig(DistillationConfig):

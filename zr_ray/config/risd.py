@@ -17,14 +17,14 @@ from zr_ray.config.sections import (
     RolloutSection,
     RunSection,
     Section,
-    _field,
+    field,
 )
 
 
 class TeacherSection(Section):
     """The frozen judge that reasons."""
 
-    path: str = _field(
+    path: str = field(
         "latest",
         "`latest` (the judge of the newest finished GDSO run under run.root), `builtin`, a run id under run.root, or a"
         " Hugging Face folder",
@@ -34,24 +34,24 @@ class TeacherSection(Section):
 class LabelSection(Section):
     """Teacher labels of training and evaluation items, made once and kept."""
 
-    path: Path | None = _field(
+    path: Path | None = field(
         None,
         "absolute folder of the label set; null: <run.root>/labels/<hash of teacher, template, sampling>, shared by"
         " runs that agree",
     )
-    traces: int = _field(
+    traces: int = field(
         1,
         "m: reasoning traces per item and dimension whose distributions are averaged; 1 is the paper; 0 one greedy"
         " trace",
         ge=0,
     )
-    seed: int = _field(
+    seed: int = field(
         0,
         "seeds the traces, by item content; independent of run.seed, so runs of several seeds share labels",
         ge=0,
         lt=2**31,
     )
-    batch_items: int = _field(
+    batch_items: int = field(
         64, "items of one request to an engine and of one Parquet part; what a dead worker makes again", ge=1
     )
 
@@ -59,17 +59,17 @@ class LabelSection(Section):
 class RisdSection(Section):
     """Algorithm 2 and Eq. (15)."""
 
-    steps: int = _field(200, "training steps; one costs less than a tenth of a GDSO step, nothing is generated", ge=1)
-    items_per_step: int = _field(48, "items of one step, each in all four dimensions", ge=1)
-    mode: Literal["offline", "online"] = _field(
+    steps: int = field(200, "training steps; one costs less than a tenth of a GDSO step, nothing is generated", ge=1)
+    items_per_step: int = field(48, "items of one step, each in all dimensions", ge=1)
+    mode: Literal["offline", "online"] = field(
         "offline",
         "offline: labels first, then no engine; online: the teacher is asked for every batch (Algorithm 2). Same loss"
         " on the same data",
     )
-    temperature: float = _field(
+    temperature: float = field(
         1.0, "of the teacher's distribution; above 1 flattens it. Departs from the paper unless 1", gt=0
     )
-    label_weight: float = _field(
+    label_weight: float = field(
         0.0,
         "share of the human score in the target, where an item has one. Departs from the paper unless 0",
         ge=0,

@@ -8,8 +8,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from zr_ray.config.sections import RunSection, Section, _field
-from zr_ray.serving.limits import Limits
+from zr_ray.config.sections import RunSection, Section, field
+from zr_ray.records import Limits
 
 _LIMITS = Limits()
 
@@ -17,27 +17,27 @@ _LIMITS = Limits()
 class HttpSection(Section):
     """The way in for callers outside the cluster."""
 
-    enabled: bool = _field(True, "false: no HTTP port at all, handles only")
-    host: str = _field("127.0.0.1", "address the proxy listens on; beyond loopback a token is required")
-    port: int = _field(8000, "port of the proxy; 0 picks a free one", ge=0, le=65535)
-    route: str = _field("/reward", "path before /v1/...", pattern=r"^/[\w\-/]*$")
-    token_file: Path | None = _field(
+    enabled: bool = field(True, "false: no HTTP port at all, handles only")
+    host: str = field("127.0.0.1", "address the proxy listens on; beyond loopback a token is required")
+    port: int = field(8000, "port of the proxy; 0 picks a free one", ge=0, le=65535)
+    route: str = field("/reward", "path before /v1/...", pattern=r"^/[\w\-/]*$")
+    token_file: Path | None = field(
         None, "file with the bearer token (mode 0600); null: the environment's ZR_REWARD_TOKEN, else none"
     )
-    token_sha256: str | None = _field(
+    token_sha256: str | None = field(
         None, "sha256 of the token in hex instead of a file, for `serve deploy`", pattern=r"^[0-9a-f]{64}$"
     )
-    gateways: int = _field(1, "processes that decode and check HTTP requests", ge=1)
-    gateway_cpus: float = _field(0.0, "CPUs reserved for each; they decode images on up to four threads", ge=0)
-    max_in_flight: int = _field(64, "requests one gateway works on; more get 429", ge=1)
-    max_buffered_bytes: int = _field(268_435_456, "bytes of bodies one gateway holds; more get 429", ge=1)
-    request_deadline_s: float = _field(120.0, "seconds until a request gets 504", gt=0)
+    gateways: int = field(1, "processes that decode and check HTTP requests", ge=1)
+    gateway_cpus: float = field(0.0, "CPUs reserved for each; they decode images on up to four threads", ge=0)
+    max_in_flight: int = field(64, "requests one gateway works on; more get 429", ge=1)
+    max_buffered_bytes: int = field(268_435_456, "bytes of bodies one gateway holds; more get 429", ge=1)
+    request_deadline_s: float = field(120.0, "seconds until a request gets 504", gt=0)
 
 
 class ServedJudgeSection(Section):
     """The model that answers."""
 
-    path: str = _field(
+    path: str = field(
         "student",
         "`student` (built in; the base judge where the package has none), `builtin` (the base judge) or a Hugging Face"
         " folder",
@@ -47,22 +47,22 @@ class ServedJudgeSection(Section):
 class ReplicaSection(Section):
     """The processes that hold the judge."""
 
-    replicas: int = _field(1, "replicas at the start and at least", ge=1)
-    max_replicas: int | None = _field(None, "autoscale up to so many; null: no autoscaling", ge=1)
-    target_ongoing: float = _field(8.0, "requests per replica the autoscaler aims at", gt=0)
-    cpus: float = _field(1.0, "CPUs reserved for a replica", gt=0)
-    gpus: float = _field(0.0, "GPUs reserved for a replica", ge=0)
-    threads: int = _field(1, "torch threads of a replica", ge=1)
-    dtype: Literal["float32", "bfloat16", "float64"] = _field("float32", "what the judge computes in")
-    batch_items: int = _field(64, "items computed together", ge=1)
-    grad_items: int = _field(16, "items of one backward; bounds memory", ge=1)
-    max_waiting_items: int = _field(1024, "items that may wait in a replica; more get 503", ge=1)
-    max_ongoing: int = _field(256, "requests a replica accepts at a time", ge=1)
-    max_queued: int = _field(512, "requests each caller may hold for a full service; more are refused", ge=1)
-    cache_items: int = _field(0, "answers each replica remembers, keyed by pixels, prompt and judge; 0: none", ge=0)
-    hang_s: float = _field(300.0, "a batch that takes longer makes the replica unhealthy, and Serve replaces it", gt=0)
-    drain_s: float = _field(30.0, "seconds a stopping replica may finish its requests in", gt=0)
-    start_deadline_s: float = _field(600.0, "seconds until the service must be ready", gt=0)
+    replicas: int = field(1, "replicas at the start and at least", ge=1)
+    max_replicas: int | None = field(None, "autoscale up to so many; null: no autoscaling", ge=1)
+    target_ongoing: float = field(8.0, "requests per replica the autoscaler aims at", gt=0)
+    cpus: float = field(1.0, "CPUs reserved for a replica", gt=0)
+    gpus: float = field(0.0, "GPUs reserved for a replica", ge=0)
+    threads: int = field(1, "torch threads of a replica", ge=1)
+    dtype: Literal["float32", "bfloat16", "float64"] = field("float32", "what the judge computes in")
+    batch_items: int = field(64, "items computed together", ge=1)
+    grad_items: int = field(16, "items of one backward; bounds memory", ge=1)
+    max_waiting_items: int = field(1024, "items that may wait in a replica; more get 503", ge=1)
+    max_ongoing: int = field(256, "requests a replica accepts at a time", ge=1)
+    max_queued: int = field(512, "requests each caller may hold for a full service; more are refused", ge=1)
+    cache_items: int = field(0, "answers each replica remembers, keyed by pixels, prompt and judge; 0: none", ge=0)
+    hang_s: float = field(300.0, "a batch that takes longer makes the replica unhealthy, and Serve replaces it", gt=0)
+    drain_s: float = field(30.0, "seconds a stopping replica may finish its requests in", gt=0)
+    start_deadline_s: float = field(600.0, "seconds until the service must be ready", gt=0)
 
     @model_validator(mode="after")
     def _room(self) -> ReplicaSection:
@@ -73,28 +73,28 @@ class ReplicaSection(Section):
         return self
 
 
-class TeacherSection(Section):
+class ServedTeacherSection(Section):
     """A reasoning judge as a second, slow deployment behind the same calls (no gradients)."""
 
-    path: str | None = _field(None, "judge folder, or builtin; null: no teacher")
-    traces: int = _field(1, "reasoning traces averaged per question; 1 is greedy", ge=1)
-    replicas: int = _field(1, "teacher replicas", ge=1)
-    cpus: float = _field(1.0, "CPUs of a teacher replica", gt=0)
-    gpus: float = _field(0.0, "GPUs of a teacher replica", ge=0)
-    threads: int = _field(1, "threads of a teacher's engine", ge=1)
-    max_model_len: int = _field(256, "tokens of question and reasoning", ge=16)
-    max_new_tokens: int = _field(64, "length limit of one trace with its score, tokens", ge=2)
-    batch_items: int = _field(32, "items the engine gets at a time", ge=1)
+    path: str | None = field(None, "judge folder, or builtin; null: no teacher")
+    traces: int = field(1, "reasoning traces averaged per question; 1 is greedy", ge=1)
+    replicas: int = field(1, "teacher replicas", ge=1)
+    cpus: float = field(1.0, "CPUs of a teacher replica", gt=0)
+    gpus: float = field(0.0, "GPUs of a teacher replica", ge=0)
+    threads: int = field(1, "threads of a teacher's engine", ge=1)
+    max_model_len: int = field(256, "tokens of question and reasoning", ge=16)
+    max_new_tokens: int = field(64, "length limit of one trace with its score, tokens", ge=2)
+    batch_items: int = field(32, "items the engine gets at a time", ge=1)
 
 
 class LimitsSection(Section):
-    """Bounds on one request; see `serving.limits.Limits`."""
+    """Bounds on one request; see `records.Limits`."""
 
-    items: int = _field(_LIMITS.items, "items of a request", ge=1)
-    pixels: int = _field(_LIMITS.pixels, "width x height of an image", ge=1)
-    request_pixels: int = _field(_LIMITS.request_pixels, "the same summed over a request", ge=1)
-    prompt_chars: int = _field(_LIMITS.prompt_chars, "characters of a prompt", ge=1)
-    body_bytes: int = _field(_LIMITS.body_bytes, "bytes of an HTTP body", ge=1)
+    items: int = field(_LIMITS.items, "items of a request", ge=1)
+    pixels: int = field(_LIMITS.pixels, "width x height of an image", ge=1)
+    request_pixels: int = field(_LIMITS.request_pixels, "the same summed over a request", ge=1)
+    prompt_chars: int = field(_LIMITS.prompt_chars, "characters of a prompt", ge=1)
+    body_bytes: int = field(_LIMITS.body_bytes, "bytes of an HTTP body", ge=1)
 
     def bounds(self) -> Limits:
         return Limits(**self.model_dump())
@@ -106,6 +106,6 @@ class ServeConfig(Section):
     run: RunSection = Field(default_factory=RunSection)
     judge: ServedJudgeSection = Field(default_factory=ServedJudgeSection)
     replica: ReplicaSection = Field(default_factory=ReplicaSection)
-    teacher: TeacherSection = Field(default_factory=TeacherSection)
+    teacher: ServedTeacherSection = Field(default_factory=ServedTeacherSection)
     http: HttpSection = Field(default_factory=HttpSection)
     limits: LimitsSection = Field(default_factory=LimitsSection)

@@ -6,26 +6,26 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from zr_ray.config.sections import Section, TrainingConfig, _field
+from zr_ray.config.sections import Section, TrainingConfig, field
 
 
 class SftSection(Section):
     """Supervised score learning."""
 
-    steps: int = _field(60, "training steps", ge=1)
-    pairs_per_step: int = _field(
+    steps: int = field(60, "training steps", ge=1)
+    pairs_per_step: int = field(
         48, "same-prompt pairs a step; both sides are trained on, so SFT sees exactly the pairs that GDSO sees", ge=1
     )
-    reasoning: bool = _field(
+    reasoning: bool = field(
         False, "false: SFT, one score token; true: RewardDance, post-hoc reasoning chains from the data, then the score"
     )
-    target: Literal["hard", "two_hot", "gaussian"] = _field(
+    target: Literal["hard", "two_hot", "gaussian"] = field(
         "hard", "score target: the annotated label, linear interpolation between bins, or DeQA's Gaussian"
     )
-    gaussian_std: float = _field(
+    gaussian_std: float = field(
         0.5, "standard deviation of the Gaussian target, rubric points; about one annotator's noise", gt=0
     )
-    chain_weight: float = _field(1.0, "weight of the reasoning tokens' mean log-loss beside the score token's", ge=0)
+    chain_weight: float = field(1.0, "weight of the reasoning tokens' mean log-loss beside the score token's", ge=0)
 
 
 class SftConfig(TrainingConfig):

@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from zr_ray.config.risd import TeacherSection
-from zr_ray.config.sections import DataSection, RunSection, Section, _field
+from zr_ray.config.sections import DataSection, RunSection, Section, field
 
 TEACHER = "teacher"
 """The teacher's row; runs that have one judge the held-out set with it."""
@@ -18,15 +18,15 @@ TEACHER = "teacher"
 class RowChoice(Section):
     """One row: a named run of a job."""
 
-    job: Literal["evaluate", "sft", "gdso", "opd", "risd"] = _field("gdso", "jobs/<job>.py")
-    config: Path | None = _field(
+    job: Literal["evaluate", "sft", "gdso", "opd", "risd"] = field("gdso", "jobs/<job>.py")
+    config: Path | None = field(
         None, "the named run, relative to the jobs' configuration folder; null: the job's defaults"
     )
-    overrides: tuple[str, ...] = _field((), "key=value on top of it")
-    judges: tuple[str, ...] = _field((), "only for these judges; empty: for all")
-    seeds: tuple[int, ...] = _field((), "training seeds instead of table.seeds")
-    anchors: bool = _field(False, "train on labels rounded down to the five rubric anchors (no half-points)")
-    of: str = _field(
+    overrides: tuple[str, ...] = field((), "key=value on top of it")
+    judges: tuple[str, ...] = field((), "only for these judges; empty: for all")
+    seeds: tuple[int, ...] = field((), "training seeds instead of table.seeds")
+    anchors: bool = field(False, "train on labels rounded down to the five rubric anchors (no half-points)")
+    of: str = field(
         "",
         "start from the trained judge of this row, same judge and seed, instead of the base; such a row is no row of"
         " the table",
@@ -36,25 +36,25 @@ class RowChoice(Section):
 class TableSection(Section):
     """The table."""
 
-    judges: dict[str, str] = _field({"base": "builtin"}, "size name -> base judge that rows start from", min_length=1)
-    rows: dict[str, RowChoice] = _field({}, "row name -> named run, in the order of the table")
-    seeds: tuple[int, ...] = _field((0, 1, 2), "training seeds of every row", min_length=1)
-    at_once: int = _field(
+    judges: dict[str, str] = field({"base": "builtin"}, "size name -> base judge that rows start from", min_length=1)
+    rows: dict[str, RowChoice] = field({}, "row name -> named run, in the order of the table")
+    seeds: tuple[int, ...] = field((0, 1, 2), "training seeds of every row", min_length=1)
+    at_once: int = field(
         1,
         "runs at the same time; more finish sooner, but their minutes and speeds are then those of a shared machine",
         ge=1,
     )
-    overrides: tuple[str, ...] = _field((), "key=value for every training run, before the row's own")
-    claims: tuple[tuple[str, str], ...] = _field(
+    overrides: tuple[str, ...] = field((), "key=value for every training run, before the row's own")
+    claims: tuple[tuple[str, str], ...] = field(
         (), "pairs of row names, better first; `teacher` names the teacher's row"
     )
-    teacher_margin: float = _field(
+    teacher_margin: float = field(
         0.02, "a claim against the teacher says: at most so far below its HPA, as a fraction", ge=0
     )
-    speed_images: int = _field(0, "images of one timed turn for the seconds per score; 0: not measured", ge=0)
-    speed_threads: int = _field(1, "OMP threads of the timed judges", ge=1)
-    bootstrap_resamples: int = _field(2000, "resamples over prompts for every interval", ge=20)
-    stop_after_s: float | None = _field(
+    speed_images: int = field(0, "images of one timed turn for the seconds per score; 0: not measured", ge=0)
+    speed_threads: int = field(1, "OMP threads of the timed judges", ge=1)
+    bootstrap_resamples: int = field(2000, "resamples over prompts for every interval", ge=20)
+    stop_after_s: float | None = field(
         None, "start no further run after so many seconds; --resume goes on; null: no limit", gt=0
     )
 

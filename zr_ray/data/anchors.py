@@ -1,4 +1,4 @@
-"""The same training data on a scale of five: labels without half-points.
+"""The same training data on the anchors of its scale alone: labels without half-points (the paper's: five levels).
 
 A label drops to its rubric anchor, the integer below it. That is the annotation workflow without its half-point
 comparison: the paper compares items inside one integer bin [k, k + 1) and moves distinguishable ones by half a point
@@ -17,6 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from zr_ray.data.annotations import read_annotations, write_annotations
+from zr_ray.data.rubrics import read_rubric
+from zr_ray.errors import DataError
 
 
 def write_anchor_labels(source: Path, target: Path) -> int:
@@ -24,9 +26,15 @@ def write_anchor_labels(source: Path, target: Path) -> int:
     allows.
 
     Returns: the number of labels that changed. Does nothing but count if the target is already complete.
-    Raises: DataError if the source breaks the format."""
+    Raises: DataError if the source breaks the format, or its scale has bins without an anchor below."""
     source, target = Path(source).absolute(), Path(target).absolute()
-    items = list(read_annotations(source))
+    rubric, items = read_rubric(source), list(read_annotations(source))
+    off = sorted({math.floor(s) for s in rubric.bins} - set(rubric.bins))
+    if off:
+        raise DataError(
+            f"{source}: wanted a scale whose bins drop to integer bins, {off[0]} is none ({rubric.scale_text()}); leave"
+            " the rows with `anchors` out"
+        )
     changed = sum(
         score != math.floor(score) for item in items if item.split == "train" for score in item.scores.values()
     )
@@ -40,7 +48,7 @@ def write_anchor_labels(source: Path, target: Path) -> int:
             _link(item.image, image)
         scores = {d: float(math.floor(s)) for d, s in item.scores.items()} if item.split == "train" else item.scores
         copies.append(replace(item, image=image, scores=scores))
-    write_annotations(target, copies)
+    write_annotations(target, copies, rubric=rubric)
     return changed
 
 

@@ -8,14 +8,14 @@ same columns, one record a row). A record:
     split      "train", "dev" or "test"
     prompt     string
     image      path of the image file, relative to the folder and inside it
-    scores     {dimension: score}. Train: one rubric score, a bin of S (1.0, 1.5, ... 5.0). Dev and test: one number in
-               [1, 5], or a list with every annotator's score. Dimensions are those of `rubric.DIMENSIONS`; a dimension
-               without a score is left out
+    scores     {dimension: score}. Train: one rubric score, a bin of S (1.0, 1.5, ... 5.0). Dev and test: one number on
+               the scale ([1, 5]), or a list with every annotator's score. A dimension without a score is left out
     origin     optional string: where image and scores come from ("rendered" for the simulated world, "generated",
                "human", ...); "unknown" when absent
-    truth      optional {dimension: number in [1, 5]}: true scores, simulated data only
+    truth      optional {dimension: number on the scale}: true scores, simulated data only
     reasoning  optional {dimension: string}: reasoning text without marker and score
 
+Dimensions and scale are the paper's, unless `rubric.json` beside the file names others (`rubrics.py`).
 Parquet columns have one type, so there `scores` is a struct of lists, and absent entries are null. In both formats a
 list of one number means that number. Unknown fields are refused: a misspelt field would otherwise be lost silently.
 """
@@ -32,23 +32,14 @@ import pyarrow.parquet as pq
 from zr_ray.data.checks import REQUIRED, SPLITS, checked_record
 from zr_ray.data.files import atomic_file, json_lines
 from zr_ray.data.images import MAX_PIXELS, check_images, load_image
+from zr_ray.data.rubrics import read_rubric, write_rubric
 from zr_ray.errors import DataError
 from zr_ray.records import AnnotatedImage
-from zr_ray.rubric import DIMENSIONS
+from zr_ray.rubric import PAPER, Rubric
 
 __all__ = ["SPLITS", "check_images", "load_image", "read_annotations", "write_annotations"]
 
 FILES = {"jsonl": "annotations.jsonl", "parquet": "annotations.parquet"}
-
-_PARQUET = pa.schema(
-    [(name, pa.string()) for name in REQUIRED[:-1]]
-    + [
-        ("scores", pa.struct([(d, pa.list_(pa.float64())) for d in DIMENSIONS])),
-        ("origin", pa.string()),
-        ("truth", pa.struct([(d, pa.float64()) for d in DIMENSIONS])),
-        ("reasoning", pa.struct([(d, pa.string()) for d in DIMENSIONS])),
-    ]
-)
 
 
 def read_annotations(
@@ -60,14 +51,23 @@ def read_annotations(
     decode the image of every record that is returned (slow, finds damaged and huge files before a run does).
     Raises: DataError naming file and line at the first record that breaks the format; at the end if the split is empty.
     """
+    for where, item in located_annotations(path, split=split):
+        if decode_images:
+            _decoded(item, where, max_pixels)
+        yield item
+
+
+def located_annotations(path: Path | str, *, split: str | None = None) -> Iterator[tuple[str, AnnotatedImage]]:
+    """("FILE: line N", record) of every record; arguments and errors as `read_annotations`."""
     if split is not None and split not in SPLITS:
         raise DataError(f"wanted a split of {', '.join(SPLITS)}, got {split!r}; correct the name")
     file = _annotation_file(Path(path))
+    rubric = read_rubric(file)
     ids: dict[str, str] = {}
     groups: dict[str, tuple[str, str, str]] = {}
     counts = dict.fromkeys(SPLITS, 0)
     for where, raw in _raw_parquet(file) if file.suffix == ".parquet" else json_lines(file):
-        item = checked_record(raw, where, file.parent)
+        item = checked_record(raw, where, file.parent, rubric)
         if item.id in ids:
             raise DataError(
                 f"{where}: wanted unique ids, id {item.id!r} is already at {ids[item.id]}; rename or remove one of"
@@ -87,9 +87,7 @@ def read_annotations(
             )
         counts[item.split] += 1
         if split is None or item.split == split:
-            if decode_images:
-                _decoded(item, where, max_pixels)
-            yield item
+            yield where, item
     if not (counts[split] if split else sum(counts.values())):
         held = ", ".join(f"{name} {count}" for name, count in counts.items())
         raise DataError(
@@ -138,8 +136,9 @@ def _raw_parquet(file: Path) -> Iterator[tuple[str, dict]]:
 
 
 def _without_nulls(row: dict) -> dict:
-    """Null means absent, in the row and inside its structs; a map column arrives as (key, value) pairs."""
-    record = {name: value for name, value in row.items() if value is not None}
+    """Null means absent, in the row and inside its structs; a map column arrives as (key, value) pairs. The index that
+    pandas writes for a filtered table (`__index_level_0__`) is no field."""
+    record = {name: value for name, value in row.items() if value is not None and not name.startswith("__index_level_")}
     for name in {"scores", "truth", "reasoning"} & set(record):
         value = record[name]
         if isinstance(value, list) and all(isinstance(entry, tuple) for entry in value):
@@ -149,10 +148,13 @@ def _without_nulls(row: dict) -> dict:
     return record
 
 
-def write_annotations(root: Path | str, items: Iterable[AnnotatedImage], format: str = "jsonl") -> Path:
+def write_annotations(
+    root: Path | str, items: Iterable[AnnotatedImage], format: str = "jsonl", rubric: Rubric = PAPER
+) -> Path:
     """Write the annotation file of a folder that already holds the images; atomic (temporary file, fsync, rename).
 
-    Args: items: streamed; their images must lie inside `root`. format: "jsonl" or "parquet". Returns: the file.
+    Args: items: streamed; their images must lie inside `root`. format: "jsonl" or "parquet". rubric: of the set,
+    written beside it unless it is the paper's. Returns: the file.
     Raises: DataError if the format is unknown, the folder already has a file of the other format, or an image lies
     outside.
     """
@@ -165,12 +167,20 @@ def write_annotations(root: Path | str, items: Iterable[AnnotatedImage], format:
             f"{other[0]} is already there and would make the folder ambiguous; remove it or write that format"
         )
     target = root / FILES[format]
+    records = (_raw(item, root, rubric) for item in items)
     with atomic_file(target) as file:
-        (_write_jsonl if format == "jsonl" else _write_parquet)(file, (_raw(item, root) for item in items))
+        _write_jsonl(file, records) if format == "jsonl" else _write_parquet(file, records, rubric)
+        write_rubric(root, rubric)  # before the records: they are never there without their scale
     return target
 
 
-def _raw(item: AnnotatedImage, root: Path) -> dict:
+def _raw(item: AnnotatedImage, root: Path, rubric: Rubric) -> dict:
+    unknown = [d for d in (*item.scores, *item.truth, *item.reasoning) if d not in rubric.dimensions]
+    if unknown:
+        raise DataError(
+            f"item {item.id!r}: wanted dimensions of the set's rubric, {', '.join(rubric.dimensions)}, got"
+            f" {unknown[0]!r}; write the set with a rubric that has it"
+        )
     if not item.image.is_relative_to(root):
         raise DataError(f"item {item.id!r}: wanted an image inside {root}, got {item.image}; copy it there first")
     image = item.image.relative_to(root).as_posix()
@@ -192,14 +202,27 @@ def _write_jsonl(file, records: Iterator[dict]) -> None:
         file.write(json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n")
 
 
-def _write_parquet(file, records: Iterator[dict]) -> None:
-    with pq.ParquetWriter(file, _PARQUET) as writer:
+def _parquet_schema(dimensions: tuple[str, ...]) -> pa.Schema:
+    return pa.schema(
+        [(name, pa.string()) for name in REQUIRED[:-1]]
+        + [
+            ("scores", pa.struct([(d, pa.list_(pa.float64())) for d in dimensions])),
+            ("origin", pa.string()),
+            ("truth", pa.struct([(d, pa.float64()) for d in dimensions])),
+            ("reasoning", pa.struct([(d, pa.string()) for d in dimensions])),
+        ]
+    )
+
+
+def _write_parquet(file, records: Iterator[dict], rubric: Rubric) -> None:
+    schema = _parquet_schema(rubric.dimensions)
+    with pq.ParquetWriter(file, schema) as writer:
         rows = []
         for record in records:
             record["scores"] = {d: s if isinstance(s, list) else [s] for d, s in record["scores"].items()}
             rows.append(record)
             if len(rows) == 1024:
-                writer.write_table(pa.Table.from_pylist(rows, _PARQUET))
+                writer.write_table(pa.Table.from_pylist(rows, schema))
                 rows = []
         if rows:
-            writer.write_table(pa.Table.from_pylist(rows, _PARQUET))
+            writer.write_table(pa.Table.from_pylist(rows, schema))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from pathlib import Path
 
+from zr_ray.data.files import is_file
 from zr_ray.errors import DataError
 from zr_ray.records import AnnotatedImage
-from zr_ray.rubric import DIMENSIONS, SCORE_BINS
+from zr_ray.rubric import PAPER, RUBRIC_FILE, Rubric
 
 SPLITS = ("train", "dev", "test")
 REQUIRED = ("id", "group", "split", "prompt", "image", "scores")
@@ -30,24 +32,33 @@ def check_head(
     for name in strings:
         if name in raw and (not isinstance(raw[name], str) or not raw[name].strip()):
             raise DataError(f"{where}: wanted a non-empty string in {name!r}, got {raw[name]!r}; fill it in")
+        if name in raw and not _is_unicode(raw[name]):
+            raise DataError(
+                f"{where}: wanted valid Unicode in {name!r}, got {ascii(raw[name])[:80]} with half of a surrogate pair;"
+                " write the text again"
+            )
     if raw["split"] not in SPLITS:
         raise DataError(f"{where}: wanted split {', '.join(SPLITS)}, got {raw['split']!r}; correct it")
 
 
-def checked_record(raw: dict, where: str, root: Path) -> AnnotatedImage:
-    """The item of a raw record. where: file and line, for messages. root: folder of the images.   Raises: DataError."""
+def checked_record(raw: dict, where: str, root: Path, rubric: Rubric = PAPER) -> AnnotatedImage:
+    """The item of a raw record. where: file and line, for messages. root: folder of the images. rubric: of the data
+    set.   Raises: DataError."""
     check_head(raw, where, REQUIRED, OPTIONAL, strings=(*REQUIRED[:-1], "origin"))
-    reasoning = _per_dimension(raw, "reasoning", where)
+    reasoning = _per_dimension(raw, "reasoning", where, rubric)
     for dimension, text in reasoning.items():
         if not isinstance(text, str):
             raise DataError(f"{where}: wanted a string in reasoning.{dimension}, got {text!r}; correct it")
     scores = {
-        d: _score(value, raw["split"], f"{where}: scores.{d}")
-        for d, value in _per_dimension(raw, "scores", where).items()
+        d: _score(value, raw["split"], f"{where}: scores.{d}", rubric)
+        for d, value in _per_dimension(raw, "scores", where, rubric).items()
     }
     if not scores:
         raise DataError(f"{where}: wanted a score in at least one dimension, got none; add one or remove the record")
-    truth = {d: _on_scale(value, f"{where}: truth.{d}") for d, value in _per_dimension(raw, "truth", where).items()}
+    truth = {
+        d: _on_scale(value, f"{where}: truth.{d}", rubric)
+        for d, value in _per_dimension(raw, "truth", where, rubric).items()
+    }
     image = image_path(raw["image"], where, root)
     return AnnotatedImage(
         raw["id"],
@@ -62,32 +73,31 @@ def checked_record(raw: dict, where: str, root: Path) -> AnnotatedImage:
     )
 
 
-def _per_dimension(raw: dict, name: str, where: str) -> dict:
+def _per_dimension(raw: dict, name: str, where: str, rubric: Rubric) -> dict:
     value = raw.get(name, {})
     if not isinstance(value, dict):
         raise DataError(f"{where}: wanted {{dimension: value}} in {name!r}, got {value!r}; correct it")
-    unknown = [d for d in value if d not in DIMENSIONS]
+    unknown = [d for d in value if d not in rubric.dimensions]
     if unknown:
         raise DataError(
-            f"{where}: got unknown dimension {unknown[0]!r} in {name!r}; known: {', '.join(DIMENSIONS)}; rename or"
-            " remove it"
+            f"{where}: got unknown dimension {unknown[0]!r} in {name!r}; known: {', '.join(rubric.dimensions)}; rename"
+            f" or remove it, or name the set's dimensions in {RUBRIC_FILE} beside it"
         )
     return value
 
 
-def _on_scale(value: object, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not SCORE_BINS[0] <= value <= SCORE_BINS[-1]:
-        raise DataError(
-            f"{where}: wanted a number in [{SCORE_BINS[0]:g}, {SCORE_BINS[-1]:g}], got {value!r}; rescale or remove it"
-        )
+def _on_scale(value: object, where: str, rubric: Rubric) -> float:
+    low, high = rubric.bins[0], rubric.bins[-1]
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise DataError(f"{where}: wanted a number in [{low:g}, {high:g}], got {value!r}; rescale or remove it")
     return float(value)
 
 
-def _score(value: object, split: str, where: str) -> float | tuple[float, ...]:
+def _score(value: object, split: str, where: str, rubric: Rubric) -> float | tuple[float, ...]:
     if isinstance(value, list):
         if not value:
             raise DataError(f"{where}: wanted at least one score, got an empty list; add one or remove the dimension")
-        given = tuple(_on_scale(entry, where) for entry in value)
+        given = tuple(_on_scale(entry, where, rubric) for entry in value)
         if len(given) > 1:
             if split == "train":
                 raise DataError(
@@ -96,12 +106,20 @@ def _score(value: object, split: str, where: str) -> float | tuple[float, ...]:
                 )
             return given
         value = given[0]
-    score = _on_scale(value, where)
-    if split == "train" and score not in SCORE_BINS:
+    score = _on_scale(value, where, rubric)
+    if split == "train" and score not in rubric.bins:
         raise DataError(
-            f"{where}: wanted a bin of {', '.join(map(str, SCORE_BINS))}, got {score!r}; round it to a half-point"
+            f"{where}: wanted a bin of {', '.join(map(str, rubric.bins))}, got {score!r}; round it to the nearest one"
         )
     return score
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def image_path(name: str, where: str, root: Path) -> Path:
@@ -112,6 +130,24 @@ def image_path(name: str, where: str, root: Path) -> Path:
         raise DataError(
             f"{where}: wanted an image path relative to and inside {root}, got {name!r}; move the image there"
         )
-    if not path.is_file():
-        raise DataError(f"{where}: wanted an image file at {path}, there is none; correct 'image' or add the file")
+    if not is_file(path):
+        raise DataError(
+            f"{where}: wanted an image file at {str(path)!r}, there is none{_near(path, name, root)}; correct 'image'"
+            " or add the file"
+        )
     return path
+
+
+def _near(path: Path, name: str, root: Path) -> str:
+    """What is there instead, for names that another system wrote: backslashes, other case, other Unicode form."""
+    if "\\" in name and is_file(root / name.replace("\\", "/")):
+        return f", but {name.replace(chr(92), '/')!r} is: write / between folders"
+
+    def spelling(text: str) -> str:
+        return unicodedata.normalize("NFC", text).casefold()
+
+    try:
+        others = [one.name for one in path.parent.iterdir() if spelling(one.name) == spelling(path.name)]
+    except OSError:
+        return ""
+    return f", but {others[0]!r} is: case and Unicode form count" if others else ""

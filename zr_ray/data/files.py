@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -16,21 +18,53 @@ from zr_ray.errors import DataError
 def json_lines(file: Path) -> Iterator[tuple[str, dict]]:
     """Every object of a JSON Lines file as ("FILE: line N", object), streamed; blank lines count and are skipped.
 
-    Raises: DataError naming file and line if a line is not one JSON object in UTF-8."""
-    with open(file, "rb") as lines:
+    UTF-8, or UTF-16 and UTF-32 with a byte order mark.
+    Raises: DataError naming file and line if a line is not one JSON object, or has a key twice."""
+    encoding = text_encoding(file)
+    with open(file, "rb") as raw:
+        lines = raw if encoding == "utf-8-sig" else io.TextIOWrapper(raw, encoding, newline="\n", errors="replace")
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             where = f"{file}: line {number}"
             try:
-                raw = json.loads(line)
-            except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+                found = json.loads(line, object_pairs_hook=unique_keys)
+            except (ValueError, RecursionError) as error:  # bad JSON, bad UTF-8, a number of 5,000 digits
                 raise DataError(
                     f"{where}: wanted one JSON object in UTF-8, got {line[:60]!r} ({error}); correct the line"
                 ) from error
-            if not isinstance(raw, dict):
-                raise DataError(f"{where}: wanted a JSON object, got {type(raw).__name__}; write one record a line")
-            yield where, raw
+            if not isinstance(found, dict):
+                raise DataError(f"{where}: wanted a JSON object, got {type(found).__name__}; write one record a line")
+            yield where, found
+
+
+def unique_keys(pairs: Sequence[tuple[str, object]]) -> dict:
+    """`object_pairs_hook` of a JSON decoder.   Raises: ValueError if a key is written twice, of which Python keeps the
+    last without a word."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r} is written twice")
+    return found
+
+
+def text_encoding(file: Path) -> str:
+    """Encoding of a text file by its byte order mark: "utf-16", "utf-32", or "utf-8-sig", which also stands for
+    none."""
+    with open(file, "rb") as handle:
+        start = handle.read(4)
+    if start in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE):
+        return "utf-32"
+    return "utf-16" if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+
+
+def is_file(path: Path) -> bool:
+    """Whether a file is there; False for names that the file system cannot hold, too (300 characters, a NUL)."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 @contextmanager
@@ -51,3 +85,9 @@ def atomic_file(target: Path) -> Iterator[BinaryIO]:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def write_whole(target: Path, content: bytes) -> None:
+    """Write a file through `atomic_file`: after a crash the old or the new content is there."""
+    with atomic_file(target) as file:
+        file.write(content)

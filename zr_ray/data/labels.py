@@ -1,7 +1,7 @@
 """Teacher labels on disk: score distributions by content of prompt and image, with their provenance.
 
     <folder>/manifest.json         what made the labels; a folder only takes labels of one provenance
-             part-000000.parquet   one row an item, see SCHEMA; a part is complete or not there, and never changes
+             part-000000.parquet   one row an item (`label_schema`); a part is complete or not there, never changed
 
 An item is named by the hash of its prompt and image file, so the same picture is labelled once whatever data set it is
 in, and labels of another picture can never be taken for its own. One process writes at a time (`locked`).
@@ -13,7 +13,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,26 +23,28 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from zr_ray.data.files import write_whole
 from zr_ray.errors import ConfigError, DataError
 from zr_ray.records import AnnotatedImage
-from zr_ray.rubric import DIMENSIONS, SCORE_BINS
+from zr_ray.rubric import Rubric
 
 MANIFEST = "manifest.json"
 
-SCHEMA = pa.schema(
-    [
-        ("fingerprint", pa.string()),
-        ("id", pa.string()),  # of the item it was labelled as; information only
-        (
-            "log_q",
-            pa.struct([(d, pa.list_(pa.float32())) for d in DIMENSIONS]),
-        ),  # K nats, mean of the valid traces; null without one
-        ("valid", pa.struct([(d, pa.int32()) for d in DIMENSIONS])),  # well-formed traces
-        ("tokens", pa.struct([(d, pa.int32()) for d in DIMENSIONS])),  # generated tokens of all traces
-        ("worker", pa.string()),  # host and process that labelled it
-        ("error", pa.string()),  # why the item could not be labelled; null if it was
-    ]
-)
+
+def label_schema(rubric: Rubric) -> pa.Schema:
+    """Columns of a part. log_q: K nats, mean of the valid traces, null without one. tokens: generated, of all traces.
+    id: of the item it was labelled as, information only. error: why the item could not be labelled, null if it was."""
+    return pa.schema(
+        [
+            ("fingerprint", pa.string()),
+            ("id", pa.string()),
+            ("log_q", pa.struct([(d, pa.list_(pa.float32())) for d in rubric.dimensions])),
+            ("valid", pa.struct([(d, pa.int32()) for d in rubric.dimensions])),  # well-formed traces
+            ("tokens", pa.struct([(d, pa.int32()) for d in rubric.dimensions])),
+            ("worker", pa.string()),  # host and process that labelled it
+            ("error", pa.string()),
+        ]
+    )
 
 
 @dataclass(frozen=True)
@@ -80,17 +81,18 @@ def fingerprints(items: Sequence[AnnotatedImage]) -> list[str]:
 class LabelSet:
     """One folder of labels. Verbs: locked, read, append."""
 
-    def __init__(self, folder: Path, provenance: dict, about: dict | None = None) -> None:
-        """Open the folder, or make it. provenance: JSON values that decide the labels. about: further facts, written
-        once.
+    def __init__(self, folder: Path, provenance: dict, rubric: Rubric, about: dict | None = None) -> None:
+        """Open the folder, or make it. provenance: JSON values that decide the labels. rubric: the teacher's. about:
+        further facts, written once.
 
         Raises: ConfigError if the folder holds labels of another provenance."""
-        self.folder = Path(folder)
+        self.folder, self.rubric = Path(folder), rubric
+        self.schema = label_schema(rubric)
         self.folder.mkdir(parents=True, exist_ok=True)
         manifest = self.folder / MANIFEST
-        wanted = json.loads(json.dumps(provenance | {"dimensions": DIMENSIONS, "bins": SCORE_BINS}))
+        wanted = json.loads(json.dumps(provenance | {"dimensions": rubric.dimensions, "bins": rubric.bins}))
         if not manifest.is_file():
-            _write(manifest, json.dumps({"provenance": wanted, "about": about or {}}, indent=1).encode())
+            write_whole(manifest, json.dumps({"provenance": wanted, "about": about or {}}, indent=1).encode())
         held = json.loads(manifest.read_text())["provenance"]
         if held != wanted:
             keys = [k for k in sorted(held | wanted) if held.get(k) != wanted.get(k)]
@@ -119,7 +121,7 @@ class LabelSet:
         labels: dict[str, Label] = {}
         for path in self.parts():
             try:
-                rows = pq.read_table(path, schema=SCHEMA).to_pylist()
+                rows = pq.read_table(path, schema=self.schema).to_pylist()
             except (pa.ArrowException, OSError) as error:
                 raise DataError(
                     f"{path}: wanted a part of a label set, pyarrow says: {error}; remove it, it is made again"
@@ -129,40 +131,25 @@ class LabelSet:
                     raise DataError(
                         f"{path}: item {row['id']!r} is labelled twice; remove this file, what it lacks is made again"
                     )
-                labels[row["fingerprint"]] = _label(row)
+                labels[row["fingerprint"]] = _label(row, self.rubric)
         return labels
 
     def append(self, table: pa.Table) -> Path:
         """Write one part; when this returns it is on disk. Only inside `locked`."""
         number = int(self.parts()[-1].stem.removeprefix("part-")) + 1 if self.parts() else 0
         sink = pa.BufferOutputStream()
-        pq.write_table(table.select(SCHEMA.names).cast(SCHEMA), sink)
+        pq.write_table(table.select(self.schema.names).cast(self.schema), sink)
         path = self.folder / f"part-{number:06d}.parquet"
-        _write(path, sink.getvalue().to_pybytes())
+        write_whole(path, sink.getvalue().to_pybytes())
         return path
 
 
-def _label(row: dict) -> Label:
+def _label(row: dict, rubric: Rubric) -> Label:
     log_q = [
-        row["log_q"][d] if row["log_q"] and row["log_q"][d] is not None else [np.nan] * len(SCORE_BINS)
-        for d in DIMENSIONS
+        row["log_q"][d] if row["log_q"] and row["log_q"][d] is not None else [np.nan] * len(rubric.bins)
+        for d in rubric.dimensions
     ]
-    counts = [[(row[name] or {}).get(d) or 0 for d in DIMENSIONS] for name in ("valid", "tokens")]
+    counts = [[(row[name] or {}).get(d) or 0 for d in rubric.dimensions] for name in ("valid", "tokens")]
     return Label(
         np.asarray(log_q, np.float32), np.asarray(counts[0]), np.asarray(counts[1]), row["worker"], row["error"]
     )
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Atomic and durable: after a crash the file is whole or not there."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

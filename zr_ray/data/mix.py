@@ -12,8 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from zr_ray.data.annotations import read_annotations, write_annotations
+from zr_ray.data.rubrics import read_rubric
 from zr_ray.errors import DataError
 from zr_ray.records import AnnotatedImage
+from zr_ray.rubric import PAPER, Rubric
 
 
 def mix_annotations(
@@ -36,6 +38,8 @@ def mix_annotations(
     if any(Path(folder).resolve() == root.resolve() for folder in sources.values()):
         raise DataError(f"{root} is one of the sources and would be overwritten; name another folder")
 
+    rubric = _rubric_of_all(sources)
+
     def items() -> Iterator[AnnotatedImage]:
         for name, folder in sources.items():
             wanted = (splits or {}).get(name)
@@ -54,5 +58,22 @@ def mix_annotations(
                 )
 
     root.mkdir(parents=True, exist_ok=True)
-    write_annotations(root, items())
+    write_annotations(root, items(), rubric=rubric)
     return counts
+
+
+def _rubric_of_all(sources: Mapping[str, Path]) -> Rubric:
+    """Dimensions of all sources, in the order in which they come; the paper's first. One scale: scores of two scales
+    cannot be mixed."""
+    rubrics = {name: read_rubric(folder) for name, folder in sources.items()}
+    scales = {rubric.bins: name for name, rubric in rubrics.items()}
+    if len(scales) > 1:
+        (_, one), (_, other) = list(scales.items())[:2]
+        raise DataError(
+            f"wanted sources on one scale, {one} has {rubrics[one].scale_text()} and {other} has"
+            f" {rubrics[other].scale_text()}; rescale one of them"
+        )
+    names = dict.fromkeys(d for rubric in rubrics.values() for d in rubric.dimensions)
+    return Rubric(
+        (*(d for d in PAPER.dimensions if d in names), *(d for d in names if d not in PAPER.dimensions)), *scales
+    )

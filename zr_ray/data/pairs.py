@@ -1,17 +1,31 @@
-"""Same-prompt preference pairs, and the order in which training visits them."""
+"""From annotators' scores to same-prompt preference pairs, and the order in which training visits them."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import combinations
 
 import numpy as np
 
-from zr_ray.data.aggregate import aggregate_scores
 from zr_ray.errors import ConfigError, DataError
 from zr_ray.records import AnnotatedImage, PreferencePair
-from zr_ray.rubric import DIMENSIONS
+from zr_ray.rubric import PAPER
+
+
+def aggregate_scores(scores: float | Sequence[float]) -> float:
+    """Mean after dropping the highest and the lowest score, s-hat of a test item.
+
+    A single number is returned as it is; one or two scores give their plain mean.
+    Raises: ValueError if there is no score, or one is not finite.
+    """
+    values = [float(scores)] if isinstance(scores, (int, float)) else sorted(float(score) for score in scores)
+    if not values or not all(map(math.isfinite, values)):
+        raise ValueError(f"aggregate_scores needs at least one finite score, got {scores!r}")
+    if len(values) >= 3:
+        values = values[1:-1]
+    return sum(values) / len(values)
 
 
 def group_items(items: Iterable[AnnotatedImage]) -> dict[str, list[AnnotatedImage]]:
@@ -22,15 +36,16 @@ def group_items(items: Iterable[AnnotatedImage]) -> dict[str, list[AnnotatedImag
     return groups
 
 
-def preference_pairs(items: Iterable[AnnotatedImage], dimensions: Sequence[str] = DIMENSIONS) -> list[PreferencePair]:
+def preference_pairs(items: Iterable[AnnotatedImage], dimensions: Sequence[str] | None = None) -> list[PreferencePair]:
     """Every (winner, loser, dimension) inside a group whose aggregated scores differ; ties give no pair (method section
     2).
 
     Items without a score in a dimension take no part in it. Order: group, dimension, then as the items come.
+    Args: dimensions: those wanted; None: all that have scores, the paper's first.
     """
     pairs = []
     for members in group_items(items).values():
-        for dimension in dimensions:
+        for dimension in _scored_dimensions(members) if dimensions is None else dimensions:
             scored = [(item, aggregate_scores(item.scores[dimension])) for item in members if dimension in item.scores]
             for (a, score_a), (b, score_b) in combinations(scored, 2):
                 if score_a > score_b:
@@ -38,6 +53,12 @@ def preference_pairs(items: Iterable[AnnotatedImage], dimensions: Sequence[str] 
                 elif score_b > score_a:
                     pairs.append(PreferencePair(b, a, dimension, score_b, score_a))
     return pairs
+
+
+def _scored_dimensions(items: Iterable[AnnotatedImage]) -> list[str]:
+    """Dimensions with a score, in an order that the items' order does not change."""
+    found = {dimension for item in items for dimension in item.scores}
+    return [d for d in PAPER.dimensions if d in found] + sorted(found - set(PAPER.dimensions))
 
 
 @lru_cache(maxsize=32)

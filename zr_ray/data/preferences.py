@@ -8,8 +8,8 @@ too:
     prompt     string
     winner     path of the preferred image, relative to the folder and inside it
     loser      path of the other image; differs from winner
-    dimension  one of `rubric.DIMENSIONS`, or "overall" when people chose by everything at once. No judge is asked about
-               "overall": a loss on such a pair has to combine the expected scores of the four dimensions
+    dimension  one of the set's (`rubrics.py`), or "overall" when people chose by everything at once. No judge is asked
+               about "overall": a loss on such a pair has to combine the expected scores of all dimensions
     votes      optional [for the winner, for the loser], numbers of annotators, winner >= loser; absent: one choice of
     unknown weight
     origin     optional string, as in annotations.jsonl; "unknown" when absent
@@ -30,8 +30,9 @@ from pathlib import Path
 from zr_ray.data.annotations import FILES
 from zr_ray.data.checks import SPLITS, check_head, image_path
 from zr_ray.data.files import atomic_file, json_lines
+from zr_ray.data.rubrics import read_rubric
 from zr_ray.errors import ConfigError, DataError
-from zr_ray.rubric import DIMENSIONS
+from zr_ray.rubric import PAPER, Rubric
 
 FILE = "preferences.jsonl"
 OVERALL = "overall"
@@ -62,7 +63,7 @@ class Preference:
     """Absolute path of the preferred image file."""
     loser: Path
     dimension: str
-    """One of `rubric.DIMENSIONS` or "overall"."""
+    """One of the set's dimensions or "overall"."""
     votes: tuple[float, float] | None = None
     """(for the winner, for the loser), numbers of annotators; None when only the choice is known."""
     origin: str = "unknown"
@@ -82,10 +83,11 @@ def read_preferences(path: Path | str, *, split: str | None = None) -> Iterator[
         raise DataError(
             f"{file}: wanted a file of preferences, there is none; correct the path, or convert a data set of pairs"
         )
+    rubric = read_rubric(file)
     groups: dict[str, tuple[str, str, str]] = {}
     counts = dict.fromkeys(SPLITS, 0)
     for where, raw in json_lines(file):
-        one = checked_preference(raw, where, file.parent)
+        one = checked_preference(raw, where, file.parent, rubric)
         line = where.rpartition(": ")[2]
         prompt, group_split, first = groups.setdefault(one.group, (one.prompt, one.split, line))
         if (prompt, group_split) != (one.prompt, one.split):
@@ -105,14 +107,13 @@ def read_preferences(path: Path | str, *, split: str | None = None) -> Iterator[
         )
 
 
-def checked_preference(raw: dict, where: str, root: Path) -> Preference:
-    """The preference of a raw record. where: file and line, for messages. root: folder of the images.   Raises:
-    DataError."""
+def checked_preference(raw: dict, where: str, root: Path, rubric: Rubric = PAPER) -> Preference:
+    """The preference of a raw record. where: file and line, for messages. root: folder of the images. rubric: of the
+    data set.   Raises: DataError."""
     check_head(raw, where, REQUIRED, OPTIONAL, strings=(*REQUIRED, "origin"))
-    if raw["dimension"] not in (*DIMENSIONS, OVERALL):
-        raise DataError(
-            f"{where}: wanted dimension {', '.join((*DIMENSIONS, OVERALL))}, got {raw['dimension']!r}; rename it"
-        )
+    known = (*rubric.dimensions, OVERALL)
+    if raw["dimension"] not in known:
+        raise DataError(f"{where}: wanted dimension {', '.join(known)}, got {raw['dimension']!r}; rename it")
     winner, loser = (image_path(raw[side], f"{where}: {side}", root) for side in ("winner", "loser"))
     if winner == loser:
         raise DataError(

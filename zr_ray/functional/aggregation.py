@@ -1,7 +1,7 @@
 """From score distributions to one reward per image: a weighted, optionally risk-averse sum over dimensions (Z-Reward,
 arXiv 2606.09076, section 5).
 
-Axes: B images, D dimensions, K = 9 bins. Scores, means and standard deviations are in rubric points.
+Axes: B images, D dimensions, K bins. Scores, means and standard deviations are in rubric points.
 Left out on purpose: normalising advantages across a group; that is policy-gradient training's.
 """
 

@@ -1,7 +1,8 @@
 """Correlations of predicted with human scores: PLCC, SRCC, KRCC, and PLCC after the usual 4-parameter logistic.
 
 Axis: N items. Everything is computed in float64. Undefined values are nan, never 0 and never a crash: fewer than 2
-items (5 for the logistic), all predictions or all human scores equal, or anything not finite.
+items (5 for the logistic), all predictions or all human scores equal (`is_constant`: differences that are rounding do
+not count), or anything not finite.
 """
 
 from __future__ import annotations
@@ -15,6 +16,26 @@ _KENDALL_CELLS = 4_000_000
 """Cells of the N x N comparison held at once: 32 MB in float64."""
 _SIGMOID_CELLS = 1_000_000
 """Candidate curves x items held at once: 8 MB in float64."""
+
+PRECISION, LARGEST_SCORE = 1e-6, 100.0
+"""Relative to the largest value, at most to a score of 100 points. Judges compute in float32 (1.2e-7): predictions that
+differ by less are a constant, and a correlation with them would be one with rounding errors."""
+
+
+def is_constant(values: Tensor) -> bool:
+    """Whether values [N] vary by no more than their precision; also true of none."""
+    if len(values) == 0:
+        return True
+    return bool(values.max() - values.min() <= PRECISION * values.abs().max().clamp_max(LARGEST_SCORE))
+
+
+def why_undefined(predicted: Tensor, human: Tensor) -> str | None:
+    """Why no correlation of predictions with human scores [N] is defined, in a few words; None if it is."""
+    if len(predicted) < 2:
+        return "fewer than 2 items"
+    if not bool(predicted.isfinite().all() & human.isfinite().all()):
+        return "not finite"
+    return "constant prediction" if is_constant(predicted) else "constant human score" if is_constant(human) else None
 
 
 def plcc(predicted: Tensor, human: Tensor) -> float:
@@ -126,8 +147,4 @@ def _items(predicted: Tensor, human: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _undefined(x: Tensor, y: Tensor) -> bool:
-    return (
-        len(x) < 2
-        or not bool(x.isfinite().all() & y.isfinite().all())
-        or bool((x.min() == x.max()) | (y.min() == y.max()))
-    )
+    return why_undefined(x, y) is not None

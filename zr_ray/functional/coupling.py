@@ -7,17 +7,17 @@ with the other's.
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor
 
-from zr_ray.functional.intervals import ratio_interval
+from zr_ray.functional.intervals import defined_interval, ratio_interval
 
 _MOVED = 1e-6
 """Rubric points: gaps below are rounding, such a pair says nothing about order."""
 
 
-def trace_following(own: Tensor, swapped: Tensor, prompt: Tensor, resamples: int = 1000, seed: int = 0) -> dict:
+def trace_following(
+    own: Tensor, swapped: Tensor, prompt: Tensor, resamples: int = 1000, seed: int = 0
+) -> dict[str, float | list[float] | int | None]:
     """Share of the score that comes with the trace, and how often the order of a pair follows it.
 
         follow = sum_m,j (swapped[m,j] - own[m,j]) (own[m,other] - own[m,j]) / sum_m,j (own[m,other] - own[m,j])^2
@@ -51,9 +51,9 @@ def trace_following(own: Tensor, swapped: Tensor, prompt: Tensor, resamples: int
     follows, counted = by_prompt(reversed_.double()), by_prompt(ordered.double())
     return {
         "follow": _ratio(products, squares),
-        "follow_ci": _interval(ratio_interval(products, squares, resamples, seed)),
+        "follow_ci": defined_interval(ratio_interval(products, squares, resamples, seed)),
         "order_follows": _ratio(follows, counted),
-        "order_follows_ci": _interval(ratio_interval(follows, counted, resamples, seed)),
+        "order_follows_ci": defined_interval(ratio_interval(follows, counted, resamples, seed)),
         "trace_effect": moved.abs().mean().item() if len(own) else None,
         "image_effect": (swapped - own.flip(1)).abs().mean().item() if len(own) else None,
         "pairs": len(own),
@@ -62,7 +62,3 @@ def trace_following(own: Tensor, swapped: Tensor, prompt: Tensor, resamples: int
 
 def _ratio(part: Tensor, whole: Tensor) -> float | None:
     return (part.sum() / whole.sum()).item() if whole.sum() > 0 else None
-
-
-def _interval(bounds: tuple[float, float]) -> list[float] | None:
-    return list(bounds) if all(map(math.isfinite, bounds)) else None

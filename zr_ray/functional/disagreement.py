@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from zr_ray.functional.correlation import plcc
-from zr_ray.functional.intervals import ratio_interval
+from zr_ray.functional.intervals import defined, defined_interval, ratio_interval
 from zr_ray.functional.pairs import hpa_by_group
 from zr_ray.functional.risd import score_kl
 
@@ -54,21 +54,13 @@ def disagreement(
     gaps, counts = zeros.index_add(0, place, gap), zeros.index_add(0, place, known.double())
     difference = (student - teacher)[known]
     return {
-        "mu_gap": _number(difference.abs().mean()),
-        "mu_gap_ci": _interval(ratio_interval(gaps, counts, resamples, seed)),
-        "mu_bias": _number(difference.mean()),
-        "kl": _number(score_kl(teacher_log_q[known], student_log_q[known]).mean()),
-        "plcc": _number(plcc(student[known], teacher[known])),
-        "flips": _number(1 - same.sum() / total.sum()),
-        "flips_ci": _interval(ratio_interval(total - same, total, resamples, seed)),
+        "mu_gap": defined(difference.abs().mean()),
+        "mu_gap_ci": defined_interval(ratio_interval(gaps, counts, resamples, seed)),
+        "mu_bias": defined(difference.mean()),
+        "kl": defined(score_kl(teacher_log_q[known], student_log_q[known]).mean()),
+        "plcc": defined(plcc(student[known], teacher[known])),
+        "flips": defined(1 - same.sum() / total.sum()),
+        "flips_ci": defined_interval(ratio_interval(total - same, total, resamples, seed)),
         "items": int(known.sum()),
         "pairs": int(total.sum()),
     }
-
-
-def _number(value: Tensor | float) -> float | None:
-    return float(value) if math.isfinite(float(value)) else None
-
-
-def _interval(bounds: tuple[float, float]) -> list[float] | None:
-    return list(bounds) if all(map(math.isfinite, bounds)) else None

@@ -1,9 +1,9 @@
 """Group-wise Direct Score Optimisation: rewards and direct losses (Z-Reward, arXiv 2606.09076, section 3, Eq. 7-14).
 
-Axes: B pairs, J = 2 sides (0 winner, 1 loser), G group, T tokens, K = 9 bins, D dimensions.
+Axes: B pairs, J = 2 sides (0 winner, 1 loser), G group, T tokens, K bins, D dimensions.
 `valid` [B, 2, G] bool marks well-formed samples; None means all. A malformed sample enters no mean, may hold nan or
 inf, and gets a zero gradient here. (A nan further up, in the log-probs that made mu, must be masked there: 0 * nan is
-nan.) Losses come three ways: the scalar of the paper, and per-sample terms whose sum and count the caller may add over
+nan.) Each loss comes as the scalar of the paper and as per-sample terms, whose sum and count the caller may add over
 micro-batches and ranks. Rewards are detached: they are data to the policy term.
 Left out on purpose: Bradley-Terry (see rank.py). The gap is matched, not enlarged without bound.
 """
@@ -43,7 +43,9 @@ def pairwise_gap_error(
         e[b,j,i] = mean_k |(mu[b,j,i] - mu[b,other,k]) - (s[b,j] - s[b,other])| / score_range,   k over the valid
         samples
 
-    Eq. 10's reward is `1 - e` on rollout scores; Eq. 11's loss is `e.mean()` on learner scores.
+    Eq. 10's reward is `1 - e` on rollout scores; Eq. 11's loss is `e.mean()` on learner scores: micro-batches add up
+    its sum and `gap_valid(valid).sum()`. Each gap (i, k) is counted from both sides, as in the paper, and the gradient
+    flows through both.
     Args: expected_scores: [B, 2, G] mu, rubric points. human_scores: [B, 2] s-hat, rubric points. score_range: S_max -
         S_min > 0. valid: [B, 2, G] bool or None.
     Returns: [B, 2, G] in [0, 2]; 0 when every gap matches, and 0 where `gap_valid(valid)` is False: count those out
@@ -52,9 +54,9 @@ def pairwise_gap_error(
     _check_sides(expected_scores, human_scores, score_range)
     valid = _all_valid(expected_scores, valid)
     mu = torch.where(valid, expected_scores, torch.zeros_like(expected_scores))
-    human = human_scores.to(mu)
+    human_scores = human_scores.to(mu)
     gaps = mu.unsqueeze(-1) - mu.flip(1).unsqueeze(-2)  # [B, 2, G own i, G other k]
-    human_gaps = (human - human.flip(1))[..., None, None]
+    human_gaps = (human_scores - human_scores.flip(1))[..., None, None]
     counted = valid.flip(1).unsqueeze(-2)
     distance = (gaps - human_gaps).abs() * counted
     error = distance.sum(-1) / counted.sum(-1).clamp_min(1) / score_range
@@ -127,23 +129,13 @@ def pointwise_loss(
     return terms.sum() / _all_valid(terms, valid).sum().clamp_min(1)
 
 
-def pairwise_terms(
-    expected_scores: Tensor, human_scores: Tensor, score_range: float, valid: Tensor | None = None
-) -> Tensor:
-    """Per-sample gap error of Eq. 11: `pairwise_gap_error` on learner scores. Micro-batch with these.
-
-    Each gap (i, k) is counted from both sides, as in the paper, and the gradient flows through both.
-    Args, Raises: as `pairwise_gap_error`.   Returns: [B, 2, G] in [0, 2]; denominator `gap_valid(valid).sum()`."""
-    return pairwise_gap_error(expected_scores, human_scores, score_range, valid)
-
-
 def pairwise_loss(
     expected_scores: Tensor, human_scores: Tensor, score_range: float, valid: Tensor | None = None
 ) -> Tensor:
     """L_pw = (1/(2 G^2 (S_max - S_min))) sum_j sum_i sum_k |gap error|, averaged over pairs and valid samples (Eq. 11).
 
     Args, Raises: as `pairwise_gap_error`.   Returns: scalar in [0, 2]; 0 if no gap is valid."""
-    terms = pairwise_terms(expected_scores, human_scores, score_range, valid)
+    terms = pairwise_gap_error(expected_scores, human_scores, score_range, valid)
     return terms.sum() / gap_valid(_all_valid(terms, valid)).sum().clamp_min(1)
 
 

@@ -3,7 +3,7 @@ and relatives).
 
 GRPO arXiv 2402.03300; DAPO 2503.14476; Dr. GRPO 2503.20783; GSPO 2507.18071; KL estimators k1-k3: Schulman,
 "Approximating KL Divergence", 2020. Log-probs are in nats, ratios have no unit.
-Axes: B pairs, J = 2 sides (0 winner, 1 loser), G group, N sequences, T tokens, K = 9 bins, D dimensions.
+Axes: B pairs, J = 2 sides (0 winner, 1 loser), G group, N sequences, T tokens, K bins, D dimensions.
 A masked token may hold nan or inf: it enters no statistic and gets a zero gradient.
 Left out on purpose: entropy bonuses and critics; the paper uses neither.
 """
@@ -14,6 +14,10 @@ import math
 
 import torch
 from torch import Tensor
+
+SAME_REWARD = 1e-6
+"""Rewards lie in [-1, 2] in float32 (1.2e-7 each); divided by their standard deviation, rounding errors would become
+advantages."""
 
 
 def group_advantages(
@@ -26,8 +30,8 @@ def group_advantages(
     std is the POPULATION standard deviation (divide by G): it is defined for one valid sample and keeps |A| <= sqrt(G -
     1). Sample std, as in TRL, gives the same advantages times sqrt((G - 1) / G), a learning-rate factor.
     Samples with valid False stay out of mean and std; their own reward (the group's lowest, see `gdso_reward`) is then
-    measured with them; a non-finite one gets 0. A group whose valid rewards are all equal, or that has none, gets 0
-    everywhere.
+    measured with them; a non-finite one gets 0. A group whose valid rewards are all equal (`SAME_REWARD`), or that has
+    none, gets 0 everywhere.
     Args: rewards: [..., G]. eps: same unit as rewards, at least 0. normalisation: "std" or "none". valid: [..., G] bool
     or None.
     Returns: [..., G], detached.   Raises: ValueError if G < 2 or a name or shape is wrong."""
@@ -50,7 +54,9 @@ def group_advantages(
     if normalisation == "std":
         variance = torch.where(valid, centred, torch.zeros_like(centred)).square().sum(-1, keepdim=True) / count
         centred = centred / (variance.sqrt() + eps)
-    return torch.where((highest > lowest) & (valid | rewards.isfinite()), centred, torch.zeros_like(centred))
+    return torch.where(
+        (highest - lowest > SAME_REWARD) & (valid | rewards.isfinite()), centred, torch.zeros_like(centred)
+    )
 
 
 def token_ratio(logprobs: Tensor, rollout_logprobs: Tensor) -> Tensor:

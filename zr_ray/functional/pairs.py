@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 _SAME = 1e-6
-"""Rubric points. Human means such as 11/3 carry rounding; gaps that differ by less are the same (scores of 5 raters
-differ by 0.1)."""
+"""Rubric points. Human means such as 11/3 carry rounding, predictions that of float32; gaps that differ by less are the
+same (scores of 5 raters differ by 0.1)."""
 
 
 def pair_indices(group: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,7 +41,7 @@ def hpa_by_group(
     """Correctly ranked and counted pairs of each prompt; their sums' ratio is HPA, `ratio_interval` its interval.
 
     A pair counts if its human gap is above min_gap; it is correct if the prediction ranks it the same way, strictly: a
-    predicted tie (also nan) is wrong.
+    predicted tie (a difference below 1e-6 points, which is rounding; also nan) is wrong.
     Args: predicted, human: [N] rubric points (human may be nan: no pairs). group: [N] long. min_gap: rubric points,
         exclusive; 0 counts all untied pairs, 0.5 is margin HPA. cluster: [N] long, what the counts are added over;
         None: the group.
@@ -56,7 +56,7 @@ def hpa_by_group(
         raise ValueError("every group must lie inside one cluster: its pairs are resampled together")
     predicted, gap = predicted.detach().double(), human.double()[a] - human.double()[b]
     counted = gap.abs() > min_gap + _SAME
-    correct = counted & torch.where(gap > 0, predicted[a] > predicted[b], predicted[a] < predicted[b])
+    correct = counted & ((predicted[a] - predicted[b]) * gap.sign() > _SAME)
     zeros = torch.zeros(len(labels), dtype=torch.float64, device=group.device)
     return zeros.index_add(0, place[a], correct.double()), zeros.index_add(0, place[a], counted.double())
 

@@ -2,7 +2,7 @@
 
 GDSO's pairwise term needs both scores and matches their gap; pairs-only data has none, so these push one side above the
 other.
-Axes: B pairs, J = 2 sides (0 winner, 1 loser), K = 9 bins; `...` any leading shape.
+Axes: B pairs, J = 2 sides (0 winner, 1 loser), K bins; `...` any leading shape.
 """
 
 from __future__ import annotations

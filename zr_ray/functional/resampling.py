@@ -1,7 +1,7 @@
 """Resampled statistics themselves, so that two judges' can be subtracted draw by draw, and intervals of statistics that
 pair items.
 
-Axes: N items, P prompts, R resamples, F sums. Draws are those of `intervals.py`: same P, resamples and seed, same
+Axes: N items, P prompts, R resamples, F sums. Draws are those of `draws.py`: same P, resamples and seed, same
 prompts drawn.
 """
 
@@ -13,31 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from zr_ray.functional.intervals import (
-    _CELLS,
-    _correlation,
-    _percentiles,
-    _prompt_draws,
-    _resampled_ratios,
-    _standard_items,
-)
-
-
-def percentile_interval(values: Tensor, level: float = 0.95) -> tuple[float, float]:
-    """Percentile interval of resampled values, for example of a difference of two judges' values on the same draws.
-
-    Args: values: [R], nan where undefined. level: in (0, 1).
-    Returns: (low, high), nan if nothing is defined.   Raises: ValueError if level is out of range."""
-    return _percentiles(values, level)
-
-
-def resampled_ratios(correct: Tensor, total: Tensor, resamples: int = 2000, seed: int = 0) -> Tensor:
-    """sum(correct) / sum(total) in every resample of prompts, such as HPA from `hpa_by_group`.
-
-    Args: correct, total: [P] per prompt. resamples: at least 1. seed: of the draws.
-    Returns: [R] (empty below 2 prompts), nan where the total is 0.   Raises: ValueError if shapes differ or resamples <
-    1."""
-    return _resampled_ratios(correct, total, resamples, seed)
+from zr_ray.functional.draws import CELLS, correlation_of_sums, percentile_interval, prompt_draws, standard_items
 
 
 def resampled_plcc(predicted: Tensor, human: Tensor, group: Tensor, resamples: int = 2000, seed: int = 0) -> Tensor:
@@ -50,12 +26,13 @@ def resampled_plcc(predicted: Tensor, human: Tensor, group: Tensor, resamples: i
     resamples < 1."""
     known = predicted.isfinite() & human.isfinite()
     prompts, place = group.unique(return_inverse=True)
-    x, y, defined, _ = _standard_items(predicted[known], human[known], group[known])
+    x, y, defined, _ = standard_items(predicted[known], human[known], group[known])
     if defined == 0:
         return torch.empty(0, dtype=torch.float64)
     moments = torch.stack([torch.ones_like(x), x, y, x * x, y * y, x * y], -1)
     sums = torch.zeros(len(prompts), 6, dtype=torch.float64).index_add(0, place[known], moments)
-    return torch.cat([_correlation(draws @ sums) for draws in _prompt_draws(len(prompts), resamples, seed, group)])
+    draws = prompt_draws(len(prompts), resamples, seed, group)
+    return torch.cat([correlation_of_sums(part @ sums) for part in draws])
 
 
 def sums_interval(
@@ -65,8 +42,8 @@ def sums_interval(
 
     Args: sums: [P, F] per prompt. statistic: [R, F] resampled sums -> [R]. The rest: as `bootstrap_interval`.
     Returns: (low, high).   Raises: ValueError if a setting is out of range."""
-    draws = _prompt_draws(len(sums), resamples, seed, sums)
-    return _percentiles(torch.cat([statistic(part @ sums.double()) for part in draws]), level)
+    draws = prompt_draws(len(sums), resamples, seed, sums)
+    return percentile_interval(torch.cat([statistic(part @ sums.double()) for part in draws]), level)
 
 
 def krcc_interval(
@@ -80,17 +57,17 @@ def krcc_interval(
 
     Args: predicted, human: [N]. group: [N] long. The rest: as `bootstrap_interval`.
     Returns: (low, high).   Raises: ValueError if shapes differ or a setting is out of range."""
-    x, y, prompts, place = _standard_items(predicted, human, group)
+    x, y, prompts, place = standard_items(predicted, human, group)
     if prompts == 0:
         return math.nan, math.nan
     totals = x.new_zeros(3, prompts, prompts)
-    for rows in torch.arange(len(x)).split(max(1, _CELLS // len(x))):
+    for rows in torch.arange(len(x)).split(max(1, CELLS // len(x))):
         sign_x, sign_y = (x[rows, None] - x).sign(), (y[rows, None] - y).sign()
         for n, cells in enumerate((sign_x * sign_y, sign_x.abs(), sign_y.abs())):
             by_prompt = x.new_zeros(len(rows), prompts).index_add(1, place, cells)
             totals[n].index_add_(0, place[rows], by_prompt)
     values = []
-    for draws in _prompt_draws(prompts, resamples, seed, group):
+    for draws in prompt_draws(prompts, resamples, seed, group):
         agreement, untied_x, untied_y = (((draws @ total) * draws).sum(-1) for total in totals)
         values.append(agreement / (untied_x * untied_y).sqrt())  # 0 / 0 is nan: undefined
-    return _percentiles(torch.cat(values), level)
+    return percentile_interval(torch.cat(values), level)

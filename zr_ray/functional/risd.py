@@ -1,6 +1,6 @@
 """Reasoning-internalised score distillation (Z-Reward, arXiv 2606.09076, section 4, Eq. 15 and Algorithm 2).
 
-Axes: B pairs, J = 2 sides (0 winner, 1 loser), G group, M teacher traces, T tokens, K = 9 bins, D dimensions; `...` any
+Axes: B pairs, J = 2 sides (0 winner, 1 loser), G group, M teacher traces, T tokens, K bins, D dimensions; `...` any
 leading shape. The paper's recipe is `score_kl` alone on one trace. Label mixing, temperature and M > 1 depart from it
 and are off unless called.
 """

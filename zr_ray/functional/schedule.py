@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import math
 
-from zr_ray.config.sections import LearnerSection
 
+def learning_rate(update: int, updates: int, peak: float, warmup_steps: int, min_frac: float) -> float:
+    """Rate of one optimizer update.
 
-def learning_rate(update: int, updates: int, config: LearnerSection) -> float:
-    """Rate of optimiser update `update` (0-based) of `updates` in all."""
-    if update < config.warmup_steps:
-        return config.lr * (update + 1) / config.warmup_steps
-    done = (update - config.warmup_steps) / max(1, updates - config.warmup_steps)
-    return config.lr * (config.min_lr_frac + (1 - config.min_lr_frac) * (1 + math.cos(math.pi * done)) / 2)
+    Args: update: 0-based index of the update. updates: in all. peak: reached after `warmup_steps` updates. min_frac:
+        rate at the end, as a fraction of the peak."""
+    if update < warmup_steps:
+        return peak * (update + 1) / warmup_steps
+    done = (update - warmup_steps) / max(1, updates - warmup_steps)
+    return peak * (min_frac + (1 - min_frac) * (1 + math.cos(math.pi * done)) / 2)

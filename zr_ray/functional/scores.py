@@ -1,7 +1,7 @@
 """Score distributions: from the score token's log-probabilities to q, mu and training targets (Z-Reward, arXiv
 2606.09076, section 3).
 
-Axes: B pairs, J = 2 sides (0 winner, 1 loser), G group, T tokens, K = 9 bins, D dimensions; `...` any leading shape.
+Axes: B pairs, J = 2 sides (0 winner, 1 loser), G group, T tokens, K bins, D dimensions; `...` any leading shape.
 Scores, means and standard deviations are in rubric points. Bins are given by the caller, ascending, at least two.
 Left out on purpose: which token is the score token; the tokeniser side of that is `rubric.label_token_ids`.
 """

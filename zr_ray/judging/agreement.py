@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from zr_ray.functional import calibration, correlation, intervals, pairs, rank, resampling, scores
-from zr_ray.judging.evaluate import BINS, Judged, human_scores, row
+from zr_ray.functional.intervals import defined, defined_interval
+from zr_ray.judging.evaluate import Judged, human_scores, pooled_groups, prompt_index, row
 from zr_ray.records import AnnotatedImage
-from zr_ray.rubric import DIMENSIONS, SCORE_BINS
+from zr_ray.rubric import Rubric
 
 WIN_BINS = 10
 """Equal-width bins of P(a beats b) in its calibration error."""
@@ -31,44 +32,45 @@ def full_row(method: str, judged: Judged, items: Sequence[AnnotatedImage], resam
 
     Args: method: the row's name. resamples, seed: of the bootstrap; the seed also splits prompts into halves for the
     tie threshold."""
-    human, votes = human_scores(items), annotator_votes(items)
+    rubric, bins = judged.rubric, judged.bins
+    human, votes = human_scores(items, rubric), annotator_votes(items, rubric)
     result = row(method, judged, human, items, resamples, seed)
-    names = sorted({item.group for item in items})
-    prompt = torch.tensor([names.index(item.group) for item in items])
+    prompt = prompt_index([item.group for item in items])
     outside = scores.outside_mass(judged.label_logprobs).nanmean(-1)  # [I, D], nan where no output is well formed
-    for d, name in enumerate(DIMENSIONS):
+    for d, name in enumerate(rubric.dimensions):
         if name in result["dimensions"]:
             one = (judged.q[:, d], outside[:, d], human[:, d], votes[:, d], prompt, prompt)
-            result["dimensions"][name] |= more_agreement(*one, resamples, seed)
-    every = prompt[:, None].expand(-1, len(DIMENSIONS))
-    inside = every * len(DIMENSIONS) + torch.arange(len(DIMENSIONS))  # pairs are formed inside a prompt and a dimension
-    flat = (
-        judged.q.flatten(0, 1),
-        outside.flatten(),
-        human.flatten(),
-        votes.flatten(0, 1),
-        inside.flatten(),
-        every.flatten(),
-    )
-    result["pooled"] |= more_agreement(*flat, resamples, seed)
+            result["dimensions"][name] |= more_agreement(*one, bins, resamples, seed)
+    inside, every = pooled_groups(prompt, len(rubric.dimensions))
+    flat = (judged.q.flatten(0, 1), outside.flatten(), human.flatten(), votes.flatten(0, 1), inside, every)
+    result["pooled"] |= more_agreement(*flat, bins, resamples, seed)
     return result
 
 
-def annotator_votes(items: Sequence[AnnotatedImage]) -> Tensor:
+def annotator_votes(items: Sequence[AnnotatedImage], rubric: Rubric) -> Tensor:
     """[I, D, K] float64, how many annotators chose each bin; all 0 where there is no score, or one that is no bin (an
     average)."""
-    votes = torch.zeros(len(items), len(DIMENSIONS), len(SCORE_BINS), dtype=torch.float64)
+    bins = torch.tensor(rubric.bins, dtype=torch.float64)
+    votes = torch.zeros(len(items), len(rubric.dimensions), len(bins), dtype=torch.float64)
     for i, item in enumerate(items):
-        for d, name in enumerate(DIMENSIONS):
+        for d, name in enumerate(rubric.dimensions):
             given = item.scores.get(name, ())
             given = torch.tensor(given if isinstance(given, tuple) else (given,), dtype=torch.float64)
-            if len(given) and bool(((given[:, None] - BINS).abs().amin(-1) < 1e-4).all()):
-                votes[i, d] = calibration.vote_counts(given[None], BINS)[0]
+            if len(given) and bool(((given[:, None] - bins).abs().amin(-1) < 1e-4).all()):
+                votes[i, d] = calibration.vote_counts(given[None], bins)[0]
     return votes
 
 
 def more_agreement(
-    q: Tensor, outside: Tensor, human: Tensor, votes: Tensor, group: Tensor, prompt: Tensor, resamples: int, seed: int
+    q: Tensor,
+    outside: Tensor,
+    human: Tensor,
+    votes: Tensor,
+    group: Tensor,
+    prompt: Tensor,
+    bins: Tensor,
+    resamples: int,
+    seed: int,
 ) -> dict:
     """The further keys of one "pooled" or dimension entry; every `<key>_ci` is a 95 % interval or null.
 
@@ -79,29 +81,30 @@ def more_agreement(
         entropy: of q, nats; outside_mass: probability on tokens that are no label
 
     Args: q: [N, K], nan = none. outside: [N]. human: [N] rubric points, nan = none. votes: [N, K] counts. group: [N]
-        long, whose items are compared. prompt: [N] long, what is resampled, a union of groups."""
-    mu = (q * BINS).sum(-1)
+        long, whose items are compared. prompt: [N] long, what is resampled, a union of groups. bins: [K] rubric
+        points."""
+    mu = (q * bins).sum(-1)
     known = mu.isfinite() & human.isfinite()
     x, y, clusters = mu[known], human[known], prompt[known]
     log_q = q.clamp_min(1e-300).log()
     voted = known & (votes.sum(-1) > 0)
     means = {
         "nll": calibration.annotator_nll(log_q[voted], votes[voted]),
-        "crps": calibration.crps(q[voted], BINS, votes[voted]),
+        "crps": calibration.crps(q[voted], bins, votes[voted]),
         "entropy": scores.score_entropy(log_q[known]),
         "outside_mass": outside[known],
     }
     found: dict = {
-        "srcc_ci": _interval(intervals.srcc_interval(x, y, clusters, resamples, seed)),
-        "krcc": _number(correlation.krcc(x, y)),
-        "krcc_ci": _interval(resampling.krcc_interval(x, y, clusters, resamples, seed)),
-        "plcc_logistic": _number(correlation.logistic4_plcc(x, y)),
+        "srcc_ci": defined_interval(intervals.srcc_interval(x, y, clusters, resamples, seed)),
+        "krcc": defined(correlation.krcc(x, y)),
+        "krcc_ci": defined_interval(resampling.krcc_interval(x, y, clusters, resamples, seed)),
+        "plcc_logistic": defined(correlation.logistic4_plcc(x, y)),
         "voted": int(voted.sum()),
     }
     for name, values in means.items():
         of = prompt[voted] if name in ("nll", "crps") else clusters
-        found[name] = _number(values.mean()) if len(values) else None
-        found[f"{name}_ci"] = _interval(
+        found[name] = defined(values.mean()) if len(values) else None
+        found[f"{name}_ci"] = defined_interval(
             intervals.ratio_interval(*_sums(of, values, torch.ones_like(values)), resamples, seed)
         )
     found |= _ties(mu, human, group, prompt, resamples, seed)
@@ -121,9 +124,9 @@ def _ties(mu: Tensor, human: Tensor, group: Tensor, prompt: Tensor, resamples: i
         here = prompt == one
         counts.append(pairs.pair_accuracy_with_ties(mu[here], human[here], group[here], threshold))
     correct, total = torch.tensor(counts, dtype=torch.float64).view(-1, 2).unbind(-1)
-    interval = _interval(intervals.ratio_interval(correct, total, resamples, seed))
+    interval = defined_interval(intervals.ratio_interval(correct, total, resamples, seed))
     return {
-        "tie_accuracy": _number(correct.sum() / total.sum()),
+        "tie_accuracy": defined(correct.sum() / total.sum()),
         "tie_accuracy_ci": interval,
         "tie_threshold": threshold,
     }
@@ -147,8 +150,8 @@ def _wins(
     for name, outcome in (("win_ece", preferred), ("win_ece_votes", by_vote)):
         here = outcome.isfinite()
         p, o, clusters = probability[here], outcome[here], prompt[a[here]]
-        found[name] = _number(calibration.win_calibration_error(p, o, WIN_BINS))
-        found[f"{name}_ci"] = _interval(_ece_interval(p, o, clusters, resamples, seed))
+        found[name] = defined(calibration.win_calibration_error(p, o, WIN_BINS))
+        found[f"{name}_ci"] = defined_interval(_ece_interval(p, o, clusters, resamples, seed))
     return found
 
 
@@ -175,11 +178,3 @@ def _sums(prompt: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
     """Per-prompt sums [P, ...] of values [M, ...]."""
     prompts, place = prompt.unique(return_inverse=True)
     return tuple(v.new_zeros(len(prompts), *v.shape[1:]).index_add(0, place, v) for v in values)
-
-
-def _number(value) -> float | None:
-    return float(value) if math.isfinite(float(value)) else None
-
-
-def _interval(bounds: tuple[float, float]) -> list[float] | None:
-    return list(bounds) if all(map(math.isfinite, bounds)) else None

@@ -9,21 +9,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from zr_ray.data.aggregate import aggregate_scores
-from zr_ray.functional import correlation, intervals, pairs
+from zr_ray.data.pairs import aggregate_scores
+from zr_ray.functional import correlation, intervals, pairs, scores
+from zr_ray.functional.intervals import defined, defined_interval
+from zr_ray.functional.risd import average_distributions
 from zr_ray.judging.ask import generate, question, request_seed, score
 from zr_ray.models.judge_text import JudgeText
 from zr_ray.records import AnnotatedImage
-from zr_ray.rubric import DIMENSIONS, SCORE_BINS
-
-BINS = torch.tensor(SCORE_BINS, dtype=torch.float64)
+from zr_ray.rubric import Rubric
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,15 @@ class Judged:
     malformed."""
     sample_tokens: Tensor
     """[I, D, S] generated tokens of each output."""
+    rubric: Rubric
+    """The judge's: names of D, scores of K."""
     reasoning: tuple[tuple[str, ...], ...] = ()
     """[I][D] reasoning text of the first sample; kept by the rank that asked, empty elsewhere."""
+
+    def __post_init__(self) -> None:
+        shape, wanted = self.label_logprobs.shape, (len(self.rubric.dimensions), len(self.rubric.bins))
+        if (shape[1], shape[3]) != wanted:
+            raise ValueError(f"label_logprobs must be [I, {wanted[0]}, S, {wanted[1]}] by the rubric, got {shape}")
 
     @property
     def samples(self) -> int:
@@ -46,12 +53,23 @@ class Judged:
     @cached_property
     def q(self) -> Tensor:
         """[I, D, K] float64 score distributions, averaged over well-formed outputs; nan where there was none."""
-        return torch.log_softmax(self.label_logprobs, -1).exp().nanmean(2)
+        return self.log_q.exp()
+
+    @cached_property
+    def log_q(self) -> Tensor:
+        """[I, D, K] float64 nats: log of `q`."""
+        log_q = scores.score_log_distribution(self.label_logprobs)
+        return average_distributions(log_q.movedim(2, 0), ~log_q.isnan().any(-1).movedim(2, 0))
 
     @property
     def mu(self) -> Tensor:
         """[I, D] expected scores, rubric points; nan where q is."""
-        return (self.q * BINS).sum(-1)
+        return (self.q * self.bins).sum(-1)
+
+    @property
+    def bins(self) -> Tensor:
+        """[K] float64 rubric points."""
+        return torch.tensor(self.rubric.bins, dtype=torch.float64)
 
     @property
     def tokens(self) -> Tensor:
@@ -65,7 +83,9 @@ class Judged:
 
     def first(self, samples: int) -> Judged:
         """The answers as if only the first `samples` outputs had been drawn: one point of a test-time scaling curve."""
-        return Judged(self.label_logprobs[:, :, :samples], self.sample_tokens[:, :, :samples], self.reasoning)
+        return replace(
+            self, label_logprobs=self.label_logprobs[:, :, :samples], sample_tokens=self.sample_tokens[:, :, :samples]
+        )
 
 
 def judge_items(
@@ -88,9 +108,10 @@ def judge_items(
     Args: reasoning: False reads the distribution directly (one token). samples: 0 decodes one greedy trace, n > 0
         samples n traces and averages their distributions. batch_items: items sent to the workers at a time. deadline_s:
         per batch."""
-    shape = (len(items), len(DIMENSIONS), max(1, samples) if reasoning else 1)
+    rubric = text.rubric
+    shape = (len(items), len(rubric.dimensions), max(1, samples) if reasoning else 1)
     labels, valid, tokens = (
-        torch.zeros(*shape, len(SCORE_BINS), dtype=torch.float64),
+        torch.zeros(*shape, len(rubric.bins), dtype=torch.float64),
         torch.zeros(shape),
         torch.zeros(shape),
     )
@@ -100,7 +121,8 @@ def judge_items(
         chunk = mine[start : start + batch_items]
         asked = [(i, d) for i in chunk for d in range(shape[1])]
         requests = [
-            question(text, items[i], DIMENSIONS[d], request_seed(seed, i, d), direct=not reasoning) for i, d in asked
+            question(text, items[i], rubric.dimensions[d], request_seed(seed, i, d), direct=not reasoning)
+            for i, d in asked
         ]
         what = f"judging items {start + 1}-{start + len(chunk)} of {len(mine)}"
         if reasoning:
@@ -119,59 +141,77 @@ def judge_items(
             torch.tensor(reduce_sum(t.flatten().tolist()), dtype=t.dtype).view(t.shape) for t in shares
         )
     labels = torch.where(valid.unsqueeze(-1) > 0, labels, math.nan)
-    return Judged(labels, tokens, tuple(map(tuple, texts)))
+    return Judged(labels, tokens, rubric, tuple(map(tuple, texts)))
 
 
-def human_scores(items: Sequence[AnnotatedImage]) -> Tensor:
-    """[I, D] aggregated human scores, rubric points; nan where a dimension has none."""
-    return torch.tensor(
-        [[aggregate_scores(item.scores[d]) if d in item.scores else math.nan for d in DIMENSIONS] for item in items],
-        dtype=torch.float64,
-    )
+def human_scores(items: Sequence[AnnotatedImage], rubric: Rubric) -> Tensor:
+    """[I, D] aggregated human scores in the rubric's dimensions, rubric points; nan where a dimension has none."""
+    rows = [[aggregate_scores(i.scores[d]) if d in i.scores else math.nan for d in rubric.dimensions] for i in items]
+    return torch.tensor(rows, dtype=torch.float64)
 
 
-def true_scores(items: Sequence[AnnotatedImage]) -> Tensor | None:
-    """[I, D] true scores of a simulated data set, or None if any item lacks them."""
-    if any(set(item.truth) != set(DIMENSIONS) for item in items):
+def true_scores(items: Sequence[AnnotatedImage], rubric: Rubric) -> Tensor | None:
+    """[I, D] true scores of a simulated data set, or None if any item lacks some."""
+    if any(not set(rubric.dimensions) <= set(item.truth) for item in items):
         return None
-    return torch.tensor([[item.truth[d] for d in DIMENSIONS] for item in items], dtype=torch.float64)
+    return torch.tensor([[item.truth[d] for d in rubric.dimensions] for item in items], dtype=torch.float64)
 
 
-def agreement(mu: Tensor, human: Tensor, items: Sequence[AnnotatedImage], resamples: int, seed: int) -> dict:
+def agreement(
+    mu: Tensor, human: Tensor, items: Sequence[AnnotatedImage], rubric: Rubric, resamples: int, seed: int
+) -> dict:
     """{"pooled": ..., "dimensions": {d: ...}} of `result.json`: PLCC, SRCC, HPA, margin HPA with bootstrap intervals
     over prompts.
 
-    Args: mu, human: [I, D] rubric points; nan = none. resamples, seed: of the bootstrap."""
-    names = sorted({item.group for item in items})
-    group = torch.tensor([names.index(item.group) for item in items])
+    Args: mu, human: [I, D] rubric points; nan = none. resamples, seed: of the bootstrap.
+    Raises: ValueError if D is not the rubric's."""
+    if mu.shape != human.shape or mu.shape[1] != len(rubric.dimensions):
+        raise ValueError(f"scores must be [I, {len(rubric.dimensions)}], got {mu.shape} and {human.shape}")
+    group = prompt_index([item.group for item in items])
     by_dimension = {
-        name: _agreement(mu[:, d], human[:, d], group, group, resamples, seed)
-        for d, name in enumerate(DIMENSIONS)
+        name: _agreement(mu[:, d], human[:, d], group, group, rubric.margin, resamples, seed)
+        for d, name in enumerate(rubric.dimensions)
         if human[:, d].isfinite().any()
     }
-    every = group[:, None].expand(-1, len(DIMENSIONS))
-    inside = every * len(DIMENSIONS) + torch.arange(len(DIMENSIONS))  # pairs are formed inside a prompt and a dimension
+    inside, every = pooled_groups(group, len(rubric.dimensions))
     return {
-        "pooled": _agreement(mu.flatten(), human.flatten(), inside.flatten(), every.flatten(), resamples, seed),
+        "pooled": _agreement(mu.flatten(), human.flatten(), inside, every, rubric.margin, resamples, seed),
         "dimensions": by_dimension,
     }
 
 
-def _agreement(mu: Tensor, human: Tensor, group: Tensor, prompt: Tensor, resamples: int, seed: int) -> dict:
+def prompt_index(groups: Sequence[str]) -> Tensor:
+    """[I] long: each item's prompt as the place of its group's name among the sorted names."""
+    names = {name: n for n, name in enumerate(sorted(set(groups)))}
+    return torch.tensor([names[group] for group in groups], dtype=torch.long)
+
+
+def pooled_groups(prompt: Tensor, dimensions: int) -> tuple[Tensor, Tensor]:
+    """(group, prompt), both [I * D], of scores [I, D] flattened: pairs are formed inside a prompt and a dimension.
+
+    Args: prompt: [I] long."""
+    every = prompt[:, None].expand(-1, dimensions)
+    return (every * dimensions + torch.arange(dimensions)).flatten(), every.flatten()
+
+
+def _agreement(
+    mu: Tensor, human: Tensor, group: Tensor, prompt: Tensor, margin: float, resamples: int, seed: int
+) -> dict:
     correct, total = pairs.hpa_by_group(mu, human, group, 0.0, prompt)
-    margin_correct, margin_total = pairs.hpa_by_group(mu, human, group, 0.5, prompt)
+    margin_correct, margin_total = pairs.hpa_by_group(mu, human, group, margin, prompt)
     known = mu.isfinite() & human.isfinite()
     x, y = mu[known], human[known]
     return {
         "hpa": _ratio(correct, total),
-        "hpa_ci": _interval(intervals.ratio_interval(correct, total, resamples, seed)),
+        "hpa_ci": defined_interval(intervals.ratio_interval(correct, total, resamples, seed)),
         "margin_hpa": _ratio(margin_correct, margin_total),
-        "margin_hpa_ci": _interval(intervals.ratio_interval(margin_correct, margin_total, resamples, seed)),
-        "plcc": _number(correlation.plcc(x, y)),
-        "plcc_ci": _interval(intervals.plcc_interval(x, y, prompt[known], resamples, seed)),
-        "srcc": _number(correlation.srcc(x, y)),
+        "margin_hpa_ci": defined_interval(intervals.ratio_interval(margin_correct, margin_total, resamples, seed)),
+        "plcc": defined(correlation.plcc(x, y)),
+        "plcc_ci": defined_interval(intervals.plcc_interval(x, y, prompt[known], resamples, seed)),
+        "srcc": defined(correlation.srcc(x, y)),
         "items": int(known.sum()),
         "pairs": int(total.sum()),
+        "undefined": correlation.why_undefined(x, y),
     }
 
 
@@ -180,10 +220,12 @@ def row(method: str, judged: Judged, human: Tensor, items: Sequence[AnnotatedIma
     outputs = judged.sample_tokens.numel()
     return {
         "method": method,
-        **agreement(judged.mu, human, items, resamples, seed),
+        **agreement(judged.mu, human, items, judged.rubric, resamples, seed),
         "tokens_per_score": float(judged.tokens.mean()),
         "malformed_frac": float(judged.malformed.sum() / outputs),
-        "reliability": {name: reliability(judged.mu[:, d], human[:, d]) for d, name in enumerate(DIMENSIONS)},
+        "reliability": {
+            name: reliability(judged.mu[:, d], human[:, d]) for d, name in enumerate(judged.rubric.dimensions)
+        },
     }
 
 
@@ -200,13 +242,10 @@ def reliability(mu: Tensor, human: Tensor, bins: int = 8) -> dict[str, list]:
     }
 
 
+def rounded(mu: Tensor) -> list[list[float | None]]:
+    """[I][D] for rows.json: four digits, None where there is no score."""
+    return [[round(float(v), 4) if v == v else None for v in item] for item in mu]
+
+
 def _ratio(correct: Tensor, total: Tensor) -> float | None:
     return float(correct.sum() / total.sum()) if total.sum() > 0 else None
-
-
-def _number(value) -> float | None:
-    return float(value) if math.isfinite(float(value)) else None
-
-
-def _interval(bounds: tuple[float, float]) -> list[float] | None:
-    return list(bounds) if all(map(math.isfinite, bounds)) else None

@@ -29,8 +29,8 @@ from torch import Tensor
 
 from zr_ray.config.risd import LabelSection
 from zr_ray.config.sections import RolloutSection
-from zr_ray.data.images import load_image
-from zr_ray.data.labels import SCHEMA, Label, LabelSet, fingerprints
+from zr_ray.data.images import WHITE, configured_background, load_image
+from zr_ray.data.labels import Label, LabelSet, fingerprints, label_schema
 from zr_ray.errors import DataError, DeadlineError, RolloutError
 from zr_ray.functional.risd import average_distributions
 from zr_ray.functional.scores import score_log_distribution
@@ -38,9 +38,9 @@ from zr_ray.judging.ask import request_seed
 from zr_ray.models.identity import judge_hash, template_hash
 from zr_ray.models.judge_text import JudgeText
 from zr_ray.records import AnnotatedImage, Judgement, JudgeRequest
-from zr_ray.rubric import DIMENSIONS, SCORE_BINS
+from zr_ray.rubric import Rubric
 from zr_ray.run.observe import duration
-from zr_ray.run.placement import bundle
+from zr_ray.run.placement import bundle, worker_bundles
 from zr_ray.workers.rollout import RolloutWorker, engine_environment
 
 READER_CPUS = 0.25
@@ -53,7 +53,9 @@ def label_provenance(teacher: Path, text: JudgeText, rollout: RolloutSection, se
     """What decides a label, as JSON values: teacher, template and sampling."""
     sampling = {"traces": section.traces, "seed": section.seed, "temperature": 1.0 if section.traces else 0.0}
     sampling |= {"max_new_tokens": rollout.max_new_tokens, "dtype": rollout.dtype}
-    return {"format": 1, "teacher": judge_hash(teacher), "template": template_hash(text), "sampling": sampling}
+    made = {"format": 1, "teacher": judge_hash(teacher), "template": template_hash(text), "sampling": sampling}
+    background = configured_background()
+    return made if background == WHITE else made | {"background": list(background)}
 
 
 def label_items(
@@ -98,7 +100,7 @@ def _label_missing(missing, labels, teacher, rollout, section, say) -> None:
 def _pipeline(
     missing: dict[str, AnnotatedImage], teacher: Path, rollout: RolloutSection, section: LabelSection
 ) -> Iterator[pa.Table]:
-    """Tables of SCHEMA, one per batch, as they finish."""
+    """Tables of `label_schema`, one per batch, as they finish."""
     import ray.data
 
     context = ray.data.DataContext.get_current()
@@ -188,30 +190,32 @@ class Labeller:
     def __init__(self, teacher: str, rollout: RolloutSection, traces: int, seed: int) -> None:
         self.engine = RolloutWorker(teacher, rollout)
         self.traces, self.seed = traces, seed
+        self.schema = label_schema(self.engine.text.rubric)
         self.name = f"{socket.gethostname()}:{os.getpid()}"
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Rows of SCHEMA for the rows of `read_images`."""
+        """Rows of `label_schema` for the rows of `read_images`."""
         rows = table.to_pylist()
         usable = [row for row in rows if row["error"] is None]
         images = [np.frombuffer(row["rgb"], np.uint8).reshape(row["height"], row["width"], 3) for row in usable]
         asked = [(row["fingerprint"], row["prompt"], image) for row, image in zip(usable, images, strict=True)]
         requests = teacher_requests(self.engine.text, asked, self.seed)
         groups = self.engine.generate(requests, max(1, self.traces), 1.0 if self.traces else 0.0) if requests else []
-        log_q, valid, tokens = teacher_distributions(groups)
+        log_q, valid, tokens = teacher_distributions(groups, self.engine.text.rubric)
         answered = {row["fingerprint"]: i for i, row in enumerate(usable)}
         return pa.Table.from_pylist(
-            [self._row(row, answered.get(row["fingerprint"]), log_q, valid, tokens) for row in rows], SCHEMA
+            [self._row(row, answered.get(row["fingerprint"]), log_q, valid, tokens) for row in rows], self.schema
         )
 
     def _row(self, row: dict, at: int | None, log_q: Tensor, valid: Tensor, tokens: Tensor) -> dict:
         made = {"fingerprint": row["fingerprint"], "id": row["id"], "worker": self.name, "error": row["error"]}
         if at is None:
             return made
+        names = list(enumerate(self.engine.text.rubric.dimensions))
         return made | {
-            "log_q": {d: log_q[at, n].tolist() if valid[at, n] > 0 else None for n, d in enumerate(DIMENSIONS)},
-            "valid": {d: int(valid[at, n]) for n, d in enumerate(DIMENSIONS)},
-            "tokens": {d: int(tokens[at, n]) for n, d in enumerate(DIMENSIONS)},
+            "log_q": {d: log_q[at, n].tolist() if valid[at, n] > 0 else None for n, d in names},
+            "valid": {d: int(valid[at, n]) for n, d in names},
+            "tokens": {d: int(tokens[at, n]) for n, d in names},
         }
 
 
@@ -223,15 +227,15 @@ def teacher_requests(text: JudgeText, items: Sequence[tuple[str, str, np.ndarray
             f"{name}/{dimension}", text.question(prompt, dimension), image, request_seed(seed, int(name[:12], 16), d)
         )
         for name, prompt, image in items
-        for d, dimension in enumerate(DIMENSIONS)
+        for d, dimension in enumerate(text.rubric.dimensions)
     ]
 
 
-def teacher_distributions(groups: Sequence[Sequence[Judgement]]) -> tuple[Tensor, Tensor, Tensor]:
+def teacher_distributions(groups: Sequence[Sequence[Judgement]], rubric: Rubric) -> tuple[Tensor, Tensor, Tensor]:
     """(log_q [B, D, K] float32 nats, valid [B, D] long, tokens [B, D] long) of B * D groups of M traces.
 
     log_q is the log of the mean distribution over the well-formed traces, nan where there is none."""
-    d, k = len(DIMENSIONS), len(SCORE_BINS)
+    d, k = len(rubric.dimensions), len(rubric.bins)
     if not groups:
         return torch.zeros(0, d, k), torch.zeros(0, d, dtype=torch.long), torch.zeros(0, d, dtype=torch.long)
     labels = [
@@ -246,4 +250,4 @@ def teacher_distributions(groups: Sequence[Sequence[Judgement]]) -> tuple[Tensor
 
 def labelling_bundles(rollout: RolloutSection) -> dict[str, list[dict[str, float]]]:
     """Role -> bundles the pipeline asks Ray for."""
-    return {"labeller": [bundle(rollout.cpus, rollout.gpus)] * rollout.workers, "reader": [bundle(READER_CPUS, 0)]}
+    return {"labeller": worker_bundles(rollout), "reader": [bundle(READER_CPUS, 0)]}

@@ -21,7 +21,7 @@ from zr_ray.config.sections import RolloutSection
 from zr_ray.errors import RolloutError
 from zr_ray.models.judge_text import judge_folder
 from zr_ray.records import JudgeRequest
-from zr_ray.rubric import DIMENSIONS
+from zr_ray.rubric import ScoringFormat
 from zr_ray.startup.torchvision_shim import child_environment
 
 PARTS = ("teacher", "student-vllm", "student-transformers", "student-one-forward")
@@ -29,7 +29,7 @@ _NAMES = {
     "teacher": "(a) teacher, reasoning, vLLM",
     "student-vllm": "(b) student, a dimension per forward, vLLM",
     "student-transformers": "(b) student, a dimension per forward, transformers",
-    "student-one-forward": "(c) student, four dimensions in one forward",
+    "student-one-forward": "(c) student, all dimensions in one forward",
 }
 Way = Callable[[Sequence[np.ndarray], Sequence[str]], tuple[Tensor, float]]
 """(images [H, W, 3] uint8, prompts) -> ([B, D, K] log q, output tokens per score)."""
@@ -53,7 +53,9 @@ def measure(args, command: Sequence[str]) -> dict:
                 "tokens_per_score": turns[-1]["tokens"],
             }
     names = ("images", "batch", "threads", "gpus", "teacher", "student")
-    return figures | {"settings": {name: getattr(args, name) for name in names}}
+    judge = args.teacher if args.parts == ["teacher"] else args.student
+    dimensions = len(ScoringFormat.load(judge_folder(judge)).dimensions)
+    return figures | {"settings": {name: getattr(args, name) for name in names} | {"dimensions": dimensions}}
 
 
 def _take_turns(parts: Sequence[str], args, command: Sequence[str]) -> dict[str, list[dict]]:
@@ -96,16 +98,16 @@ def speed_table(figures: dict) -> str:
     """Table and ratios as text."""
     s = figures["settings"]
     lines = [
-        f"{s['images']} images in {len(DIMENSIONS)} dimensions a turn, {s['threads']} thread(s), {s['gpus']} GPU,"
+        f"{s['images']} images in {s['dimensions']} dimensions a turn, {s['threads']} thread(s), {s['gpus']} GPU,"
         f" batches of {s['batch']}; fastest turn (all turns)"
     ]
     for part, name in _NAMES.items():
         if part in figures:
             own = figures[part]
             turns = " ".join(f"{t:.2f}" for t in own["turns_s"])
-            per_score = 1000 / own["images_per_s"] / len(DIMENSIONS)
+            per_score = 1000 / own["images_per_s"] / s["dimensions"]
             rates = (
-                f"{own['images_per_s']:8.1f} images/s {own['images_per_s'] * len(DIMENSIONS):9.1f} images/s per"
+                f"{own['images_per_s']:8.1f} images/s {own['images_per_s'] * s['dimensions']:9.1f} images/s per"
                 " dimension"
             )
             lines.append(
@@ -139,11 +141,8 @@ def one_part(args) -> None:
         start = time.perf_counter()
         log_q, tokens = way(images, prompts)
         seconds = time.perf_counter() - start
-        if log_q.shape[:2] != (args.images, len(DIMENSIONS)):
-            raise RolloutError(
-                f"{args.serve_part} must score {args.images} images in {len(DIMENSIONS)} dimensions, got"
-                f" {tuple(log_q.shape)}"
-            )
+        if len(log_q) != args.images:
+            raise RolloutError(f"{args.serve_part} must score {args.images} images, got {tuple(log_q.shape)}")
         _say({"seconds": seconds, "tokens": tokens})
 
 
@@ -178,9 +177,9 @@ def _engine(args, judge: str):
 
 def _requests(text, images, prompts, direct: bool) -> list[JudgeRequest]:
     return [
-        JudgeRequest(f"{i}/{d}", text.question(prompt, d, direct), image, 4 * i + n)
+        JudgeRequest(f"{i}/{d}", text.question(prompt, d, direct), image, len(text.rubric.dimensions) * i + n)
         for i, (image, prompt) in enumerate(zip(images, prompts, strict=True))
-        for n, d in enumerate(DIMENSIONS)
+        for n, d in enumerate(text.rubric.dimensions)
     ]
 
 
@@ -191,7 +190,7 @@ def _teacher(args) -> Way:
 
     def judge(images, prompts):
         log_q, _, tokens = teacher_distributions(
-            engine.generate(_requests(engine.text, images, prompts, direct=False), 1, 1.0)
+            engine.generate(_requests(engine.text, images, prompts, direct=False), 1, 1.0), engine.text.rubric
         )
         return log_q, float(tokens.float().mean())
 
@@ -206,7 +205,7 @@ def _student_vllm(args) -> Way:
         return (
             torch.from_numpy(np.stack([a.score_logprobs for a in answers]))
             .log_softmax(-1)
-            .view(len(images), len(DIMENSIONS), -1),
+            .view(len(images), len(engine.text.rubric.dimensions), -1),
             1.0,
         )
 
@@ -264,6 +263,6 @@ def _student_transformers(args) -> Way:
         return logits.float().log_softmax(-1)
 
     def forward(pixels, prompts):
-        return torch.stack([one_dimension(pixels, prompts, d) for d in DIMENSIONS], 1)
+        return torch.stack([one_dimension(pixels, prompts, d) for d in student.rubric.dimensions], 1)
 
     return lambda images, prompts: (_batched(args, images, prompts, device, forward), 1.0)

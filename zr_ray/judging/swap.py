@@ -17,11 +17,10 @@ from zr_ray.data.pairs import preference_pairs
 from zr_ray.functional import scores
 from zr_ray.functional.coupling import trace_following
 from zr_ray.judging.ask import generate, question, score
+from zr_ray.judging.evaluate import prompt_index
 from zr_ray.models.judge_text import JudgeText
 from zr_ray.records import AnnotatedImage, Judgement, JudgeRequest, PreferencePair
-from zr_ray.rubric import DIMENSIONS, SCORE_BINS
 
-_BINS = torch.tensor(SCORE_BINS, dtype=torch.float64)
 RESCORED = 32
 """Questions scored again with their own trace, which must give back the score that came with it."""
 
@@ -41,10 +40,10 @@ def question_with_trace(text: JudgeText, item: AnnotatedImage, dimension: str, t
     )
 
 
-def widest_pairs(items: Sequence[AnnotatedImage]) -> list[PreferencePair]:
+def widest_pairs(items: Sequence[AnnotatedImage], dimensions: Sequence[str]) -> list[PreferencePair]:
     """Per prompt and dimension the pair whose human scores differ most: its traces should differ."""
     widest: dict[tuple[str, str], PreferencePair] = {}
-    for pair in preference_pairs(items):
+    for pair in preference_pairs(items, dimensions):
         key = (pair.winner.group, pair.dimension)
         if (
             key not in widest
@@ -69,7 +68,8 @@ def swap_traces(
 
     Traces are greedy. "rescored_max_abs_diff": largest difference, rubric points, between a score and the same trace
     scored again."""
-    pairs = widest_pairs(items)
+    dimensions, bins = text.rubric.dimensions, torch.tensor(text.rubric.bins, dtype=torch.float64)
+    pairs = widest_pairs(items, dimensions)
     own, swapped = torch.full((2, len(pairs), 2), math.nan, dtype=torch.float64)
     again = 0.0
     for start in range(0, len(pairs), batch_items):
@@ -88,15 +88,14 @@ def swap_traces(
         asked = [question_with_trace(text, *sides[n + j], _trace(answers[n + 1 - j])) for n in whole for j in (0, 1)]
         if start == 0:
             asked += [question_with_trace(text, *sides[n], _trace(answers[n])) for n in whole[:RESCORED]]
-        scored = [_mu(answer) for answer in score(workers, asked, deadline_s, f"swapped {what}")]
+        scored = [_mu(answer, bins) for answer in score(workers, asked, deadline_s, f"swapped {what}")]
         for place, n in enumerate(whole):
-            own[start + n // 2] = torch.tensor([_mu(answers[n]), _mu(answers[n + 1])])
+            own[start + n // 2] = torch.tensor([_mu(answers[n], bins), _mu(answers[n + 1], bins)])
             swapped[start + n // 2] = torch.tensor(scored[2 * place : 2 * place + 2])
         own_again = zip(whole, scored[2 * len(whole) :], strict=False)
-        again = max([again, *(abs(_mu(answers[n]) - mu) for n, mu in own_again)])
-    names = sorted({pair.winner.group for pair in pairs})
-    prompt = torch.tensor([names.index(pair.winner.group) for pair in pairs], dtype=torch.long)
-    of = {d: torch.tensor([pair.dimension == d for pair in pairs], dtype=torch.bool) for d in DIMENSIONS}
+        again = max([again, *(abs(_mu(answers[n], bins) - mu) for n, mu in own_again)])
+    prompt = prompt_index([pair.winner.group for pair in pairs])
+    of = {d: torch.tensor([pair.dimension == d for pair in pairs], dtype=torch.bool) for d in dimensions}
     return {
         "pooled": trace_following(own, swapped, prompt, resamples, seed),
         "dimensions": {
@@ -112,6 +111,6 @@ def _trace(answer: Judgement) -> np.ndarray:
     return answer.token_ids[: answer.score_index]
 
 
-def _mu(answer: Judgement) -> float:
+def _mu(answer: Judgement, bins: torch.Tensor) -> float:
     log_q = scores.score_log_distribution(torch.from_numpy(answer.score_logprobs).double())
-    return scores.expected_score(log_q, _BINS).item()
+    return scores.expected_score(log_q, bins).item()

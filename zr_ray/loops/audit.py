@@ -15,6 +15,7 @@ import argparse
 import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,56 +23,91 @@ import torch
 from torch import Tensor
 
 from zr_ray.config.audit import AuditConfig, AuditSection
-from zr_ray.data.images import load_image
-from zr_ray.data.load import data_folder, load_split
+from zr_ray.data.load import require_judge
+from zr_ray.data.run_data import load_checked_split
 from zr_ray.errors import JudgeError
-from zr_ray.judging.evaluate import BINS
-from zr_ray.loops.distillation import find_teacher, open_labels
-from zr_ray.loops.distillation_journal import compared, labelled, mean_log_q
+from zr_ray.judging.pool import score_pool
+from zr_ray.loops.distillation import find_teacher, open_labels, settle_teacher, shared_rubric, write_teacher
+from zr_ray.loops.held_out_taught import compared, labelled, mean_log_q
 from zr_ray.models.identity import judge_hash
+from zr_ray.models.item_check import JudgeItemCheck
 from zr_ray.models.judge_text import JudgeText, judge_folder
 from zr_ray.records import AnnotatedImage
-from zr_ray.rubric import DIMENSIONS, SCORE_BINS
-from zr_ray.run import driver
+from zr_ray.report.audit_page import markdown
+from zr_ray.rubric import Rubric
 from zr_ray.run.folder import RunFolder, default_root
-from zr_ray.run.observe import duration, say, wait_for
+from zr_ray.run.launch import Plan, Started, launch
+from zr_ray.run.observe import duration, say
+from zr_ray.world.build import data_folder
 
-SCORING_BATCH = 64
-"""Images of one task that scores; small enough for any memory, large enough that a task's start does not matter."""
+
+@dataclass(frozen=True)
+class _Found:
+    """What the check leaves for the body."""
+
+    root: Path
+    """Of all runs."""
+    student: Path
+    teacher: Path
+    text: JudgeText
+    """The teacher's."""
+    rubric: Rubric
+    """Of both."""
+    items: list[AnnotatedImage] | None
+    """None where the simulated world is still to be written."""
 
 
 def audit(config: AuditConfig, args: argparse.Namespace) -> None:
-    """Score, sample, ask, report; with --dry-run print the plan only.
+    """Score, sample, ask, report; with --dry-run print the plan only. A resumed audit starts again in the same folder.
 
     Raises: ZrRayError for everything a user can fix; JudgeError, after the report, if the student is beyond the
     limits."""
-    started_at, c = time.time(), config.audit
-    root = Path(config.run.root) if config.run.root else default_root()
-    student, teacher = judge_folder(config.judge.path), find_teacher(config.teacher.path, root)
-    texts = [JudgeText(folder) for folder in (student, teacher)]
-
-    from zr_ray.judging.label import label_items, labelling_bundles
-    from zr_ray.run.placement import bundle, check_feasible, living_nodes
-
-    phases = (
-        {"student": [bundle(config.student.cpus, config.student.gpus)] * config.student.workers},
-        labelling_bundles(config.rollout),
+    launch(
+        "audit",
+        config,
+        args.dry_run,
+        lambda resumed: _check(config, resumed),
+        lambda found, started: _audit(config, found, started),
     )
-    if args.dry_run:
-        facts = {"student": str(student), "teacher": str(teacher)}
-        driver.print_plan(config, {role: bundles for phase in phases for role, bundles in phase.items()}, facts)
-        return
-    dashboard = driver.connect(namespace="zr_ray")
-    for bundles in phases:
-        check_feasible(bundles, living_nodes(), config.run.wait_for_nodes_s)
-    run = RunFolder.start(config, "audit")
-    driver.first_lines(run, dashboard, started_at)
-    pool = draw(load_split(data_folder(config.data, run.path), c.split), c.pool_items, config.run.seed)
+
+
+def _check(config: AuditConfig, resumed: RunFolder | None) -> Plan[_Found]:
+    from zr_ray.judging.label import labelling_bundles
+    from zr_ray.run.placement import worker_bundles
+
+    root = Path(config.run.root) if config.run.root else default_root()
+    student = judge_folder(config.judge.path)
+    teacher = settle_teacher(resumed, find_teacher(config.teacher.path, root))
+    rubric, text = shared_rubric(teacher, student), JudgeText(teacher)
+    require_judge(config.data.path, rubric)
+    facts, items = {"student": str(student), "teacher": str(teacher)}, None
+    if config.data.path is not None:
+        items = _read(config, config.data.path, text)
+        facts["data"] = f"{len(items)} {config.audit.split} items"
+    phases = {"student": worker_bundles(config.student)}, labelling_bundles(config.rollout)
+    return Plan(_Found(root, student, teacher, text, rubric, items), facts, phases=phases)
+
+
+def _read(config: AuditConfig, folder: Path, text: JudgeText) -> list[AnnotatedImage]:
+    check = JudgeItemCheck.of_engine(text, config.rollout)
+    return load_checked_split(folder, config.audit.split, check)[0]
+
+
+def _audit(config: AuditConfig, found_before: _Found, started: Started) -> None:
+    from zr_ray.judging.label import label_items
+
+    c, run, started_at = config.audit, started.run, started.started_at
+    student, teacher = found_before.student, found_before.teacher
+    write_teacher(run, teacher)
+    text, rubric = found_before.text, found_before.rubric
+    bins = torch.tensor(rubric.bins, dtype=torch.float64)
+    items = found_before.items or _read(config, data_folder(config.data, run.path), text)
+    pool = draw(items, c.pool_items, config.run.seed)
     say(f"the student {student} scores {len(pool)} items")
-    log_q = score_pool(student, pool, config)
-    chosen = sample((log_q.exp() @ BINS).mean(-1), c, config.run.seed)
+    log_q = score_pool(run, student, pool, config, rubric)
+    chosen = sample((log_q.exp() @ bins).mean(-1), c, config.run.seed)
     items = [pool[i] for i in [*chosen["random"], *chosen["highest"]]]
-    labels = open_labels(config, teacher, texts[1], root)
+    labels = open_labels(config, teacher, text, found_before.root)
     known = label_items(items, labels, teacher, config.rollout, config.label, say)
 
     found = {}
@@ -79,10 +115,15 @@ def audit(config: AuditConfig, args: argparse.Namespace) -> None:
         if members:
             own = [pool[i] for i in members]
             found[name] = compared(
-                mean_log_q(labelled(own, known)), log_q[members], own, c.bootstrap_resamples, config.run.seed
+                mean_log_q(labelled(own, known, rubric)),
+                log_q[members],
+                own,
+                rubric,
+                c.bootstrap_resamples,
+                config.run.seed,
             )
     members = [*chosen["random"], *chosen["highest"]]
-    worst = worst_items(mean_log_q(labelled(items, known)), log_q[members], items, c.worst)
+    worst = worst_items(mean_log_q(labelled(items, known, rubric)), log_q[members], items, rubric, c.worst)
     _keep_images(run, worst)
     problems = beyond(found, c)
     identities = {
@@ -125,56 +166,21 @@ def sample(mu: Tensor, c: AuditSection, seed: int) -> dict[str, list[int]]:
     return {"random": [rest[i] for i in rng.permutation(len(rest))[: count - len(highest)]], "highest": highest}
 
 
-def score_pool(student: Path, items: Sequence[AnnotatedImage], config: AuditConfig) -> Tensor:
-    """[I, D, K] float64 log q by Ray tasks with the reward service's own worker; nan where an item could not be
-    scored."""
-    import ray
-
-    from zr_ray.run.placement import learner_environment
-
-    resources = config.student
-    task = ray.remote(
-        num_cpus=resources.cpus, num_gpus=resources.gpus, runtime_env={"env_vars": learner_environment(resources, 1)}
-    )(score_items)
-    shares = [list(items[i :: resources.workers]) for i in range(resources.workers)]
-    shares = [share for share in shares if share]
-    device = "cuda" if resources.gpus else "cpu"
-    references = [task.remote(str(student), share, resources.dtype, device, resources.threads) for share in shares]
-    log_q = torch.full((len(items), len(DIMENSIONS), len(SCORE_BINS)), float("nan"), dtype=torch.float64)
-    for n, answer in enumerate(wait_for(references, config.rollout.deadline_s, "the student's scores")):
-        log_q[n :: resources.workers] = torch.from_numpy(answer)
-    return log_q
-
-
-def score_items(student: str, items: Sequence[AnnotatedImage], dtype: str, device: str, threads: int) -> np.ndarray:
-    """[I, D, K] float64 log q of a student; nan for an item that its worker refuses."""
-    from zr_ray.workers.reward import RewardAnswer, RewardItem, RewardWorker
-
-    torch.set_num_threads(threads)
-    worker = RewardWorker(student, dtype=dtype, device=device)
-    log_q = np.full((len(items), len(DIMENSIONS), len(SCORE_BINS)), np.nan)
-    for start in range(0, len(items), SCORING_BATCH):
-        chunk = items[start : start + SCORING_BATCH]
-        answers = worker.answer(
-            [RewardItem(load_image(item.image).transpose(2, 0, 1), item.prompt, DIMENSIONS) for item in chunk]
-        )
-        for i, answer in enumerate(answers, start):
-            if isinstance(answer, RewardAnswer):
-                log_q[i] = np.log(np.maximum(answer.q.astype(np.float64), 1e-30))
-    return log_q
-
-
-def worst_items(teacher: Tensor, student: Tensor, items: Sequence[AnnotatedImage], count: int) -> list[dict]:
+def worst_items(
+    teacher: Tensor, student: Tensor, items: Sequence[AnnotatedImage], rubric: Rubric, count: int
+) -> list[dict]:
     """The `count` largest |mu student - mu teacher|, one entry per item and dimension. teacher, student: [I, D, K] log
     q."""
-    ours, theirs = student.exp() @ BINS, teacher.exp() @ BINS
+    bins = torch.tensor(rubric.bins, dtype=torch.float64)
+    ours, theirs = student.exp() @ bins, teacher.exp() @ bins
     gap = (ours - theirs).abs().nan_to_num(-1.0)
     order = gap.flatten().argsort(descending=True, stable=True)[:count].tolist()
     found = []
-    for i, d in (divmod(index, len(DIMENSIONS)) for index in order):
+    for i, d in (divmod(index, len(rubric.dimensions)) for index in order):
         if gap[i, d] < 0:
             break
-        item = {"id": items[i].id, "prompt": items[i].prompt, "image": str(items[i].image), "dimension": DIMENSIONS[d]}
+        item = {"id": items[i].id, "prompt": items[i].prompt, "image": str(items[i].image)}
+        item["dimension"] = rubric.dimensions[d]
         found.append(item | {"student": round(float(ours[i, d]), 3), "teacher": round(float(theirs[i, d]), 3)})
     return found
 
@@ -193,53 +199,6 @@ def beyond(found: dict[str, dict], c: AuditSection) -> list[str]:
             if entry.get(key) is not None and entry[key] > limit:
                 problems.append(f"{what}, {dimension}: {entry[key]:.2f} points, limit {limit:g}")
     return problems
-
-
-def markdown(report: dict) -> str:
-    """The report as Markdown."""
-    from zr_ray.report.tables import markdown_table
-
-    parts = [
-        f"# Audit of {report['student']['folder']}",
-        f"Teacher {report['teacher']['folder']}; {report['pool']} items scored by the student.",
-    ]
-    for name, entry in report["samples"].items():
-        lines = [
-            [dimension, *_cells(values)]
-            for dimension, values in [("pooled", entry["pooled"]), *entry["dimensions"].items()]
-        ]
-        head = [
-            {"random": "random items", "highest": "the student's favourites"}[name],
-            "scores",
-            "mu gap",
-            "bias",
-            "KL, nats",
-            "PLCC",
-            "pairs turned over %",
-        ]
-        parts.append(markdown_table(head, lines))
-    if report["worst"]:
-        lines = [
-            [w["id"], w["dimension"], f"{w['student']:.2f}", f"{w['teacher']:.2f}", w["prompt"], w.get("copy", "")]
-            for w in report["worst"]
-        ]
-        parts.append(
-            markdown_table(["largest differences", "dimension", "student", "teacher", "prompt", "image"], lines)
-        )
-    parts.append("Verdict: " + ("; ".join(report["problems"]) if report["problems"] else "within the limits"))
-    return "\n\n".join(parts) + "\n"
-
-
-def _cells(entry: dict) -> list[str]:
-    def cell(key: str, scale: float = 1, digits: int = 3) -> str:
-        if entry[key] is None:
-            return "-"
-        bounds = entry.get(f"{key}_ci")
-        return f"{entry[key] * scale:.{digits}f}" + (
-            f" [{bounds[0] * scale:.{digits}f}, {bounds[1] * scale:.{digits}f}]" if bounds else ""
-        )
-
-    return [str(entry["items"]), cell("mu_gap"), cell("mu_bias"), cell("kl"), cell("plcc"), cell("flips", 100, 1)]
 
 
 def _keep_images(run: RunFolder, worst: list[dict]) -> None:

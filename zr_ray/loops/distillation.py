@@ -1,9 +1,8 @@
-"""From a checked configuration to a trained student: teacher, labels, learners, report. Shared by jobs/risd.py and
-jobs/opd.py.
+"""From a checked configuration to a trained student: teacher, labels, learners, report. What jobs/risd.py and
+jobs/opd.py bring to the launch frame (`run/launch.py`).
 
-Order: everything that can be refused is refused, then Ray is joined, then the run folder and the data, then the teacher
-labels what is not labelled yet, then its engines are gone and the learners start, with engines of their own if the loop
-asks some.
+The teacher labels what is not labelled yet, then its engines are gone and the learners start, with engines of their own
+if the loop asks some.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -20,14 +18,19 @@ from typing import Literal
 
 from zr_ray.config.risd import DistillationConfig
 from zr_ray.data.labels import LabelSet, fingerprints
-from zr_ray.data.load import data_folder, load_split
-from zr_ray.errors import CheckpointError, DataError
+from zr_ray.data.load import require_judge
+from zr_ray.data.run_data import RunData
+from zr_ray.errors import CheckpointError, DataError, JudgeError
+from zr_ray.loops.training import keep_facts, read_data, say_result
 from zr_ray.models.identity import judge_hash
 from zr_ray.models.judge_text import BUILTIN_JUDGES, JudgeText, judge_folder
 from zr_ray.records import AnnotatedImage
+from zr_ray.rubric import FORMAT_FILE, Rubric
 from zr_ray.run import driver
 from zr_ray.run.folder import RESULT_FILE, RunFolder, default_root
-from zr_ray.run.observe import duration, say
+from zr_ray.run.launch import Plan, Started, launch
+from zr_ray.run.observe import say
+from zr_ray.world.build import data_folder
 
 TEACHER_FILE = "teacher.json"
 """Folder and hash of the teacher of a run, in its run folder."""
@@ -79,32 +82,64 @@ def find_teacher(path: str, root: Path) -> Path:
     )
 
 
-def settle_teacher(run: RunFolder, teacher: Path) -> Path:
-    """The teacher of this run: `latest` may mean another one when the run is resumed. Raises CheckpointError if the
-    first is gone."""
-    path, now = run.path / TEACHER_FILE, {"folder": str(teacher), "sha256": judge_hash(teacher)}
-    if not path.is_file():
-        run.write_json(TEACHER_FILE, now)
+def settle_teacher(resumed: RunFolder | None, teacher: Path) -> Path:
+    """The teacher of this run: when it is resumed, `latest` may mean another one by now. Raises CheckpointError if the
+    first is gone or changed."""
+    if resumed is None or not (resumed.path / TEACHER_FILE).is_file():
         return teacher
-    was = json.loads(path.read_text())
+    was = json.loads((resumed.path / TEACHER_FILE).read_text())
     if not (Path(was["folder"]) / "config.json").is_file() or judge_hash(was["folder"]) != was["sha256"]:
         raise CheckpointError(
-            f"{run.path.name} distils the teacher {was['folder']}, which is gone or changed; put it back, or start a"
-            " new run"
+            f"{resumed.path.name} distils the teacher {was['folder']}, which is gone or changed; put it back, or start"
+            " a new run"
         )
     return Path(was["folder"])
 
 
-def open_labels(config: DistillationConfig, teacher: Path, text: JudgeText, root: Path) -> LabelSet:
+def write_teacher(run: RunFolder, teacher: Path) -> None:
+    """Keep folder and hash of the run's teacher, for `settle_teacher`."""
+    run.write_json(TEACHER_FILE, {"folder": str(teacher), "sha256": judge_hash(teacher)})
+
+
+def shared_rubric(teacher: Path, student: Path) -> Rubric:
+    """The rubric of both judges: a student learns the teacher's distributions entry by entry. Raises JudgeError if they
+    differ, or if labels of one of them are not one token."""
+    one, other = (JudgeText(folder).rubric for folder in (teacher, student))
+    if one != other:
+        raise JudgeError(
+            f"teacher and student must have the same dimensions, in order, and bins; {teacher} has"
+            f" {', '.join(one.dimensions)} on {one.scale_text()}, {student} has {', '.join(other.dimensions)} on"
+            f" {other.scale_text()}; copy {FORMAT_FILE} of the one to the other, or name another judge"
+        )
+    return one
+
+
+def open_labels(config, teacher: Path, text: JudgeText, root: Path) -> LabelSet:
     """The label set that the configuration means. Raises ConfigError if the folder holds labels of another origin."""
     from zr_ray.judging.label import label_provenance
 
     provenance = label_provenance(teacher, text, config.rollout, config.label)
     key = hashlib.sha256(json.dumps(provenance, sort_keys=True).encode()).hexdigest()[:12]
-    return LabelSet(config.label.path or root / "labels" / key, provenance, {"teacher_folder": str(teacher)})
+    folder = config.label.path or root / "labels" / key
+    return LabelSet(folder, provenance, text.rubric, {"teacher_folder": str(teacher)})
 
 
-def launch(
+@dataclass(frozen=True)
+class _Found:
+    """What the check leaves for the body."""
+
+    root: Path
+    """Of all runs."""
+    teacher: Path
+    text: JudgeText
+    """The teacher's."""
+    judge: Path
+    """Where the student starts."""
+    data: RunData | None
+    """None where the simulated world is still to be written."""
+
+
+def launch_distillation(
     job: str,
     config: DistillationConfig,
     args: argparse.Namespace,
@@ -117,48 +152,50 @@ def launch(
     Args: job: name of run folder and row. loop: `train` of `loops/<job>.py`. engines: whose weights the run's rollout
         actors serve while the learners train. label_training: whether the teacher labels the training items first; it
         always labels the evaluation split."""
-    started_at = time.time()
-    root = Path(config.run.root) if config.run.root else default_root()
-    teacher = find_teacher(config.teacher.path, root)
-    judge = teacher if config.judge.path == "teacher" else judge_folder(config.judge.path)
-    for folder in (teacher, judge):
-        JudgeText(folder)  # refuses labels that are not one token
-
-    from zr_ray.judging.label import labelling_bundles
-    from zr_ray.run.placement import check_feasible, living_nodes, wanted_bundles
-
-    learning = wanted_bundles(config.rollout, config.learner)
-    if engines == "none":
-        del learning["rollout"]
-    phases = (labelling_bundles(config.rollout), learning)  # one after the other
-    if args.dry_run:
-        facts = {"teacher": str(teacher), "student starts from": str(judge)}
-        if config.data.path is not None:
-            counts = [len(load_split(config.data.path, split)) for split in ("train", config.evaluation.split)]
-            facts["data"] = f"{counts[0]} training items, {counts[1]} {config.evaluation.split} items"
-        driver.print_plan(config, {role: bundles for phase in phases for role, bundles in phase.items()}, facts)
-        return
-    RunFolder.check(config)
-    dashboard = driver.connect(namespace="zr_ray")
-    for bundles in phases:
-        check_feasible(bundles, living_nodes(), config.run.wait_for_nodes_s)
-    run = RunFolder.start(config, job)
-    driver.first_lines(run, dashboard, started_at)
-    teacher = settle_teacher(run, teacher)
-    data = data_folder(config.data, run.path)
-    items, test = load_split(data, "train"), load_split(data, config.evaluation.split)
-    say(f"data {data}: {len(items)} training items, {len(test)} {config.evaluation.split} items; teacher {teacher}")
-    labels = open_labels(config, teacher, JudgeText(teacher), root)
-    kept = _label(config, labels, teacher, items if label_training else [], test)
-    items = kept if label_training else items
-    _learn(
+    launch(
+        job,
         config,
-        run,
-        loop,
-        engines,
-        DistillationTask(config, run.path, judge, tuple(items), tuple(test), labels, (), teacher, started_at),
+        args.dry_run,
+        lambda resumed: _check(config, engines, resumed),
+        lambda found, started: _distil(config, loop, engines, label_training, found, started),
     )
-    _report(run, data, started_at)
+
+
+def _check(config: DistillationConfig, engines: Engines, resumed: RunFolder | None) -> Plan[_Found]:
+    from zr_ray.judging.label import labelling_bundles
+    from zr_ray.run.placement import worker_bundles
+
+    root = Path(config.run.root) if config.run.root else default_root()
+    teacher = settle_teacher(resumed, find_teacher(config.teacher.path, root))
+    judge = teacher if config.judge.path == "teacher" else judge_folder(config.judge.path)
+    rubric, text = shared_rubric(teacher, judge), JudgeText(teacher)
+    require_judge(config.data.path, rubric)
+    facts, data = {"teacher": str(teacher), "student starts from": str(judge)}, None
+    if config.data.path is not None:
+        data = read_data(config, config.data.path, text)
+        facts |= data.plan(config.evaluation.split)
+    inputs = {"judge.path": judge_hash(judge)} | ({"data.path": data.digest} if data else {})
+    learning = {} if engines == "none" else {"rollout": worker_bundles(config.rollout)}
+    learning["learner"] = worker_bundles(config.learner)
+    phases = labelling_bundles(config.rollout), learning
+    return Plan(_Found(root, teacher, text, judge, data), facts, inputs, phases)
+
+
+def _distil(
+    config: DistillationConfig, loop: Callable, engines: Engines, label_training: bool, found: _Found, started: Started
+) -> None:
+    run, teacher = started.run, found.teacher
+    write_teacher(run, teacher)
+    data = found.data or read_data(config, data_folder(config.data, run.path), found.text)
+    keep_facts(run, data, config.evaluation.split)
+    say(f"teacher {teacher}")
+    items, test = data.train, data.held_out
+    labels = open_labels(config, teacher, found.text, found.root)
+    kept = _label(config, labels, teacher, items if label_training else (), test)
+    items = tuple(kept if label_training else items)
+    task = DistillationTask(config, run.path, found.judge, items, tuple(test), labels, (), teacher, started.started_at)
+    _learn(config, run, loop, engines, task)
+    _report(run, data.folder, started.started_at)
 
 
 def _label(
@@ -185,24 +222,21 @@ def _label(
 
 
 def _learn(config, run: RunFolder, loop: Callable, engines: Engines, task: DistillationTask) -> None:
-    from zr_ray.run.placement import RolloutFleet, run_learners
+    from zr_ray.run.placement import run_learners
+    from zr_ray.workers.rollout import rollout_fleet
 
     with ExitStack() as stack:
         stack.enter_context(driver.follow(run))
         if engines != "none":
             served = task.teacher if engines == "teacher" else task.judge
-            fleet = stack.enter_context(RolloutFleet(run.run_id, served, config.rollout, config.run.wait_for_nodes_s))
+            fleet = stack.enter_context(rollout_fleet(run.run_id, served, config.rollout, config.run.wait_for_nodes_s))
             task = replace(task, workers=tuple(fleet.workers))
         run_learners(loop, task, config.learner, run.path, run.run_id)
 
 
 def _report(run: RunFolder, data: Path, started_at: float) -> None:
-    from zr_ray.report.page import format_table, write_report
     from zr_ray.report.student_card import write_student_card
 
-    result = run.read_result()
-    card = f", its card {write_student_card(run, data)}" if result["job"] == "risd" else ""
-    report = write_report(run)
-    say(format_table(result))
-    say(f"status {result['status']} in {duration(time.time() - started_at)}; report {report}")
+    card = f", its card {write_student_card(run, data)}" if run.read_result()["job"] == "risd" else ""
+    say_result(run, started_at)
     say(f"next: the student is {run.judge}{card}; use it anywhere with judge.path={run.judge}")

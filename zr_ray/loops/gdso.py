@@ -9,15 +9,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from zr_ray.config.sections import GdsoConfig
-from zr_ray.functional.schedule import learning_rate
+from zr_ray.config.gdso import GdsoConfig
+from zr_ray.errors import RolloutError
 from zr_ray.judging.ask import generate, pair_requests, workers_of_rank
+from zr_ray.loops.held_out import HeldOut, by_engines
 from zr_ray.loops.journal import Journal
-from zr_ray.loops.objective import GdsoObjective, collect, mean_metrics, reduced, rollout_metrics
+from zr_ray.loops.objective import GdsoObjective, collect, mean_metrics, rollout_metrics
 from zr_ray.loops.push import WeightPush
+from zr_ray.loops.sums import reduced
+from zr_ray.workers.engine import REMEDY
 
 if TYPE_CHECKING:
-    from zr_ray.loops.launch import TrainingTask
+    from zr_ray.loops.training import TrainingTask
 
 
 def train(loop_config: dict) -> None:
@@ -29,25 +32,19 @@ def train(loop_config: dict) -> None:
     config: GdsoConfig = task.config
     c = config.gdso
     learner = Learner(task.judge, config.learner, keep_reference=c.beta_kl > 0)
-    journal = Journal(task, learner, method="gdso", total_steps=c.steps, reasoning=True)
-    push = WeightPush(
-        task.workers,
-        learner.text,
-        task.pairs[0].winner,
-        config.weights,
-        config.sync_tolerance,
-        config.rollout.deadline_s,
-    )
+    journal = Journal(task.run_path, learner, config.checkpoint, c.steps, task.started_at)
+    held_out = HeldOut(journal, learner, task, method="gdso", reasoning=True, ask=by_engines(learner, task))
+    push = WeightPush.of_run(task, learner.text, task.pairs[0].winner)
     schedule = PairSchedule(list(task.pairs), c.pairs_per_step, config.run.seed)
     workers = workers_of_rank(task.workers, learner.rank, learner.world)
 
-    start = journal.restore()  # also opens metrics, and drops what a killed run wrote after its checkpoint
+    start = journal.restore()  # also drops what a killed run wrote after its checkpoint
     version = start
     journal.note(push(learner, version))
     if start == 0:
-        journal.evaluate_base()
+        held_out.before()
 
-    for step in range(start, c.steps):
+    for step in journal.steps(start):
         if step % c.reference_refresh_steps == 0:
             learner.refresh_reference()
         with journal.timer("rollout"):
@@ -56,20 +53,18 @@ def train(loop_config: dict) -> None:
             pairs = [batch[i] for i in indices]
             requests = pair_requests(learner.text, pairs, step, config.run.seed, indices)
             groups = generate(
-                workers,
-                requests,
-                c.group_size,
-                config.rollout.temperature,
-                config.rollout.deadline_s,
-                f"rollouts of step {step + 1}",
+                workers, requests, c.group_size, 1.0, config.rollout.deadline_s, f"rollouts of step {step + 1}"
             )
-            rollouts = collect(pairs, requests, groups, c, learner.text.label_ids)
+            text = learner.text
+            rollouts = collect(pairs, requests, groups, c, text.rubric, text.label_ids, len(text.marker_ids))
             totals = reduced(rollout_metrics(rollouts, step), learner.reduce_sum)
+        if not totals["valid"]:
+            raise RolloutError(f"step {step + 1}: {nothing_scored(totals['samples'], config)}; {journal.kept()}")
         objective = GdsoObjective(rollouts, c, totals, config.rollout.max_new_tokens)
         with journal.timer("train"):
             for k in range(c.updates_per_rollout):
                 stats = learner.accumulate(rollouts.units, objective)
-                rate = learning_rate(step * c.updates_per_rollout + k, c.steps * c.updates_per_rollout, config.learner)
+                rate = config.learner.rate(step * c.updates_per_rollout + k, c.steps * c.updates_per_rollout)
                 applied = learner.apply(rate)
                 if k == 0:
                     on_policy = learner.reduce_max(objective.ratio_max_abs_diff)
@@ -79,9 +74,15 @@ def train(loop_config: dict) -> None:
             version = step + 1
             with journal.timer("push"):
                 metrics |= push(learner, version)
-        if config.evaluation.every_steps and (step + 1) % config.evaluation.every_steps == 0 and step + 1 < c.steps:
-            metrics |= journal.evaluate_during(workers)
+        metrics |= held_out.during(step + 1)
         journal.step(step + 1, metrics, totals["tokens"])
-        if (step + 1) % config.checkpoint.every_steps == 0 or step + 1 == c.steps:
-            journal.save(step + 1)
-    journal.finish()
+        journal.checkpoint(step + 1)
+    journal.finish("gdso", held_out.finish())
+
+
+def nothing_scored(outputs: float, config: GdsoConfig) -> str:
+    """Why a step cannot be trained on, and what to do."""
+    return (
+        f"none of {outputs:.0f} outputs reached a score within {config.rollout.max_new_tokens} tokens, there is nothing"
+        f" to learn from; {REMEDY}, or raise rollout.max_new_tokens"
+    )

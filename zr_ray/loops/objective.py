@@ -7,19 +7,19 @@ alpha_pointwise = alpha_pairwise = lambda_pairwise = 0.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from zr_ray.config.sections import GdsoSection
+from zr_ray.config.gdso import GdsoSection
 from zr_ray.functional import gdso, grpo, scores
 from zr_ray.models.judge import JudgeOutputs
 from zr_ray.models.packing import Row
 from zr_ray.records import Judgement, JudgeRequest, PreferencePair
-from zr_ray.rubric import SCORE_BINS, SCORE_RANGE
+from zr_ray.rubric import Rubric
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,16 @@ class PairRollouts:
     """[B, 2, G], Eq. (3)."""
     rewards: Tensor
     """[B, 2, G], Eq. (13)."""
+    empty: Tensor
+    """[B, 2, G] bool, True where nothing was reasoned: the score follows at once, or nothing was generated."""
     rollout_logprobs: list[np.ndarray]
     """B*2*G arrays [T_i], pair-major, the engine's log-probs of the sampled tokens."""
     policy_versions: Tensor
     """[B, 2, G] long, version of the weights that sampled each output."""
+    bins: Tensor
+    """[K] rubric points, the judge's scale."""
+    score_range: float
+    """S_max - S_min, rubric points."""
 
     @property
     def tokens(self) -> int:
@@ -54,14 +60,16 @@ def collect(
     requests: Sequence[JudgeRequest],
     groups: Sequence[Sequence[Judgement]],
     config: GdsoSection,
+    rubric: Rubric,
     label_ids: Sequence[int] = (),
+    marker_tokens: int = 0,
 ) -> PairRollouts:
     """Line judgements up as [B, 2, G], decode mu with the rollout policy's distribution, and compute rewards and
     advantages.
 
-    Args: label_ids: [K] token ids of the labels, needed when config.score_from is "parsed": the score is then the
-    sampled label."""
-    bins = torch.tensor(SCORE_BINS)
+    Args: rubric: the judge's. label_ids: [K] token ids of the labels, needed when config.score_from is "parsed": the
+    score is then the sampled label. marker_tokens: tokens of the marker before the label, for `empty`."""
+    bins = torch.tensor(rubric.bins)
     shape = (len(pairs), 2, config.group_size)
     flat = [j for group in groups for j in group]
     valid = torch.tensor([j.score_index is not None for j in flat]).view(shape)
@@ -72,22 +80,34 @@ def collect(
     expected = (
         parsed_scores(flat, label_ids, bins) if config.score_from == "parsed" else scores.expected_score(log_q, bins)
     ).view(shape)
-    human = torch.tensor([[p.winner_score, p.loser_score] for p in pairs])
-    rewards = gdso.gdso_reward(expected, human, SCORE_RANGE, config.lambda_pointwise, config.lambda_pairwise, valid)
+    human_scores = torch.tensor([[p.winner_score, p.loser_score] for p in pairs])
+    rewards = gdso.gdso_reward(
+        expected, human_scores, rubric.score_range, config.lambda_pointwise, config.lambda_pairwise, valid
+    )
     rows = [
         Row(request.token_ids, request.image, tuple(j.token_ids for j in group), tuple(j.score_index for j in group))
         for request, group in zip(requests, groups, strict=True)
     ]
     return PairRollouts(
         units=[[rows[2 * i], rows[2 * i + 1]] for i in range(len(pairs))],
-        human_scores=human,
+        human_scores=human_scores,
         expected_scores=expected,
         valid=valid,
         advantages=grpo.group_advantages(rewards, config.advantage_eps, config.advantage_normalisation, valid),
         rewards=rewards,
+        empty=torch.tensor([is_empty(j, marker_tokens) for j in flat]).view(shape),
         rollout_logprobs=[j.logprobs for j in flat],
         policy_versions=torch.tensor([j.policy_version for j in flat]).view(shape),
+        bins=bins,
+        score_range=rubric.score_range,
     )
+
+
+def is_empty(judgement: Judgement, marker_tokens: int) -> bool:
+    """Whether an output reasons about nothing: marker and label alone, or at most one token (the end)."""
+    if judgement.score_index is None:
+        return len(judgement.token_ids) <= 1
+    return judgement.score_index <= marker_tokens
 
 
 def parsed_scores(judgements: Sequence[Judgement], label_ids: Sequence[int], bins: Tensor) -> Tensor:
@@ -101,28 +121,47 @@ def parsed_scores(judgements: Sequence[Judgement], label_ids: Sequence[int], bin
 
 def rollout_metrics(rollouts: PairRollouts, version: int) -> dict[str, float]:
     """Sums (not means) of what the rollouts show, to be added over ranks; see `MEANS` for their denominators."""
-    error = 1 - gdso.pointwise_error(rollouts.expected_scores, rollouts.human_scores, SCORE_RANGE)
-    gap = 1 - gdso.pairwise_gap_error(rollouts.expected_scores, rollouts.human_scores, SCORE_RANGE, rollouts.valid)
+    error = 1 - gdso.pointwise_error(rollouts.expected_scores, rollouts.human_scores, rollouts.score_range)
+    gap = 1 - gdso.pairwise_gap_error(
+        rollouts.expected_scores, rollouts.human_scores, rollouts.score_range, rollouts.valid
+    )
     both = gdso.gap_valid(rollouts.valid)
+    silent = (rollouts.advantages == 0).all(-1)
     return {
         "samples": float(rollouts.valid.numel()),
         "valid": float(rollouts.valid.sum()),
         "gap_valid": float(both.sum()),
         "tokens": float(rollouts.tokens),
+        "groups": float(silent.numel()),
+        "reward/no_signal_frac": float(silent.sum()),
+        "reward/group_std": float(rollouts.rewards.std(-1, correction=0).sum()),
+        "score/group_std": float(_spread(rollouts.expected_scores, rollouts.valid).sum()),
         "reward/pointwise": float(error[rollouts.valid].sum()),
         "reward/pairwise": float(gap[both].sum()),
         "reward/total": float(rollouts.rewards.sum()),
         "rollout/malformed_frac": float((~rollouts.valid).sum()),
+        "rollout/empty_frac": float(rollouts.empty.sum()),
         "rollout/staleness": float((version - rollouts.policy_versions).sum()),
         "rollout/tokens_per_sample": float(rollouts.tokens),
     }
+
+
+def _spread(values: Tensor, valid: Tensor) -> Tensor:
+    """[B, 2] population standard deviation of the valid samples of each group, 0 where there are none."""
+    kept, count = torch.where(valid, values, torch.zeros_like(values)), valid.sum(-1, keepdim=True).clamp_min(1)
+    centered = torch.where(valid, values - kept.sum(-1, keepdim=True) / count, torch.zeros_like(values))
+    return (centered.square().sum(-1) / count.squeeze(-1)).sqrt()
 
 
 MEANS = {
     "reward/pointwise": "valid",
     "reward/pairwise": "gap_valid",
     "reward/total": "samples",
+    "reward/no_signal_frac": "groups",
+    "reward/group_std": "groups",
+    "score/group_std": "groups",
     "rollout/malformed_frac": "samples",
+    "rollout/empty_frac": "samples",
     "rollout/staleness": "samples",
     "rollout/tokens_per_sample": "samples",
     "loss/policy": "one",
@@ -149,7 +188,7 @@ class GdsoObjective:
         """totals: "samples", "tokens", "valid", "gap_valid" summed over all ranks. length_limit: tokens, for
         "fixed_length" only."""
         self.rollouts, self.config = rollouts, config
-        self.bins = torch.tensor(SCORE_BINS)
+        self.bins = rollouts.bins
         self.valid_total, self.gap_total = max(totals["valid"], 1.0), max(totals["gap_valid"], 1.0)
         self.fixed_length = length_limit if config.token_aggregation == "fixed_length" else None
         self.policy_total = (
@@ -165,13 +204,15 @@ class GdsoObjective:
     ) -> tuple[Tensor, dict[str, float]]:
         c, device = self.config, outputs.logprobs.device
         shape = (len(units), 2, c.group_size)
-        human = self.rollouts.human_scores[units].to(device)
+        human_scores = self.rollouts.human_scores[units].to(device)
         valid = self.rollouts.valid[units].to(device)
         log_q = scores.score_log_distribution(outputs.score_logprobs).view(*shape, -1)
         mu = scores.expected_score(log_q, self.bins.to(device))
-        targets = scores.label_targets(human, c.pointwise_target, c.gaussian_std, self.bins.to(device))
-        pointwise = gdso.pointwise_terms(log_q, human, self.bins.to(device), valid, targets).sum() / self.valid_total
-        pairwise = gdso.pairwise_terms(mu, human, SCORE_RANGE, valid).sum() / self.gap_total
+        targets = scores.label_targets(human_scores, c.pointwise_target, c.gaussian_std, self.bins.to(device))
+        pointwise = (
+            gdso.pointwise_terms(log_q, human_scores, self.bins.to(device), valid, targets).sum() / self.valid_total
+        )
+        pairwise = gdso.pairwise_gap_error(mu, human_scores, self.rollouts.score_range, valid).sum() / self.gap_total
         policy, metrics = self._policy(outputs, units, reference)
         loss = policy + c.alpha_pointwise * pointwise + c.alpha_pairwise * pairwise
         with torch.no_grad():
@@ -234,12 +275,3 @@ def mean_metrics(totals: dict[str, float]) -> dict[str, float]:
     """Means from sums over all ranks, by MEANS; a metric whose denominator is 0 is nan."""
     totals = totals | {"one": 1.0}
     return {n: totals[n] / totals[d] if totals.get(d) else float("nan") for n, d in MEANS.items() if n in totals}
-
-
-ReduceSum = Callable[[Sequence[float]], list[float]]
-
-
-def reduced(sums: dict[str, float], reduce_sum: ReduceSum) -> dict[str, float]:
-    """The same keys with values summed over ranks; every rank must bring the same keys."""
-    names = sorted(sums)
-    return dict(zip(names, reduce_sum([sums[n] for n in names]), strict=True))

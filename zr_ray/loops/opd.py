@@ -22,17 +22,17 @@ from torch import Tensor
 from zr_ray.config.opd import OpdConfig
 from zr_ray.errors import JudgeError
 from zr_ray.functional import opd, scores
-from zr_ray.functional.schedule import learning_rate
 from zr_ray.judging.ask import generate, question, request_seed, workers_of_rank
-from zr_ray.loops.distillation_journal import DistillationJournal
-from zr_ray.loops.objective import reduced
+from zr_ray.loops.held_out import by_engines
+from zr_ray.loops.held_out_taught import TaughtHeldOut, source_of
+from zr_ray.loops.journal import Journal
 from zr_ray.loops.push import WeightPush
 from zr_ray.loops.risd import step_items
+from zr_ray.loops.sums import reduced
 from zr_ray.models.judge import JudgeOutputs, load_packed_judge
 from zr_ray.models.judge_text import JudgeText
 from zr_ray.models.packing import Row
 from zr_ray.records import Judgement
-from zr_ray.rubric import DIMENSIONS
 
 if TYPE_CHECKING:
     from zr_ray.loops.distillation import DistillationTask
@@ -47,28 +47,28 @@ def train(loop_config: dict) -> None:
     c = config.opd
     learner = Learner(task.judge, config.learner)
     teacher = FrozenTeacher(task.teacher, learner)
-    journal = DistillationJournal(
-        task, learner, method="opd", total_steps=c.steps, reasoning=True, known=task.labels.read()
-    )
-    push = WeightPush(
-        task.workers, learner.text, task.items[0], config.weights, config.sync_tolerance, config.rollout.deadline_s
-    )
+    journal = Journal(task.run_path, learner, config.checkpoint, c.steps, task.started_at)
+    ask, known = by_engines(learner, task), task.labels.read()
+    held_out = TaughtHeldOut(journal, learner, task, method="opd", reasoning=True, ask=ask, known=known)
+    push = WeightPush.of_run(task, learner.text, task.items[0])
     workers = workers_of_rank(task.workers, learner.rank, learner.world)
+
+    dimensions = learner.text.rubric.dimensions
 
     start = journal.restore()
     journal.note(push(learner, start))
     if start == 0:
-        journal.evaluate_base()
+        held_out.before()
 
-    for step in range(start, c.steps):
+    for step in journal.steps(start):
         with journal.timer("rollout"):
-            asked = step_questions(step, c.questions_per_step, len(task.items), config.run.seed)
+            asked = step_questions(step, c.questions_per_step, len(task.items), len(dimensions), config.run.seed)
             mine = range(learner.rank, len(asked), learner.world)
             requests = [
                 question(
                     learner.text,
                     task.items[asked[n][0]],
-                    DIMENSIONS[asked[n][1]],
+                    dimensions[asked[n][1]],
                     request_seed(config.run.seed, step, n),
                 )
                 for n in mine
@@ -83,34 +83,25 @@ def train(loop_config: dict) -> None:
             for request, group in zip(requests, groups, strict=True)
         ]
         with journal.timer("teacher"):
-            liked = teacher.logprobs(rows)
-        totals = reduced(rollout_sums(groups, liked), learner.reduce_sum)
+            teacher_logprobs = teacher.logprobs(rows)
+        totals = reduced(rollout_sums(groups, teacher_logprobs), learner.reduce_sum)
         with journal.timer("train"):
-            objective = OpdObjective(liked, [j for group in groups for j in group], c.group_size, totals)
+            objective = OpdObjective(teacher_logprobs, [j for group in groups for j in group], c.group_size, totals)
             stats = learner.accumulate([[row] for row in rows], objective)
-            applied = learner.apply(learning_rate(step, c.steps, config.learner))
-        metrics = reduced(stats.sums, learner.reduce_sum) | applied
-        metrics |= {
-            "opd/reverse_kl": (
-                totals["reverse_kl"] / totals["tokens"]
-            ),  # Eq. 18's mean advantage, negated: what OPD brings down
-            "rollout/malformed_frac": totals["malformed"] / totals["samples"],
-            "rollout/tokens_per_sample": totals["tokens"] / totals["samples"],
-            "policy/ratio_max_abs_diff": learner.reduce_max(objective.ratio_max_abs_diff),
-        }
+            applied = learner.apply(config.learner.rate(step, c.steps))
+        metrics = reduced(stats.sums, learner.reduce_sum) | applied | rollout_means(totals)
+        metrics["policy/ratio_max_abs_diff"] = learner.reduce_max(objective.ratio_max_abs_diff)
         with journal.timer("push"):
             metrics |= push(learner, step + 1)
-        if config.evaluation.every_steps and (step + 1) % config.evaluation.every_steps == 0 and step + 1 < c.steps:
-            metrics |= journal.evaluate_during(workers)
+        metrics |= held_out.during(step + 1)
         journal.step(step + 1, metrics, totals["tokens"])
-        if (step + 1) % config.checkpoint.every_steps == 0 or step + 1 == c.steps:
-            journal.save(step + 1)
-    journal.finish()
+        journal.checkpoint(step + 1)
+    journal.finish("opd", held_out.finish() | source_of(task))
 
 
-def step_questions(step: int, per_step: int, items: int, seed: int) -> list[tuple[int, int]]:
+def step_questions(step: int, per_step: int, items: int, dimensions: int, seed: int) -> list[tuple[int, int]]:
     """(item, dimension) of one step: every question of every item once, in an order drawn anew for each epoch."""
-    return [divmod(slot, len(DIMENSIONS)) for slot in step_items(step, per_step, items * len(DIMENSIONS), seed)]
+    return [divmod(slot, dimensions) for slot in step_items(step, per_step, items * dimensions, seed)]
 
 
 class FrozenTeacher:
@@ -156,8 +147,17 @@ def rollout_sums(groups: Sequence[Sequence[Judgement]], teacher_logprobs: Sequen
         "samples": float(len(flat)),
         "malformed": float(sum(j.score_index is None for j in flat)),
         "reverse_kl": float(
-            sum((j.logprobs.astype(np.float64) - liked).sum() for j, liked in zip(flat, teacher_logprobs, strict=True))
+            sum((j.logprobs.astype(np.float64) - own).sum() for j, own in zip(flat, teacher_logprobs, strict=True))
         ),
+    }
+
+
+def rollout_means(totals: dict[str, float]) -> dict[str, float]:
+    """What a step's outputs show. totals: `rollout_sums` of all ranks."""
+    return {
+        "opd/reverse_kl": totals["reverse_kl"] / totals["tokens"],  # Eq. 18's mean advantage, negated
+        "rollout/malformed_frac": totals["malformed"] / totals["samples"],
+        "rollout/tokens_per_sample": totals["tokens"] / totals["samples"],
     }
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from zr_ray.config.sections import WeightsSection
+from zr_ray.errors import NonFiniteError
 from zr_ray.judging.ask import question
 from zr_ray.models.judge_text import JudgeText
 from zr_ray.models.packing import Row
 from zr_ray.records import AnnotatedImage
-from zr_ray.rubric import DIMENSIONS
 from zr_ray.run.observe import wait_for
+from zr_ray.workers.engine import REMEDY
 from zr_ray.workers.learner import Learner
 from zr_ray.workers.weights import ObjectStoreTransport, WeightTransport, check_probe, logprob_difference, make_buckets
 
@@ -19,7 +20,7 @@ class WeightPush:
     """Sends a learner's weights to all rollout workers and proves that they arrived. Every rank calls it at the same
     point.
 
-    The proof: of one item's four questions, the first tokens of the greedy reasoning and the score without
+    The proof: of one item's questions, the first tokens of the greedy reasoning and the score without
     reasoning."""
 
     def __init__(
@@ -37,12 +38,21 @@ class WeightPush:
         self.workers, self.config = list(workers), config
         self.tolerance, self.deadline_s = tolerance, deadline_s
         self.reasoned, self.direct = (
-            [question(text, item, d, seed=0, direct=direct) for d in DIMENSIONS] for direct in (False, True)
+            [question(text, item, d, seed=0, direct=direct) for d in text.rubric.dimensions] for direct in (False, True)
         )
         self.transport = transport or ObjectStoreTransport()
 
+    @classmethod
+    def of_run(cls, task, text: JudgeText, item: AnnotatedImage) -> WeightPush:
+        """The pushes of a run to all of its rollout workers. task: has workers, and config with weights,
+        sync_tolerance, rollout. item: what the probe asks about."""
+        c = task.config
+        return cls(task.workers, text, item, c.weights, c.sync_tolerance, c.rollout.deadline_s)
+
     def __call__(self, learner: Learner, version: int) -> dict[str, float]:
-        """Push as `version`; returns `sync/max_abs_diff` (nats). Raises WeightSyncError on a breach."""
+        """Push as `version`; returns `sync/max_abs_diff` (nats). Raises NonFiniteError, before anything is sent, if a
+        weight is not finite, and if the learner's own log-probs are not; WeightSyncError on a breach."""
+        learner.require_finite_weights()
         buckets = make_buckets(learner.named_weights(), self.config.bucket_mib * 2**20)
         if learner.rank == 0:
             handles = self.transport.send(buckets)
@@ -79,4 +89,6 @@ class WeightPush:
             for q, a in zip(requests, judgements, strict=True)
         ]
         outputs = learner.forward(rows)
+        if not (outputs.logprobs.isfinite().all() and outputs.score_logprobs.isfinite().all()):
+            raise NonFiniteError(f"the learner's log-probs of the probe questions are not finite; {REMEDY}")
         return logprob_difference(judgements, outputs.logprobs, outputs.score_logprobs)

@@ -1,7 +1,7 @@
 """RISD, Algorithm 2, on every learner rank: the teacher's distribution of a batch, the student's direct one, the KL
 between them.
 
-No reasoning tokens pass through the student: its four questions share one forward (`models/questions.py`). Offline, the
+No reasoning tokens pass through the student: its questions share one forward (`models/questions.py`). Offline, the
 teacher's distributions come from a label set and no engine runs; online, each rank asks its share of teacher actors for
 every batch. Requests are seeded by content, so both see the same distributions. Every choice is a function of (run
 seed, step), so a resumed run continues it.
@@ -18,24 +18,23 @@ import torch
 from torch import Tensor
 
 from zr_ray.config.risd import RisdSection
-from zr_ray.data.aggregate import aggregate_scores
 from zr_ray.data.images import load_image
 from zr_ray.data.labels import Label, fingerprints
 from zr_ray.functional import risd, scores
-from zr_ray.functional.schedule import learning_rate
 from zr_ray.judging.ask import generate, workers_of_rank
+from zr_ray.judging.evaluate import human_scores
 from zr_ray.judging.label import teacher_distributions, teacher_requests
-from zr_ray.loops.distillation_journal import DirectJournal
-from zr_ray.loops.objective import reduced
+from zr_ray.loops.held_out import by_learner
+from zr_ray.loops.held_out_taught import TaughtHeldOut, source_of
+from zr_ray.loops.journal import Journal
+from zr_ray.loops.sums import reduced
 from zr_ray.models.judge import JudgeOutputs
 from zr_ray.models.questions import QuestionRow
 from zr_ray.records import AnnotatedImage
-from zr_ray.rubric import DIMENSIONS, SCORE_BINS
+from zr_ray.rubric import Rubric
 
 if TYPE_CHECKING:
     from zr_ray.loops.distillation import DistillationTask
-
-BINS = torch.tensor(SCORE_BINS)
 
 
 def train(loop_config: dict) -> None:
@@ -46,54 +45,61 @@ def train(loop_config: dict) -> None:
 
     task: DistillationTask = loop_config["task"]
     config, c = task.config, task.config.risd
-    learner = Learner(task.judge, config.learner)
-    learner.packer = QuestionPacker(learner.engine.module.model, learner.text, PixelPreprocessor.load(task.judge))
+    preprocess = PixelPreprocessor.load(task.judge)
+    make_packer = lambda judge, text: QuestionPacker(judge.model, text, preprocess)
+    learner = Learner(task.judge, config.learner, make_packer=make_packer)
+    rubric = learner.text.rubric
     known = task.labels.read()
-    journal = DirectJournal(task, learner, method="risd", total_steps=c.steps, reasoning=False, known=known)
+    journal = Journal(task.run_path, learner, config.checkpoint, c.steps, task.started_at)
+    ask = by_learner(learner, task)
+    held_out = TaughtHeldOut(journal, learner, task, method="risd", reasoning=False, ask=ask, known=known)
     teacher = OnlineTeacher(task, learner) if c.mode == "online" else OfflineTeacher(task.items, known)
 
     start = journal.restore()
     if start == 0:
-        journal.evaluate_base()
+        held_out.before()
 
-    for step in range(start, c.steps):
+    for step in journal.steps(start):
         batch = step_items(step, c.items_per_step, len(task.items), config.run.seed)[learner.rank :: learner.world]
         with journal.timer("rollout"):
             log_q, valid = teacher.distributions(batch, step)
-            targets = distillation_targets(log_q, valid, [task.items[i] for i in batch], c)
+            targets = distillation_targets(log_q, valid, [task.items[i] for i in batch], c, rubric)
             total, tokens = learner.reduce_sum([float(valid.sum()), float(teacher.tokens)])
-        units = [[QuestionRow(load_image(task.items[i].image), task.items[i].prompt)] for i in batch]
+        images = [load_image(task.items[i].image) for i in batch]
+        units = [
+            [QuestionRow(image, task.items[i].prompt, rubric.dimensions)]
+            for i, image in zip(batch, images, strict=True)
+        ]
         with journal.timer("train"):
-            stats = learner.accumulate(units, RisdObjective(targets, valid, total))
-            applied = learner.apply(learning_rate(step, c.steps, config.learner))
+            stats = learner.accumulate(units, RisdObjective(targets, valid, total, rubric))
+            applied = learner.apply(config.learner.rate(step, c.steps))
         metrics = reduced(stats.sums, learner.reduce_sum) | applied
-        metrics["teacher/labelled_frac"] = total / (c.items_per_step * len(DIMENSIONS))
-        if config.evaluation.every_steps and (step + 1) % config.evaluation.every_steps == 0 and step + 1 < c.steps:
-            metrics |= journal.evaluate_during(())
+        metrics["teacher/labelled_frac"] = total / (c.items_per_step * len(rubric.dimensions))
+        metrics |= held_out.during(step + 1)
         journal.step(step + 1, metrics, tokens)
-        if (step + 1) % config.checkpoint.every_steps == 0 or step + 1 == c.steps:
-            journal.save(step + 1)
-    journal.finish()
+        journal.checkpoint(step + 1)
+    journal.finish("risd", held_out.finish() | source_of(task))
 
 
 class RisdObjective:
     """Mean of Eq. (15)'s KL over all labelled (item, dimension) of the step, on any micro-batch split and any number of
     ranks."""
 
-    def __init__(self, targets: Tensor, valid: Tensor, total: float) -> None:
+    def __init__(self, targets: Tensor, valid: Tensor, total: float, rubric: Rubric) -> None:
         """targets: [B, D, K] log q of this rank's items, anything where not valid. valid: [B, D] bool. total: valid
-        ones of all ranks."""
+        ones of all ranks. rubric: the judge's."""
         self.targets, self.valid, self.total = targets, valid, max(total, 1.0)
+        self.bins = torch.tensor(rubric.bins)
 
     def __call__(
         self, outputs: JudgeOutputs, units: list[int], reference: Tensor | None
     ) -> tuple[Tensor, dict[str, float]]:
-        log_q = scores.score_log_distribution(outputs.score_logprobs).view(len(units), len(DIMENSIONS), -1)
+        log_q = scores.score_log_distribution(outputs.score_logprobs).view(len(units), self.targets.shape[1], -1)
         targets, valid = self.targets[units].to(log_q), self.valid[units].to(log_q.device)
         targets, chosen = targets[valid], log_q[valid]
         loss = risd.score_kl(targets, chosen).sum() / self.total
         with torch.no_grad():
-            gap = (scores.expected_score(targets, BINS) - scores.expected_score(chosen, BINS)).abs().sum()
+            gap = (scores.expected_score(targets, self.bins) - scores.expected_score(chosen, self.bins)).abs().sum()
             sums = {
                 "loss/total": loss.detach(),
                 "student/mu_gap": gap / self.total,
@@ -143,23 +149,23 @@ class OnlineTeacher:
         groups = generate(
             self.workers, requests, max(1, section.traces), 1.0 if section.traces else 0.0, deadline_s, what
         )
-        log_q, valid, tokens = teacher_distributions(groups)
+        log_q, valid, tokens = teacher_distributions(groups, self.text.rubric)
         self.tokens = int(tokens.sum())
         return log_q, valid > 0
 
 
-def distillation_targets(log_q: Tensor, valid: Tensor, items: Sequence[AnnotatedImage], c: RisdSection) -> Tensor:
+def distillation_targets(
+    log_q: Tensor, valid: Tensor, items: Sequence[AnnotatedImage], c: RisdSection, rubric: Rubric
+) -> Tensor:
     """[B, D, K] log of what the student is to say: the teacher (Eq. 15), tempered or mixed with human scores if
     asked."""
     if c.temperature != 1:
         log_q = risd.temper(log_q, c.temperature)
     if c.label_weight == 0:
         return log_q
-    human = torch.tensor(
-        [[aggregate_scores(item.scores[d]) if d in item.scores else float("nan") for d in DIMENSIONS] for item in items]
-    )
+    human, bins = human_scores(items, rubric).float(), torch.tensor(rubric.bins)
     has = human.isfinite() & valid
-    label_q = scores.two_hot(torch.where(has, human, BINS[0]), BINS)
+    label_q = scores.two_hot(torch.where(has, human, bins[0]), bins)
     return risd.mix_labels(log_q.exp(), label_q, c.label_weight * has.float()).log()
 
 

@@ -17,18 +17,16 @@ from zr_ray.config.sft import SftConfig, SftSection
 from zr_ray.data.images import load_image
 from zr_ray.errors import DataError
 from zr_ray.functional import scores
-from zr_ray.functional.schedule import learning_rate
-from zr_ray.judging.ask import workers_of_rank
+from zr_ray.loops.held_out import HeldOut, by_engines
 from zr_ray.loops.journal import Journal
-from zr_ray.loops.objective import reduced
 from zr_ray.loops.push import WeightPush
+from zr_ray.loops.sums import reduced
 from zr_ray.models.judge import JudgeOutputs
 from zr_ray.models.judge_text import JudgeText
 from zr_ray.models.packing import Row
-from zr_ray.rubric import SCORE_BINS
 
 if TYPE_CHECKING:
-    from zr_ray.loops.launch import TrainingTask
+    from zr_ray.loops.training import TrainingTask
 
 
 def train(loop_config: dict) -> None:
@@ -40,26 +38,19 @@ def train(loop_config: dict) -> None:
     config: SftConfig = task.config
     c = config.sft
     learner = Learner(task.judge, config.learner)
-    journal = Journal(
-        task, learner, method="rewarddance" if c.reasoning else "sft", total_steps=c.steps, reasoning=c.reasoning
-    )
-    push = WeightPush(
-        task.workers,
-        learner.text,
-        task.pairs[0].winner,
-        config.weights,
-        config.sync_tolerance,
-        config.rollout.deadline_s,
-    )
+    journal = Journal(task.run_path, learner, config.checkpoint, c.steps, task.started_at)
+    method = "rewarddance" if c.reasoning else "sft"
+    held_out = HeldOut(journal, learner, task, method, c.reasoning, by_engines(learner, task))
+    push = WeightPush.of_run(task, learner.text, task.pairs[0].winner)
     schedule = PairSchedule(list(task.pairs), c.pairs_per_step, config.run.seed)
-    workers = workers_of_rank(task.workers, learner.rank, learner.world)
+    bins = torch.tensor(learner.text.rubric.bins)
 
     start = journal.restore()
     journal.note(push(learner, start))
     if start == 0:
-        journal.evaluate_base()
+        held_out.before()
 
-    for step in range(start, c.steps):
+    for step in journal.steps(start):
         batch = schedule.batch(step)
         pairs = [batch[i] for i in range(learner.rank, c.pairs_per_step, learner.world)]
         sides = [
@@ -71,21 +62,16 @@ def train(loop_config: dict) -> None:
             units = [
                 [answer_row(learner.text, item, dimension, score, c.reasoning)] for item, dimension, score in sides
             ]
-            targets = score_targets(torch.tensor([score for _, _, score in sides]), c)
+            targets = score_targets(torch.tensor([score for _, _, score in sides]), c, bins)
             stats = learner.accumulate(units, SftObjective(targets, 2 * c.pairs_per_step, c.chain_weight))
-            metrics = reduced(stats.sums, learner.reduce_sum) | learner.apply(
-                learning_rate(step, c.steps, config.learner)
-            )
-        due = config.evaluation.every_steps and (step + 1) % config.evaluation.every_steps == 0
-        if due or step + 1 == c.steps:
+            metrics = reduced(stats.sums, learner.reduce_sum) | learner.apply(config.learner.rate(step, c.steps))
+        if held_out.is_due(step + 1) or step + 1 == c.steps:
             with journal.timer("push"):
                 metrics |= push(learner, step + 1)
-        if due and step + 1 < c.steps:
-            metrics |= journal.evaluate_during(workers)
+        metrics |= held_out.during(step + 1)
         journal.step(step + 1, metrics, tokens=0.0)
-        if (step + 1) % config.checkpoint.every_steps == 0 or step + 1 == c.steps:
-            journal.save(step + 1)
-    journal.finish()
+        journal.checkpoint(step + 1)
+    journal.finish(method, held_out.finish())
 
 
 def answer_row(text: JudgeText, item, dimension: str, score: float, reasoning: bool) -> Row:
@@ -98,14 +84,13 @@ def answer_row(text: JudgeText, item, dimension: str, score: float, reasoning: b
                 f"item {item.id} must carry a reasoning text for {dimension} to train with sft.reasoning, it has none;"
                 " add `reasoning` to its record, or set sft.reasoning=false"
             )
-    bin_index = min(range(len(SCORE_BINS)), key=lambda k: abs(SCORE_BINS[k] - score))
-    tokens, index = text.answer(bin_index, chain)
+    tokens, index = text.answer(text.rubric.nearest_bin(score), chain)
     return Row(text.question(item.prompt, dimension, direct=not reasoning), load_image(item.image), (tokens,), (index,))
 
 
-def score_targets(human: Tensor, c: SftSection) -> Tensor:
-    """[N, K] target distribution of each score."""
-    return scores.label_targets(human.float(), c.target, c.gaussian_std, torch.tensor(SCORE_BINS))
+def score_targets(human: Tensor, c: SftSection, bins: Tensor) -> Tensor:
+    """[N, K] target distribution of each score. bins: [K] rubric points."""
+    return scores.label_targets(human.float(), c.target, c.gaussian_std, bins)
 
 
 class SftObjective:

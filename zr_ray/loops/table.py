@@ -20,19 +20,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zr_ray.config.evaluate import EvaluateConfig
+from zr_ray.config.gdso import GdsoConfig
 from zr_ray.config.loader import load_config
 from zr_ray.config.opd import OpdConfig
 from zr_ray.config.risd import RisdConfig
-from zr_ray.config.sections import GdsoConfig
 from zr_ray.config.sft import SftConfig
-from zr_ray.config.table import RowChoice, TableConfig
-from zr_ray.data.load import data_folder, load_split
+from zr_ray.config.table import TableConfig
+from zr_ray.data.load import load_split, require_judge
 from zr_ray.errors import CheckpointError
-from zr_ray.loops.distillation import find_teacher, settle_teacher
+from zr_ray.loops.distillation import find_teacher, settle_teacher, shared_rubric, write_teacher
 from zr_ray.models.judge_text import judge_folder
-from zr_ray.run import driver
-from zr_ray.run.folder import CONFIG_FILE, RESULT_FILE, RunFolder, default_root
+from zr_ray.rubric import ScoringFormat
+from zr_ray.run.folder import RunFolder, default_root
+from zr_ray.run.launch import Plan, Started, launch
 from zr_ray.run.observe import duration, say
+from zr_ray.run.result import value_text
+from zr_ray.run.table_rows import RowRun
+from zr_ray.world.build import data_folder
 
 CONFIG_CLASSES = {
     "evaluate": EvaluateConfig,
@@ -46,37 +50,12 @@ FROM_TEACHER = ("opd", "risd")
 
 
 @dataclass(frozen=True)
-class RowRun:
-    """One run of one job: a row of a judge with a seed."""
+class _Found:
+    """What the check leaves for the body."""
 
-    row: str
-    judge: str
-    """Size name."""
-    seed: int
-    job: str
-    folder: Path
-    config: Path | None
-    overrides: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        """Folder name."""
-        return f"{self.row}-{self.judge}-s{self.seed}"
-
-    @property
-    def finished(self) -> bool:
-        """Whether its result is there."""
-        return (self.folder / RESULT_FILE).is_file()
-
-    def result(self) -> dict:
-        """Its result.json."""
-        return json.loads((self.folder / RESULT_FILE).read_text())
-
-    def command(self, jobs: Path) -> list[str]:
-        """The job's command line; resumes what was interrupted."""
-        named = ["--config", str(self.config)] if self.config else []
-        resume = ["--resume", str(self.folder)] if (self.folder / CONFIG_FILE).is_file() else []
-        return [sys.executable, str(jobs / f"{self.job}.py"), *named, *resume, *self.overrides]
+    judges: dict[str, Path]
+    """Size name -> folder."""
+    teacher: Path | None
 
 
 def make_table(job: str, config: TableConfig, args: argparse.Namespace, jobs: Path) -> None:
@@ -85,22 +64,38 @@ def make_table(job: str, config: TableConfig, args: argparse.Namespace, jobs: Pa
     Args: job: name of the run folder. jobs: folder of the job files.
     Raises: CheckpointError if runs failed, after the table of those that did not; ConfigError, JudgeError before
     anything starts."""
-    started_at, c = time.time(), config.table
+    launch(
+        job,
+        config,
+        args.dry_run,
+        lambda resumed: _check(config, jobs, resumed),
+        lambda found, started: _make(config, jobs, found, started),
+    )
+
+
+def _check(config: TableConfig, jobs: Path, resumed: RunFolder | None) -> Plan[_Found]:
+    """The runs ask Ray for what they need themselves, each in its turn: there are no bundles."""
     root = Path(config.run.root) if config.run.root else default_root()
-    taught = any(choice.job in FROM_TEACHER for choice in c.rows.values())
-    teacher = find_teacher(config.teacher.path, root) if taught else None
-    judges = {name: judge_folder(path) for name, path in c.judges.items()}
-    if args.dry_run:
-        for run in row_runs(
-            config, Path("TABLE").absolute(), config.data.path or Path("DATA"), judges, teacher, jobs / "configs"
-        ):
-            say(" ".join(run.command(jobs)[1:]))
-        return
-    RunFolder.check(config)
-    dashboard = driver.connect(namespace="zr_ray")
-    folder = RunFolder.start(config, job)
-    driver.first_lines(folder, dashboard, started_at)
-    teacher = settle_teacher(folder, teacher) if teacher else None
+    taught = any(choice.job in FROM_TEACHER for choice in config.table.rows.values())
+    teacher = settle_teacher(resumed, find_teacher(config.teacher.path, root)) if taught else None
+    judges = {name: judge_folder(path) for name, path in config.table.judges.items()}
+    for judge in judges.values():
+        require_judge(config.data.path, ScoringFormat.load(judge).rubric)
+        if taught:
+            shared_rubric(teacher, judge)
+    if config.data.path is not None:
+        load_split(config.data.path, "train")
+        load_split(config.data.path, "test")
+    folder = resumed.path if resumed else Path("TABLE").absolute()
+    runs = row_runs(config, folder, config.data.path or Path("DATA"), judges, teacher, jobs / "configs")
+    return Plan(_Found(judges, teacher), {run.name: " ".join(run.command(jobs)[1:]) for run in runs})
+
+
+def _make(config: TableConfig, jobs: Path, found: _Found, started: Started) -> None:
+    c, folder, started_at = config.table, started.run, started.started_at
+    judges, teacher = found.judges, found.teacher
+    if teacher is not None:
+        write_teacher(folder, teacher)
     say(
         f"rows start from {', '.join(f'{name} {path}' for name, path in judges.items())}"
         + (f"; teacher {teacher}" if teacher else "")
@@ -162,11 +157,6 @@ def row_runs(
 def anchors_folder(root: Path) -> Path:
     """Where the training data with labels of five levels lies."""
     return root / "data-anchors"
-
-
-def base_rows(rows: dict[str, RowChoice]) -> list[str]:
-    """Rows that train nothing: one run of them stands for every seed."""
-    return [name for name, choice in rows.items() if choice.job == "evaluate" and not choice.of]
 
 
 def _run_missing(
@@ -234,7 +224,7 @@ def _run(run: RowRun, jobs: Path, folder: RunFolder, running: set[subprocess.Pop
         code = process.wait()
         running.discard(process)
     result = (
-        f"HPA {run.result()['rows'][-1]['pooled']['hpa']:.3f}"
+        f"HPA {value_text(run.result()['rows'][-1]['pooled'], 'hpa')}"
         if run.finished
         else f"FAILED with code {code}: {log.read_text().splitlines()[-1:]}"
     )
@@ -245,7 +235,7 @@ def _run(run: RowRun, jobs: Path, folder: RunFolder, running: set[subprocess.Pop
 def _speeds(
     config: TableConfig, folder: RunFolder, runs: Sequence[RowRun], teacher: Path | None, jobs: Path
 ) -> dict[str, dict]:
-    """Row name -> figures of `judge_speed`, of its first finished run: after reasoning on vLLM, or four dimensions in
+    """Row name -> figures of `judge_speed`, of its first finished run: after reasoning on vLLM, or all dimensions in
     one forward."""
     from zr_ray.judging.speed import measure
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from zr_ray.errors import JudgeError
 from zr_ray.models.judge_text import JudgeText
-from zr_ray.rubric import DIMENSIONS
+from zr_ray.rubric import PAPER
 
 _SUFFIXES = (".safetensors", ".json", ".jinja", ".txt", ".model")
 """Files that decide what a judge answers: weights, configuration, tokenizer, processor, scoring format, chat
@@ -34,7 +34,9 @@ def judge_hash(folder: Path | str) -> str:
 def template_hash(text: JudgeText) -> str:
     """sha256 of everything a judge reads around prompt and image, and of how its answer is read."""
     parts = [repr((text.format.labels, text.format.marker, text.format.direct_prefix))]
-    for dimension in DIMENSIONS:
+    if text.rubric != PAPER:  # hashes of judges with the paper's rubric stay what they were
+        parts.append(repr(text.rubric))
+    for dimension in text.rubric.dimensions:
         messages = text.format.messages("{prompt}", dimension)
         parts.append(text.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()

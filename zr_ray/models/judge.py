@@ -1,6 +1,6 @@
-"""A judge on the transformers side: log-probs of sampled outputs and of the nine labels, differentiable.
+"""A judge on the transformers side: log-probs of sampled outputs and of the score labels, differentiable.
 
-Axes: R rows, L packed tokens a row, T completion tokens, N = sum of completions, K = 9 bins, V vocabulary, H hidden
+Axes: R rows, L packed tokens a row, T completion tokens, N = sum of completions, K bins, V vocabulary, H hidden
 width (`models/packing.py` says how rows are packed).
 Left out on purpose: generation; that is the rollout worker's.
 """
@@ -29,7 +29,7 @@ class JudgeOutputs:
     mask: Tensor
     """[N, T] bool, True at real tokens."""
     score_logprobs: Tensor
-    """[N, K] log-probs of the nine labels at the score position; uniform -log K where malformed (never to be used)."""
+    """[N, K] log-probs of the labels at the score position; uniform -log K where malformed (never to be used)."""
     valid: Tensor
     """[N] bool, False where malformed."""
     score_index: Tensor

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from zr_ray.errors import JudgeError
-from zr_ray.rubric import ScoringFormat, label_token_ids
+from zr_ray.rubric import Rubric, ScoringFormat, label_token_ids
 
 _ASSETS = Path(__file__).resolve().parent.parent / "assets"
 BUILTIN_JUDGES = {
@@ -43,6 +43,14 @@ def judge_folder(path: str) -> Path:
     return folder.resolve()
 
 
+def control_tokens(tokenizer) -> tuple[str, ...]:
+    """Texts that a judge's tokenizer reads as one command instead of as words: its special tokens, and every other
+    added token in angle brackets (Qwen's <think> and <tool_call> are not marked special). No prompt may hold one."""
+    added = tokenizer.added_tokens_decoder.values()
+    marked = {t.content for t in added if t.special or (t.content.startswith("<") and t.content.endswith(">"))}
+    return tuple(sorted(marked | set(tokenizer.all_special_tokens)))
+
+
 class JudgeText:
     """Tokenizer side of a judge: questions to token ids, outputs to text, which tokens are labels and which are
     forbidden."""
@@ -52,8 +60,10 @@ class JudgeText:
 
         self.folder = Path(folder)
         self.format = ScoringFormat.load(folder)
+        self.rubric: Rubric = self.format.rubric
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         config = AutoConfig.from_pretrained(folder)
+        self.control_tokens: tuple[str, ...] = control_tokens(self.tokenizer)
         self.vocab_size: int = config.get_text_config().vocab_size
         self.image_token_id: int = config.image_token_id
         self.label_ids: tuple[int, ...] = label_token_ids(self.tokenizer, self.format.labels)

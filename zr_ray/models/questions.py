@@ -1,6 +1,6 @@
 """The direct questions of one image in several dimensions as one packed row: what they share is computed once.
 
-The four questions of an image differ near their end only. Their longest common token prefix, found from the token ids
+The questions of an image differ near their end only. Their longest common token prefix, found from the token ids
 whatever the chat template, holds image and prompt; the rest of each question is a branch behind it under the tree mask
 of `packing.py`, at the positions it would have alone. The result equals separate questions. Where the image is not in
 the prefix (a template that names the dimension first), or for a recurrent model, every question is a sequence of its
@@ -22,7 +22,6 @@ from torch.nn.utils.rnn import pad_sequence
 from zr_ray.models.judge_text import JudgeText
 from zr_ray.models.packing import PackedBatch, RotaryPositions, expand_image, has_recurrent_layers, tree_mask
 from zr_ray.models.preprocess import PixelPreprocessor
-from zr_ray.rubric import DIMENSIONS
 
 CACHED_LAYOUTS = 16384
 """Question layouts kept in memory, about 5 kB each with a hundred tokens; a service sees the same prompts again and
@@ -36,8 +35,8 @@ class QuestionRow:
     image: np.ndarray
     """[H, W, 3] uint8."""
     prompt: str
-    dimensions: tuple[str, ...] = DIMENSIONS
-    """D' >= 1 of the rubric's dimensions, in any order."""
+    dimensions: tuple[str, ...]
+    """D' >= 1 of the judge's dimensions, in any order."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ class QuestionPacker:
         self, prompt: str, dimensions: tuple[str, ...], grid: tuple[int, int], branching: bool
     ) -> tuple[PackedSequence, ...]:
         if not dimensions:
-            raise ValueError(f"dimensions must name at least one of {DIMENSIONS}, got none")
+            raise ValueError(f"dimensions must name at least one of {self.text.rubric.dimensions}, got none")
         image_tokens = grid[0] * grid[1] // self.preprocess.merge_size**2
         texts = [self.text.question(prompt, d, direct=True) for d in dimensions]
         questions = [expand_image(text, self.image_token_id, image_tokens).astype(np.int64) for text in texts]

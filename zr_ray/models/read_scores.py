@@ -13,6 +13,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
 FORMAT = json.loads((FOLDER / "scoring_format.json").read_text())
+BINS = FORMAT.get("bins", [1 + k / 2 for k in range(9)])  # the score that each label means
 
 
 def question(tokenizer, prompt, dimension):
@@ -22,6 +23,14 @@ def question(tokenizer, prompt, dimension):
     system = [{"role": "system", "content": [{"type": "text", "text": FORMAT["system"]}]}] if FORMAT["system"] else []
     text = tokenizer.apply_chat_template(system + [user], tokenize=False, add_generation_prompt=True)
     return text + FORMAT["direct_prefix"] + FORMAT["marker"]
+
+
+def as_judged(path):
+    """The image as the judge was trained on: upright, transparent pixels on white."""
+    from PIL import Image, ImageOps
+
+    image = ImageOps.exif_transpose(Image.open(path)).convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
 def with_transformers(image, prompt, dimension):
@@ -59,11 +68,7 @@ def with_vllm(image, prompt, dimension):
 if __name__ == "__main__":
     import sys
 
-    from PIL import Image
-
     engine, path, prompt, dimension = sys.argv[1:]  # transformers or vllm
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    q = {"transformers": with_transformers, "vllm": with_vllm}[engine](
-        Image.open(path).convert("RGB"), prompt, dimension
-    )
-    print(json.dumps({"q": q, "mu": sum((1 + k / 2) * p for k, p in enumerate(q))}))
+    q = {"transformers": with_transformers, "vllm": with_vllm}[engine](as_judged(path), prompt, dimension)
+    print(json.dumps({"q": q, "mu": sum(s * p for s, p in zip(BINS, q, strict=True))}))

@@ -1,5 +1,5 @@
-"""The student: images and prompts in, four score distributions out, in one forward pass (Z-Reward, arXiv 2606.09076,
-Eq. 16).
+"""The student: images and prompts in, a score distribution per dimension out, in one forward pass (Z-Reward, arXiv
+2606.09076, Eq. 16).
 
 Image and prompt are computed once, the questions of the dimensions branch from them (`questions.py`); everything from
 the float pixels on is torch and differentiable. Training uses the same packed forward (`PackedJudge`) through the
@@ -22,7 +22,6 @@ from zr_ray.functional.scores import expected_score, outside_mass, score_log_dis
 from zr_ray.models.judge import load_packed_judge
 from zr_ray.models.preprocess import PixelPreprocessor
 from zr_ray.models.questions import QuestionPacker
-from zr_ray.rubric import DIMENSIONS, SCORE_BINS
 
 
 @dataclass(frozen=True)
@@ -48,20 +47,22 @@ class Student(nn.Module):
         self.judge, self.text, _ = load_packed_judge(Path(folder), dtype)
         self.preprocess = PixelPreprocessor.load(folder)
         self.questions = QuestionPacker(self.judge.model, self.text, self.preprocess)
-        self.register_buffer("bins", torch.tensor(SCORE_BINS, dtype=torch.float64), persistent=False)
+        self.rubric = self.text.rubric
+        self.register_buffer("bins", torch.tensor(self.rubric.bins, dtype=torch.float64), persistent=False)
         self.eval().requires_grad_(False)
 
-    def forward(self, images: Tensor, prompts: Sequence[str], dimensions: Sequence[str] = DIMENSIONS) -> StudentScores:
+    def forward(self, images: Tensor, prompts: Sequence[str], dimensions: Sequence[str] | None = None) -> StudentScores:
         """Score distributions of B images of one size, differentiable with respect to the pixels (and to parameters
         that ask for it).
 
-        Args: images: [B, 3, H, W] float in [0, 1], on the student's device. prompts: B texts. dimensions: D' >= 1 names
-        of DIMENSIONS.
+        Args: images: [B, 3, H, W] float in [0, 1], on the student's device. prompts: B texts. dimensions: D' >= 1 of
+        the rubric's; None: all, in its order.
         Returns: StudentScores in the order of `dimensions`; an item's values do not depend on the rest of the batch.
         Raises: DataError for pixels of another kind, ValueError if prompts or dimensions do not fit."""
-        unknown = [d for d in dimensions if d not in DIMENSIONS]
+        dimensions = self.rubric.dimensions if dimensions is None else dimensions
+        unknown = [d for d in dimensions if d not in self.rubric.dimensions]
         if unknown or not dimensions:
-            raise ValueError(f"dimensions must name some of {DIMENSIONS}, got {list(dimensions)}")
+            raise ValueError(f"dimensions must name some of {self.rubric.dimensions}, got {list(dimensions)}")
         if len(prompts) != len(images):
             raise ValueError(f"every image needs one prompt, got {len(images)} images and {len(prompts)} prompts")
         double = self.judge.model.lm_head.weight.dtype == torch.float64

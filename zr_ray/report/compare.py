@@ -8,7 +8,6 @@ Axes: I items, D dimensions, R resamples, P prompts.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,12 +15,14 @@ import torch
 from torch import Tensor
 
 from zr_ray.functional import correlation, pairs
-from zr_ray.functional.resampling import percentile_interval, resampled_plcc, resampled_ratios
-from zr_ray.rubric import DIMENSIONS
+from zr_ray.functional.draws import percentile_interval, resampled_ratios
+from zr_ray.functional.intervals import defined, defined_interval
+from zr_ray.functional.resampling import resampled_plcc
+from zr_ray.judging.evaluate import pooled_groups
+from zr_ray.rubric import Rubric
 
 METRICS = ("hpa", "margin_hpa", "plcc")
 """Those with intervals and differences."""
-_MARGIN = {"hpa": 0.0, "margin_hpa": 0.5}
 
 
 @dataclass(frozen=True)
@@ -37,21 +38,24 @@ class TestSet:
     resamples: int
     seed: int
     """Of the bootstrap."""
+    rubric: Rubric
+    """Names of D, and the scale."""
 
     def columns(self, dimension: str | None) -> tuple[Tensor, Tensor, Tensor]:
         """(human, group, prompt), all [N]: one dimension, or all of them with pairs formed inside a prompt and a
         dimension."""
         if dimension is not None:
-            d = DIMENSIONS.index(dimension)
-            return self.human[:, d], self.prompt, self.prompt
-        every = self.prompt[:, None].expand(-1, len(DIMENSIONS))
-        inside = every * len(DIMENSIONS) + torch.arange(len(DIMENSIONS))
-        return self.human.flatten(), inside.flatten(), every.flatten()
+            return self.of(self.human, dimension), self.prompt, self.prompt
+        return self.human.flatten(), *pooled_groups(self.prompt, len(self.rubric.dimensions))
+
+    def of(self, scores: Tensor, dimension: str | None) -> Tensor:
+        """[N] the column of a dimension in scores [I, D], or all of them."""
+        return scores.flatten() if dimension is None else scores[:, self.rubric.dimensions.index(dimension)]
 
     @property
     def dimensions(self) -> list[str]:
         """Those with a human score."""
-        return [name for d, name in enumerate(DIMENSIONS) if self.human[:, d].isfinite().any()]
+        return [name for d, name in enumerate(self.rubric.dimensions) if self.human[:, d].isfinite().any()]
 
 
 def measure(mus: Sequence[Tensor], test: TestSet, metric: str, dimension: str | None = None) -> tuple[float, Tensor]:
@@ -59,26 +63,28 @@ def measure(mus: Sequence[Tensor], test: TestSet, metric: str, dimension: str | 
 
     Args: mus: per seed [I, D] expected scores, nan = malformed. metric: of METRICS. dimension: None pools all."""
     human, group, prompt = test.columns(dimension)
-    predicted = [mu.flatten() if dimension is None else mu[:, DIMENSIONS.index(dimension)] for mu in mus]
+    predicted = [test.of(mu, dimension) for mu in mus]
     if metric == "plcc":
         draws = [resampled_plcc(x, human, prompt, test.resamples, test.seed) for x in predicted]
         return _mean([_known(correlation.plcc, x, human) for x in predicted]), _stacked_mean(draws)
-    counts = [pairs.hpa_by_group(x, human, group, _MARGIN[metric], prompt) for x in predicted]
+    margin = test.rubric.margin if metric == "margin_hpa" else 0.0
+    counts = [pairs.hpa_by_group(x, human, group, margin, prompt) for x in predicted]
     correct, total = (torch.stack(part).sum(0) for part in zip(*counts, strict=True))
     return (correct.sum() / total.sum()).item(), resampled_ratios(correct, total, test.resamples, test.seed)
 
 
-def agreement(mus: Sequence[Tensor], test: TestSet) -> dict:
+def agreement_over_seeds(mus: Sequence[Tensor], test: TestSet) -> dict:
     """{"pooled": ..., "dimensions": {...}} with the keys of `result.json`."""
 
     def entry(dimension: str | None) -> dict:
         found: dict = {}
         for metric in METRICS:
             value, draws = measure(mus, test, metric, dimension)
-            found |= {metric: _number(value), f"{metric}_ci": _interval(draws)}
+            found |= {metric: defined(value), f"{metric}_ci": defined_interval(percentile_interval(draws))}
         human, _, _ = test.columns(dimension)
-        columns = [mu.flatten() if dimension is None else mu[:, DIMENSIONS.index(dimension)] for mu in mus]
-        return found | {"srcc": _number(_mean([_known(correlation.srcc, x, human) for x in columns]))}
+        columns = [test.of(mu, dimension) for mu in mus]
+        why = next((reason for x in columns if (reason := _known(correlation.why_undefined, x, human))), None)
+        return found | {"srcc": defined(_mean([_known(correlation.srcc, x, human) for x in columns])), "undefined": why}
 
     return {"pooled": entry(None), "dimensions": {name: entry(name) for name in test.dimensions}}
 
@@ -93,11 +99,11 @@ def difference(better: dict[int, Tensor], worse: dict[int, Tensor], test: TestSe
         return {"difference": None, "ci": None, "per_seed": {}, "verdict": "cannot tell (not run)"}
     (value, draws), (other, others) = (measure([row[s] for s in seeds], test, metric) for row in (better, worse))
     per_seed = {s: measure([better[s]], test, metric)[0] - measure([worse[s]], test, metric)[0] for s in seeds}
-    ci = _interval(draws - others) if len(draws) == len(others) else None
+    ci = defined_interval(percentile_interval(draws - others)) if len(draws) == len(others) else None
     return {
-        "difference": _number(value - other),
+        "difference": defined(value - other),
         "ci": ci,
-        "per_seed": per_seed,
+        "per_seed": {s: defined(value) for s, value in per_seed.items()},
         "verdict": verdict(ci, list(per_seed.values())),
     }
 
@@ -112,7 +118,7 @@ def verdict(ci: list[float] | None, per_seed: Sequence[float]) -> str:
     return "cannot tell"
 
 
-def _known(metric, x: Tensor, human: Tensor) -> float:
+def _known(metric, x: Tensor, human: Tensor):
     known = x.isfinite() & human.isfinite()
     return metric(x[known], human[known])
 
@@ -126,12 +132,3 @@ def _stacked_mean(draws: Sequence[Tensor]) -> Tensor:
     return (
         torch.stack(list(draws)).mean(0) if len({len(d) for d in draws}) == 1 else torch.empty(0, dtype=torch.float64)
     )
-
-
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def _interval(draws: Tensor) -> list[float] | None:
-    bounds = percentile_interval(draws)
-    return list(bounds) if all(map(math.isfinite, bounds)) else None

@@ -4,19 +4,18 @@ figure 1)."""
 from __future__ import annotations
 
 import json
-import os
 from collections import defaultdict
 from collections.abc import Sequence
 
 import yaml
 
 from zr_ray.config.table import TableConfig
-from zr_ray.loops.journal import ROWS_FILE
-from zr_ray.loops.table import RowRun, base_rows
+from zr_ray.data.files import atomic_file
 from zr_ray.records import AnnotatedImage
 from zr_ray.report.compare import measure
 from zr_ray.report.comparison_page import held_out, mu_of
-from zr_ray.run.folder import CONFIG_FILE, METRICS_FILE, RunFolder
+from zr_ray.run.folder import CONFIG_FILE, METRICS_FILE, ROWS_FILE, RunFolder
+from zr_ray.run.table_rows import RowRun, base_rows
 
 CURVES_FILE = "curves.png"
 
@@ -76,7 +75,6 @@ def write_curves(
         axes.grid(alpha=0.3)
     panels[0][0].set_ylabel("HPA, % (on the items shown during training)")
     panels[0][-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.02, 0.5))
-    temporary = folder.path / f".{CURVES_FILE}"
-    figure.savefig(temporary, dpi=120, bbox_inches="tight", format="png")
+    with atomic_file(folder.path / CURVES_FILE) as file:
+        figure.savefig(file, dpi=120, bbox_inches="tight", format="png")
     pyplot.close(figure)
-    os.replace(temporary, folder.path / CURVES_FILE)

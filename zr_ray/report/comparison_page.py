@@ -10,15 +10,16 @@ import torch
 from torch import Tensor
 
 from zr_ray.config.table import TEACHER, TableConfig
-from zr_ray.data.aggregate import aggregate_scores
-from zr_ray.loops.distillation_journal import TEACHER_ROW
-from zr_ray.loops.journal import ROWS_FILE
-from zr_ray.loops.table import RowRun, base_rows
+from zr_ray.functional.intervals import defined
+from zr_ray.judging.evaluate import human_scores, prompt_index
+from zr_ray.models.judge_text import judge_folder
 from zr_ray.records import AnnotatedImage
-from zr_ray.report.compare import TestSet, agreement, difference, measure
+from zr_ray.report.compare import TestSet, agreement_over_seeds, difference, measure
 from zr_ray.report.tables import markdown_table
-from zr_ray.rubric import DIMENSIONS
-from zr_ray.run.folder import RunFolder
+from zr_ray.rubric import Rubric, ScoringFormat
+from zr_ray.run.folder import ROWS_FILE, RunFolder
+from zr_ray.run.result import TEACHER_ROW, undefined_text
+from zr_ray.run.table_rows import RowRun, base_rows
 
 Answers = dict[str, dict[int, Tensor]]
 """Row name -> seed -> [I, D] mu."""
@@ -40,13 +41,13 @@ def table_of(
                 "judge": judge,
                 "row": name,
                 "seeds": sorted(seeds),
-                **agreement(_distinct(name, seeds, config), test),
-                "hpa_per_seed": {seed: measure([mu], test, "hpa")[0] for seed, mu in seeds.items()},
+                **agreement_over_seeds(_distinct(name, seeds, config), test),
+                "hpa_per_seed": {seed: defined(measure([mu], test, "hpa")[0]) for seed, mu in seeds.items()},
                 "tokens_per_score": sum(tokens[name]) / len(tokens[name]),
                 "minutes": sum(minutes) / len(minutes) if minutes else None,
             }
             if name in speed:
-                row["seconds_per_score"] = 1 / speed[name]["images_per_s"] / len(DIMENSIONS)
+                row["seconds_per_score"] = 1 / speed[name]["images_per_s"] / len(test.rubric.dimensions)
             table["rows"].append(row)
         for better, worse in config.table.claims:
             claim = {"judge": judge, "better": better, "worse": worse}
@@ -87,17 +88,19 @@ def _distinct(name: str, seeds: dict[int, Tensor], config: TableConfig) -> list[
 
 def held_out(items: Sequence[AnnotatedImage], config: TableConfig) -> TestSet:
     """The evaluation split as `compare` wants it."""
-    human = torch.tensor(
-        [[aggregate_scores(i.scores[d]) if d in i.scores else float("nan") for d in DIMENSIONS] for i in items],
-        dtype=torch.float64,
-    )
-    names = sorted({item.group for item in items})
+    rubric = rubric_of(config)
     return TestSet(
-        human,
-        torch.tensor([names.index(item.group) for item in items]),
+        human_scores(items, rubric),
+        prompt_index([item.group for item in items]),
         config.table.bootstrap_resamples,
         config.run.seed,
+        rubric,
     )
+
+
+def rubric_of(config: TableConfig) -> Rubric:
+    """What the table's judges score; the same for all of them (`make_table` refuses others)."""
+    return ScoringFormat.load(judge_folder(next(iter(config.table.judges.values())))).rubric
 
 
 def near(claim: dict, margin: float) -> str:
@@ -124,7 +127,7 @@ def write_table(folder: RunFolder, table: dict) -> str:
                 *([x["judge"]] if several else []),
                 f"{x['better']} - {x['worse']}",
                 _difference(x),
-                " ".join(f"{100 * v:+.1f}" for v in x["per_seed"].values()),
+                " ".join("-" if v is None else f"{100 * v:+.1f}" for v in x["per_seed"].values()),
                 x["verdict"],
             ]
             for x in table["claims"]
@@ -156,6 +159,7 @@ def write_table(folder: RunFolder, table: dict) -> str:
 
 
 def _rows_table(rows: Sequence[dict], several: bool) -> str:
+    dimensions = list(dict.fromkeys(d for row in rows for d in row["dimensions"]))
     timed = any("seconds_per_score" in row for row in rows)
     head = ["judge"] if several else []
     head += [
@@ -172,7 +176,7 @@ def _rows_table(rows: Sequence[dict], several: bool) -> str:
     lines = []
     for row in rows:
         pooled, per_seed = row["pooled"], list(dict.fromkeys(row["hpa_per_seed"].values()))
-        seeds = " ".join(f"{100 * v:.1f}" for v in per_seed) if len(per_seed) > 1 else ""
+        seeds = " ".join("-" if v is None else f"{100 * v:.1f}" for v in per_seed) if len(per_seed) > 1 else ""
         cells = [
             row["row"],
             _cell(pooled, "hpa", 100),
@@ -187,22 +191,22 @@ def _rows_table(rows: Sequence[dict], several: bool) -> str:
             [
                 *([row["judge"]] if several else []),
                 *cells,
-                *(_cell(row["dimensions"].get(d, {}), "hpa", 100, False) for d in DIMENSIONS),
+                *(_cell(row["dimensions"].get(d, {}), "hpa", 100, False) for d in dimensions),
             ]
         )
-    return markdown_table([*head, *DIMENSIONS], lines)
+    return markdown_table([*head, *dimensions], lines)
 
 
 def _difference(claim: dict) -> str:
     if claim["difference"] is None:
-        return "-"
+        return "no pairs" if claim["per_seed"] else "-"
     bounds = f" [{100 * claim['ci'][0]:+.1f}, {100 * claim['ci'][1]:+.1f}]" if claim["ci"] else ""
     return f"{100 * claim['difference']:+.1f}{bounds}"
 
 
 def _cell(entry: dict, key: str, scale: float = 1, interval: bool = True) -> str:
     if entry.get(key) is None:
-        return "-"
+        return undefined_text(entry, key)
     digits, bounds = (1 if scale == 100 else 3), entry.get(f"{key}_ci") if interval else None
     return f"{entry[key] * scale:.{digits}f}" + (
         f" [{bounds[0] * scale:.{digits}f}, {bounds[1] * scale:.{digits}f}]" if bounds else ""

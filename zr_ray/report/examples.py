@@ -9,7 +9,6 @@ import torch
 
 from zr_ray.judging.evaluate import Judged
 from zr_ray.records import AnnotatedImage
-from zr_ray.rubric import DIMENSIONS
 from zr_ray.run.folder import RunFolder
 
 
@@ -28,9 +27,9 @@ def write_examples(
     Args: before: [I, D] mu of the untrained judge, or None. known: items whose reasoning this rank holds; `count` of
         them are taken, evenly spaced, dimensions in turn."""
     stride = max(1, len(known) // count)
-    examples = []
+    rubric, examples = judged.rubric, []
     for n, i in enumerate(list(known)[::stride][:count]):
-        d = n % len(DIMENSIONS)
+        d = n % len(rubric.dimensions)
         if not bool(judged.mu[i, d].isfinite()):
             continue
         name = f"{n:02d}{items[i].image.suffix}"
@@ -39,8 +38,9 @@ def write_examples(
             {
                 "image": name,
                 "prompt": items[i].prompt,
-                "dimension": DIMENSIONS[d],
+                "dimension": rubric.dimensions[d],
                 "reasoning": judged.reasoning[i][d],
+                "bins": list(rubric.bins),
                 "q": [round(float(p), 5) for p in judged.q[i, d]],
                 "mu": round(float(judged.mu[i, d]), 3),
                 "mu_before": (

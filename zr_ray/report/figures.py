@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from html import escape
 
-from zr_ray.rubric import SCORE_BINS
+from zr_ray.rubric import PAPER
 
 SERIES = tuple(f"#fd00{n:02x}" for n in range(8))
 """Series 0 is the muted one (before training), 1 the main one."""
-_INK, _SOFT, _LINE = "#fd0010", "#fd0011", "#fd0012"
+_INK, SOFT, _LINE = "#fd0010", "#fd0011", "#fd0012"
 _VARIABLES = {colour: f"var(--s{n})" for n, colour in enumerate(SERIES)} | {
     _INK: "var(--ink)",
-    _SOFT: "var(--soft)",
+    SOFT: "var(--soft)",
     _LINE: "var(--line)",
 }
 
@@ -41,14 +41,29 @@ class Panel:
 
 
 PANELS = (
-    Panel("Reward", "mean over the step's outputs, in [0, 1] per term", ("reward/*",)),
+    Panel(
+        "Reward",
+        "mean over the step's outputs, in [0, 1] per term",
+        ("reward/*",),
+        without=("reward/no_signal_frac", "reward/group_std"),
+    ),
+    Panel(
+        "Signal inside a group",
+        "standard deviation of the samples of one image: reward, and mu in rubric points",
+        ("reward/group_std", "score/group_std"),
+    ),
+    Panel(
+        "Groups without signal, empty traces",
+        "fraction of groups whose samples all got the same reward, of outputs that reason about nothing",
+        ("reward/no_signal_frac", "rollout/empty_frac"),
+    ),
     Panel(
         "Agreement during training",
         "held-out items, one greedy trace each",
         ("eval/hpa", "eval/margin_hpa", "eval/plcc", "eval/srcc"),
     ),
     Panel("Losses", "Eq. (14) and its terms", ("loss/*",)),
-    Panel("Score entropy", "of the nine-bin distribution, nats", ("score/entropy",)),
+    Panel("Score entropy", "of the score distribution, nats", ("score/entropy",)),
     Panel("KL to the reference", "per token, nats; falls to 0 at each refresh", ("policy/kl",)),
     Panel(
         "Malformed outputs and clipping",
@@ -102,7 +117,7 @@ def _series(panel: Panel, metrics: Sequence[dict]) -> dict[str, tuple[list[int],
 
 
 def _curves(panel: Panel, series: dict[str, tuple[list[int], list[float]]]) -> str:
-    figure, axes = _canvas()
+    figure, axes = canvas()
     short = {
         name: name.split("/", 1)[1].removesuffix("_s" if panel.stacked else "").replace("_", " ") for name in series
     }
@@ -126,15 +141,15 @@ def _curves(panel: Panel, series: dict[str, tuple[list[int], list[float]]]) -> s
             axes.set_yscale("log")
     axes.set_xlabel("step")
     if len(series) > 1:
-        _legend(figure, columns=3)
-    return _svg(figure, f"{panel.title}: {', '.join(short.values())} over training steps")
+        legend(figure, columns=3)
+    return svg_of(figure, f"{panel.title}: {', '.join(short.values())} over training steps")
 
 
 def agreement_chart(result: dict) -> str:
     """HPA with its interval, pooled and per dimension, one row per method; the noise ceiling as a bar."""
     names = ["pooled", *result["rows"][0]["dimensions"]]
     rows, ceiling = result["rows"], result.get("noise_ceiling")
-    figure, axes = _canvas(width=4.8, height=1.1 + 0.17 * len(names) * (len(rows) + 1))
+    figure, axes = canvas(width=4.8, height=1.1 + 0.17 * len(names) * (len(rows) + 1))
     for place, name in enumerate(names):
         if ceiling and (best := _of(ceiling, name)) and best["hpa"] is not None:
             top = place * (len(rows) + 1) - 0.5
@@ -163,24 +178,27 @@ def agreement_chart(result: dict) -> str:
                 markersize=6,
                 label=row["method"] if place == 0 else None,
             )
-    axes.axvline(50, color=_SOFT, linewidth=1, linestyle=(0, (3, 3)), label="chance")
+    axes.axvline(50, color=SOFT, linewidth=1, linestyle=(0, (3, 3)), label="chance")
     axes.set_yticks([place * (len(rows) + 1) + (len(rows) - 1) / 2 for place in range(len(names))], names)
     axes.set_ylim(len(names) * (len(rows) + 1) - 1, -1)
     axes.set_xlabel("HPA, %")
     axes.grid(axis="y", visible=False)
-    _legend(figure, columns=3)
-    return _svg(figure, "HPA by dimension and method with 95 % intervals")
+    legend(figure, columns=3)
+    return svg_of(figure, "HPA by dimension and method with 95 % intervals")
 
 
 def reliability_charts(result: dict) -> list[tuple[str, str]]:
     """(dimension, SVG): mean human score against mean mu per bin, a perfectly calibrated judge on the diagonal."""
     rows = [row for row in result["rows"] if row.get("reliability")]
     names = list(dict.fromkeys(name for row in rows for name in row["reliability"]))
+    bins = result.get("bins") or PAPER.bins
+    room = (bins[-1] - bins[0]) / 20
+    span, ticks = (bins[0] - room, bins[-1] + room), _ticks(bins)
     charts = []
     for name in names:
-        figure, axes = _canvas(width=3.6, height=3.3)
-        ends = [SCORE_BINS[0], SCORE_BINS[-1]]
-        axes.plot(ends, ends, color=_SOFT, linewidth=1, linestyle=(0, (3, 3)))
+        figure, axes = canvas(width=3.6, height=3.3)
+        ends = [bins[0], bins[-1]]
+        axes.plot(ends, ends, color=SOFT, linewidth=1, linestyle=(0, (3, 3)))
         for n, row in enumerate(rows):
             curve = row["reliability"].get(name)
             if not curve or not curve["predicted"]:
@@ -194,34 +212,37 @@ def reliability_charts(result: dict) -> list[tuple[str, str]]:
                 color=colour,
                 linewidth=0,
             )
-        axes.set(
-            xlim=(0.8, 5.2),
-            ylim=(0.8, 5.2),
-            xticks=range(1, 6),
-            yticks=range(1, 6),
-            xlabel="judge's mu",
-            ylabel="human score",
-        )
-        _legend(figure, columns=2)
-        charts.append((name, _svg(figure, f"Reliability in {name}")))
+        axes.set(xlim=span, ylim=span, xticks=ticks, yticks=ticks, xlabel="judge's mu", ylabel="human score")
+        legend(figure, columns=2)
+        charts.append((name, svg_of(figure, f"Reliability in {name}")))
     return charts
 
 
-def distribution_bars(q: Sequence[float], human: float | None, mu: float, mu_before: float | None) -> str:
-    """The nine-bar score distribution with human score, mu and, if known, mu before training marked. Written by hand:
-    it is small."""
+def _ticks(bins: Sequence[float]) -> list[float]:
+    """Marks of an axis over the scale: its whole numbers, or its ends where those are none or too many."""
+    whole = [s for s in bins if s == round(s)]
+    return whole if 2 <= len(whole) <= 10 else [bins[0], bins[-1]]
+
+
+def distribution_bars(
+    q: Sequence[float], human: float | None, mu: float, mu_before: float | None, bins: Sequence[float] = PAPER.bins
+) -> str:
+    """The score distribution as a bar per bin, with human score, mu and, if known, mu before training marked. Written
+    by hand: it is small."""
     left, width, height, base = 8, 304, 92, 84
+    half = min(13.0, 117 / len(bins))  # of a bar; nine of them leave some room between
+    step = (bins[-1] - bins[0]) / (len(bins) - 1)
 
     def at(score: float) -> float:
-        return left + width * ((score - SCORE_BINS[0]) / 0.5 + 0.5) / len(SCORE_BINS)
+        return left + width * ((score - bins[0]) / step + 0.5) / len(bins)
 
     top = max(max(q), 1e-9)
     parts = []
-    for score, p in zip(SCORE_BINS, q, strict=True):
+    for score, p in zip(bins, q, strict=True):
         bar = (base - 22) * p / top
         parts.append(
-            f'<rect x="{at(score) - 13:.1f}" y="{base - bar:.1f}" width="26" height="{bar:.1f}" rx="2" fill="var(--s1)"'
-            f' opacity=".75"><title>{score:g}: {p:.3f}</title></rect>'
+            f'<rect x="{at(score) - half:.1f}" y="{base - bar:.1f}" width="{2 * half:.3g}" height="{bar:.1f}" rx="2"'
+            f' fill="var(--s1)" opacity=".75"><title>{score:g}: {p:.3f}</title></rect>'
         )
         parts.append(
             f'<text x="{at(score):.1f}" y="{base + 15}" text-anchor="middle" font-size="11"'
@@ -258,7 +279,7 @@ def _colours(series: Iterable) -> list[str]:
     return [SERIES[1 + n % (len(SERIES) - 1)] for n, _ in enumerate(series)]
 
 
-def _canvas(width: float = 4.4, height: float = 2.7):
+def canvas(width: float = 4.4, height: float = 2.7):
     """A figure without a display, in the page's type size: at 4.4 inches one SVG unit is about one CSS pixel in a
     phone's column."""
     from matplotlib import rc_context
@@ -269,9 +290,9 @@ def _canvas(width: float = 4.4, height: float = 2.7):
         "font.family": "sans-serif",
         "font.size": 10,
         "axes.edgecolor": _LINE,
-        "axes.labelcolor": _SOFT,
-        "xtick.color": _SOFT,
-        "ytick.color": _SOFT,
+        "axes.labelcolor": SOFT,
+        "xtick.color": SOFT,
+        "ytick.color": SOFT,
         "text.color": _INK,
         "axes.grid": True,
         "grid.color": _LINE,
@@ -288,7 +309,7 @@ def _canvas(width: float = 4.4, height: float = 2.7):
         return figure, figure.subplots()
 
 
-def _legend(figure, columns: int) -> None:
+def legend(figure, columns: int) -> None:
     """Above the axes, where it hides no data."""
     figure.legend(
         loc="outside upper left",
@@ -302,7 +323,7 @@ def _legend(figure, columns: int) -> None:
     )
 
 
-def _svg(figure, label: str) -> str:
+def svg_of(figure, label: str) -> str:
     """The figure as an <svg> element with the page's colours and a name for screen readers."""
     from matplotlib import rc_context
 

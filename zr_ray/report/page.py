@@ -5,8 +5,8 @@ Reads from the run folder: result.json (result.py), metrics.jsonl, configuration
 examples/examples.json, a list of
 
     {"image": file name inside examples/, "prompt": text, "dimension": name, "reasoning": text ("" for a direct answer),
-     "q": nine probabilities in the order of the score bins, "mu": expected score, "mu_before": the same before training
-     or null, "human": aggregated human score or null, "method": the row it belongs to}
+     "bins": scores of the scale (absent: the paper's), "q": their probabilities, "mu": expected score, "mu_before": mu
+     before training or null, "human": aggregated human score or null, "method": the row it belongs to}
 
 Everything from models and data is escaped, and the page forbids itself scripts and network by its content security
 policy.
@@ -24,9 +24,11 @@ from pathlib import Path
 import yaml
 
 from zr_ray.report.figures import agreement_chart, distribution_bars, reliability_charts, training_curves
-from zr_ray.report.tables import evaluation_sections
+from zr_ray.report.tables import evaluation_sections, read_warnings
+from zr_ray.rubric import PAPER
 from zr_ray.run.folder import CONFIG_FILE, RunFolder
 from zr_ray.run.observe import duration
+from zr_ray.run.result import value_text
 
 STYLE = Path(__file__).parents[1] / "assets" / "report.css"
 _LARGEST_IMAGE = 384
@@ -46,6 +48,7 @@ def write_report(run: RunFolder) -> Path:
     sections = [
         _headline(result, environment),
         _tables(result, source),
+        _warnings(read_warnings(run)),
         evaluation_sections(result),
         _curves(metrics),
         _reliability(result),
@@ -76,14 +79,14 @@ def format_table(result: dict) -> str:
         rows.append(
             [
                 name,
-                _number(pooled["hpa"], 100),
+                value_text(pooled, "hpa", 100),
                 _interval(pooled.get("hpa_ci"), 100),
                 _difference(pooled, baseline["pooled"], row is baseline),
             ]
             + [
-                _number(pooled["margin_hpa"], 100),
-                _number(pooled["plcc"]),
-                _number(pooled["srcc"]),
+                value_text(pooled, "margin_hpa", 100),
+                value_text(pooled, "plcc"),
+                value_text(pooled, "srcc"),
                 _number(row.get("tokens_per_score"), 1, 1),
             ]
             + [_number(row.get("malformed_frac"), 100) + (" %" if row.get("malformed_frac") is not None else "")]
@@ -96,9 +99,9 @@ def format_table(result: dict) -> str:
 
 
 def _with_difference(row: dict, baseline: dict, dimension: str) -> str:
-    agreement = row["dimensions"].get(dimension, {"hpa": None})
+    agreement = row["dimensions"].get(dimension, {})
     difference = _difference(agreement, baseline["dimensions"][dimension], row is baseline)
-    return _number(agreement["hpa"], 100) + (f" ({difference})" if difference else "")
+    return value_text(agreement, "hpa", 100) + (f" ({difference})" if difference else "")
 
 
 def _align(rows: list[list[str]]) -> str:
@@ -121,6 +124,10 @@ def _number(value: float | None, scale: float = 1, digits: int | None = None) ->
     return "-" if value is None else f"{value * scale:.{(1 if scale == 100 else 3) if digits is None else digits}f}"
 
 
+def _per_cent(pooled: dict) -> str:
+    return value_text(pooled, "hpa", 100) + (" %" if pooled["hpa"] is not None else "")
+
+
 def _interval(bounds: list[float] | None, scale: float = 1) -> str:
     return f"[{_number(bounds[0], scale)}, {_number(bounds[1], scale)}]" if bounds else ""
 
@@ -134,13 +141,9 @@ def _difference(agreement: dict, baseline: dict, is_baseline: bool, key: str = "
 def _headline(result: dict, environment: dict) -> str:
     first, last, ceiling = result["rows"][0], result["rows"][-1], result.get("noise_ceiling")
     tiles = [
-        (
-            "pooled HPA",
-            f"{_number(last['pooled']['hpa'], 100)} %",
-            f"{last['method']} {_interval(last['pooled'].get('hpa_ci'), 100)}",
-        )
+        ("pooled HPA", _per_cent(last["pooled"]), f"{last['method']} {_interval(last['pooled'].get('hpa_ci'), 100)}")
     ]
-    verdict = f"{last['method']}: pooled HPA {_number(last['pooled']['hpa'], 100)} %"
+    verdict = f"{last['method']}: pooled HPA {_per_cent(last['pooled'])}"
     if last is not first and (gain := _difference(last["pooled"], first["pooled"], False)):
         apart = _apart(first["pooled"].get("hpa_ci"), last["pooled"].get("hpa_ci"))
         verdict += f", {gain} points against {first['method']}"
@@ -153,9 +156,7 @@ def _headline(result: dict, environment: dict) -> str:
         )
     if ceiling and ceiling["pooled"]["hpa"] is not None and last["pooled"]["hpa"] is not None:
         gap = (ceiling["pooled"]["hpa"] - last["pooled"]["hpa"]) * 100
-        tiles.append(
-            ("noise ceiling", f"{_number(ceiling['pooled']['hpa'], 100)} %", f"{gap:.1f} points above {last['method']}")
-        )
+        tiles.append(("noise ceiling", _per_cent(ceiling["pooled"]), f"{gap:.1f} points above {last['method']}"))
     resumed = f", resumed {len(environment['resumed'])} times" if environment["resumed"] else ""
     tiles.append(("wall time", duration(result["wall_s"]), result["status"] + resumed))
     started = environment["started"]
@@ -224,6 +225,11 @@ def _tables(result: dict, source: str) -> str:
     )
 
 
+def _warnings(lines: list[str]) -> str:
+    listed = "".join(f"<li>{escape(line)}</li>" for line in lines)
+    return f'<h2>Warnings about the data</h2><ul class="soft">{listed}</ul>' if lines else ""
+
+
 def _table_row(name: str, cells: str, is_ceiling: bool) -> str:
     return f"<tr{' class=ceiling' if is_ceiling else ''}><td>{escape(name)}</td>{cells}</tr>"
 
@@ -233,7 +239,7 @@ def _cell(agreement: dict, baseline: dict, is_baseline: bool, key: str, scale: f
     difference = _difference(agreement, baseline, is_baseline, key, scale)
     tone = "bad" if difference.startswith("-") else "good"
     return (
-        f"<td>{_number(agreement.get(key), scale)}{f'<small>{interval}</small>' if interval else ''}"
+        f"<td>{value_text(agreement, key, scale)}{f'<small>{interval}</small>' if interval else ''}"
         f"{f'<small class={tone}>{difference}</small>' if difference else ''}</td>"
     )
 
@@ -262,7 +268,7 @@ def _examples(examples: list[dict], folder: Path) -> str:
         return ""
     cards = "".join(_example(example, folder) for example in examples)
     explained = (
-        "Bars: the judge's distribution over the nine scores. Lines: its mean mu, mu before training (dashed), the"
+        "Bars: the judge's distribution over the scores. Lines: its mean mu, mu before training (dashed), the"
         " human score (triangle)."
     )
     return f'<h2>Examples</h2><p class="soft">{explained}</p><div class="examples">{cards}</div>'
@@ -277,7 +283,7 @@ def _example(example: dict, folder: Path) -> str:
         f'<article class="example"><div class="top">{_image(folder / Path(example["image"]).name)}'
         f'<div><span class="tag">{escape(example["dimension"])}</span>'
         f"<q>{escape(example['prompt'])}</q><dl>{listed}</dl></div></div>{reasoning}"
-        f"{distribution_bars(example['q'], human, example['mu'], before)}</article>"
+        f"{distribution_bars(example['q'], human, example['mu'], before, example.get('bins', PAPER.bins))}</article>"
     )
 
 
@@ -286,12 +292,13 @@ def _image(path: Path) -> str:
     shown."""
     from PIL import Image
 
-    with Image.open(path) as image:
-        image = image.convert("RGB")
-        small = max(image.size) <= 128
-        image.thumbnail((_LARGEST_IMAGE, _LARGEST_IMAGE))
-        buffer = io.BytesIO()
-        image.save(buffer, "PNG" if small else "JPEG", **({} if small else {"quality": 88}))
+    from zr_ray.data.images import load_image
+
+    image = Image.fromarray(load_image(path))  # as the judge saw it: upright, transparent pixels on white
+    small = max(image.size) <= 128
+    image.thumbnail((_LARGEST_IMAGE, _LARGEST_IMAGE))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG" if small else "JPEG", **({} if small else {"quality": 88}))
     kind = "png" if small else "jpeg"
     return (
         f'<img class="{"pixels" if small else ""}" alt=""'

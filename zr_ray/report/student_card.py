@@ -8,8 +8,10 @@ from pathlib import Path
 
 import yaml
 
-from zr_ray.rubric import ScoringFormat
+from zr_ray.report.tables import read_warnings
+from zr_ray.rubric import Rubric, ScoringFormat
 from zr_ray.run.folder import CONFIG_FILE, RunFolder
+from zr_ray.run.result import undefined_text
 
 SNIPPET_FILE = "read_scores.py"
 """The card's loading example, also as a file in the student folder."""
@@ -17,11 +19,11 @@ _CODE = Path(__file__).parents[1] / "models" / SNIPPET_FILE
 
 _CARD = """# Student judge `{run_id}`
 
-A distilled judge of images: given a prompt, an image and one of four dimensions it gives a probability distribution over nine rubric
-scores (1.0, 1.5, ..., 5.0), without reasoning: one output token. Trained with `jobs/risd.py` of zr_ray (Z-Reward, arXiv 2606.09076).
+A distilled judge of images: given a prompt, an image and one of its dimensions ({dimensions}) it gives a probability distribution over
+rubric scores ({scale}), without reasoning: one output token. Trained with `jobs/risd.py` of zr_ray (Z-Reward, arXiv 2606.09076).
 
 - **Teacher** `{teacher}`, sha256 of its folder `{teacher_hash}`; {traces}.
-- **Data** {data}; {items} training images. {labels}
+- **Data** {data}; {items} training images. {labels}{warnings}
 - **Recipe** {steps} steps of {per_step}, AdamW, peak learning rate {lr:g}, seed {seed}; the full configuration is at the end.
 
 ## Evaluation
@@ -44,7 +46,7 @@ nats. turned over: same-prompt pairs that the student orders differently.
 ```python
 {code}```
 
-With zr_ray, `zr_ray.models.student.Student(folder)(images, prompts)` gives all four dimensions in one forward pass, differentiable with
+With zr_ray, `zr_ray.models.student.Student(folder)(images, prompts)` gives all dimensions in one forward pass, differentiable with
 respect to the pixels.
 
 ## Limits
@@ -63,7 +65,9 @@ def write_student_card(run: RunFolder, data: Path) -> Path:
     teacher = json.loads((run.path / "teacher.json").read_text())
     section, label = config["risd"], config["label"]
     simulated = (data / "world.json").is_file()
-    ScoringFormat.load(run.judge).save(run.judge)  # a judge that lives by the default format gets it written down
+    scoring = ScoringFormat.load(run.judge)
+    rubric = scoring.rubric
+    scoring.save(run.judge)  # a judge that lives by the default format gets it written down
     code = _CODE.read_text()
     (run.judge / SNIPPET_FILE).write_text(code)
     card = _CARD.format(
@@ -74,15 +78,18 @@ def write_student_card(run: RunFolder, data: Path) -> Path:
         data=("the built-in rubric world, SIMULATED images and annotators" if simulated else f"`{data}`"),
         items=result["distillation"]["items"],
         labels=_labels(section),
+        warnings="".join(f"\n  - warning: {line}" for line in read_warnings(run)),
         steps=section["steps"],
-        per_step=f"{section['items_per_step']} images in four dimensions",
+        per_step=f"{section['items_per_step']} images in {len(rubric.dimensions)} dimensions",
         lr=config["learner"]["lr"],
         seed=config["run"]["seed"],
         rows=_rows(result["rows"]),
         gap=_gap(result["teacher_gap"]),
         snippet=SNIPPET_FILE,
         code=code,
-        limits=_limits(simulated),
+        limits=_limits(simulated, rubric),
+        dimensions=", ".join(rubric.dimensions),
+        scale=rubric.scale_text(),
         config=(run.path / CONFIG_FILE).read_text(),
     )
     path = run.judge / "README.md"
@@ -106,7 +113,7 @@ def _labels(section: dict) -> str:
     return "Human scores of the training images are not used."
 
 
-def _limits(simulated: bool) -> str:
+def _limits(simulated: bool, rubric: Rubric) -> str:
     world = (
         "It has seen rendered scenes of a closed vocabulary and SIMULATED annotators only, and knows nothing of real"
         " images. "
@@ -116,7 +123,7 @@ def _limits(simulated: bool) -> str:
     return (
         f"{world}It inherits its teacher's errors and adds those above. Optimising images against it finds what it"
         " overlooks: audit it with its teacher on what the optimised generator makes (`jobs/audit.py`). Scores between"
-        " 1 and 5 follow one rubric and are not comparable with others."
+        f" {rubric.bins[0]:g} and {rubric.bins[-1]:g} follow one rubric and are not comparable with others."
     )
 
 
@@ -155,7 +162,7 @@ def _gap(gap: dict) -> str:
 
 def _cell(entry: dict, key: str, scale: float = 1) -> str:
     if entry.get(key) is None:
-        return "-"
+        return undefined_text(entry, key)
     digits = 1 if scale == 100 else 3
     bounds = entry.get(f"{key}_ci")
     interval = f" [{bounds[0] * scale:.{digits}f}, {bounds[1] * scale:.{digits}f}]" if bounds else ""

@@ -6,10 +6,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from html import escape
 
-from zr_ray.report.figures import _SOFT, SERIES, _canvas, _legend, _svg
+from zr_ray.data.run_data import DATA_FILE
+from zr_ray.report.figures import SERIES, SOFT, canvas, legend, svg_of
+from zr_ray.run.folder import RunFolder
+from zr_ray.run.result import undefined_text
 
 AGREEMENT = (
     ("hpa", "HPA %", 100),
@@ -78,6 +82,13 @@ def markdown_tables(result: dict) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def read_warnings(run: RunFolder) -> list[str]:
+    """What was found in the data of a run and could not be refused (`data.run_data`), one line each; empty for an older
+    run."""
+    path = run.path / DATA_FILE
+    return json.loads(path.read_text())["warnings"] if path.is_file() else []
+
+
 def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """A Markdown table, first column left, the rest right."""
     rule = ["---", *["---:"] * (len(header) - 1)]
@@ -141,7 +152,7 @@ def line_chart(
 ) -> str:
     """Curves as SVG in the page's colours. series: label -> points (x, y, low, high); low and high, if known, are drawn
     as a band."""
-    figure, axes = _canvas()
+    figure, axes = canvas()
     for n, (label, points) in enumerate(series.items()):
         colour = SERIES[n % len(SERIES)] if len(series) > 1 else SERIES[1]
         x, y, low, high = zip(*points, strict=True)
@@ -153,10 +164,10 @@ def line_chart(
         ticks = sorted({x for points in series.values() for x, *_ in points})
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label, color=_SOFT)
+    axes.set_ylabel(y_label, color=SOFT)
     if len(series) > 1:
-        _legend(figure, columns=3)
-    return _svg(figure, name)
+        legend(figure, columns=3)
+    return svg_of(figure, name)
 
 
 def interval_text(
@@ -185,7 +196,12 @@ def _titles(columns) -> list[str]:
 
 
 def _cells(name: str, agreement: dict, columns, row: dict | None = None, costs=(), html: bool = False) -> list[str]:
-    cells = [interval_text(agreement.get(key), agreement.get(f"{key}_ci"), scale, html) for key, _, scale in columns]
+    cells = [
+        undefined_text(agreement, key)
+        if agreement.get(key) is None
+        else interval_text(agreement[key], agreement.get(f"{key}_ci"), scale, html)
+        for key, _, scale in columns
+    ]
     return [name, *cells, *("-" if row.get(key) is None else f"{row[key] * scale:.1f}" for key, _, scale in costs)]
 
 

@@ -13,14 +13,13 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from zr_ray.config.loader import dump_yaml, load_config, schema_help
 from zr_ray.errors import ZrRayError
-from zr_ray.loops.journal import PROGRESS_FILE
-from zr_ray.run.folder import RunFolder
+from zr_ray.run.folder import PROGRESS_FILE, RunFolder
 from zr_ray.run.observe import say
 
 
@@ -62,42 +61,46 @@ def run_job(main: Callable[[], None]) -> int:
         print("stopped; continue with --resume", file=sys.stderr, flush=True)
         return 1
     except Exception as error:  # the loop's own refusals arrive wrapped by Ray
-        cause = _zr_ray_cause(error)
-        if cause is not None:
-            print(f"error: {cause}", file=sys.stderr, flush=True)
+        causes = _causes(error)
+        ours = next((cause for cause in causes if isinstance(cause, ZrRayError)), None)
+        if ours is not None:
+            print(f"error: {ours}", file=sys.stderr, flush=True)
             return 1
         traceback.print_exc()
-        print(
-            f"error: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}; continue with --resume"
-            " once it is fixed",
-            file=sys.stderr,
-            flush=True,
-        )
+        print(f"error: {_in_a_line(causes[-1])}; continue with --resume once it is fixed", file=sys.stderr, flush=True)
         return 1
 
 
-def _zr_ray_cause(error: BaseException) -> ZrRayError | None:
-    """The ZrRayError inside what Ray or Ray Train raised, if there is one."""
-    seen: list[BaseException] = []
+def _causes(error: BaseException) -> list[BaseException]:
+    """The error and what stands behind it, innermost last: Ray and Ray Train wrap what a worker raised, several times
+    over."""
+    found: list[BaseException] = []
     queue = [error]
     while queue:
-        e = queue.pop()
-        if e in seen:
+        e = queue.pop(0)
+        if any(e is known for known in found):
             continue
-        seen.append(e)
-        if isinstance(e, ZrRayError):
-            return e
-        queue += [c for c in (e.__cause__, e.__context__, getattr(e, "cause", None)) if isinstance(c, BaseException)]
-        queue += list(getattr(e, "worker_failures", {}).values())
-    return None
+        found.append(e)
+        named = [getattr(e, name, None) for name in ("cause", "_base_exc", "controller_failure")]  # Ray's, Ray Train's
+        behind = [e.__cause__, *named, *getattr(e, "worker_failures", {}).values()]
+        if not e.__suppress_context__:
+            behind.append(e.__context__)
+        queue += [c for c in behind if isinstance(c, BaseException)]
+    return found
 
 
-def print_plan(config, bundles: dict[str, list[dict[str, float]]], facts: dict[str, str]) -> None:
-    """What --dry-run shows: the resolved configuration, what was found, what Ray would be asked for."""
+def _in_a_line(error: BaseException) -> str:
+    """Type and first line that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def print_plan(config, phases: Sequence[Mapping[str, Sequence[dict[str, float]]]], facts: dict[str, str]) -> None:
+    """What --dry-run shows: the resolved configuration, what was found, what Ray would be asked for, phase by phase."""
     say(dump_yaml(config).rstrip())
     for name, fact in facts.items():
         say(f"# {name}: {fact}")
-    for role, wanted in bundles.items():
+    for role, wanted in (entry for bundles in phases for entry in bundles.items()):
         say(f"# {role}: {len(wanted)} x {wanted[0] if wanted else {}}")
 
 

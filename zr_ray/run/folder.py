@@ -2,6 +2,7 @@
 
     <root>/<id>/config.resolved.yaml   the whole configuration, defaults included
                 environment.json       python, packages, hardware, git; one more entry per resume
+                inputs.json            hashes of judge and data, compared when the run is resumed
                 metrics.jsonl          one line per step: {"step": n, "<metric>": number or null, ...}
                 tensorboard/           the same values
                 checkpoints/step_*     see checkpoints.py
@@ -23,15 +24,21 @@ import secrets
 import time
 from pathlib import Path
 
-from zr_ray.config.loader import differing_keys, dump_yaml, load_config
+from zr_ray.config.loader import dump_yaml
+from zr_ray.data.files import write_whole
 from zr_ray.errors import CheckpointError, ConfigError
 from zr_ray.run.environment import checkout, describe_environment
 from zr_ray.run.result import check_result
+from zr_ray.run.resume import resumable
 
 CONFIG_FILE = "config.resolved.yaml"
 METRICS_FILE = "metrics.jsonl"
 RESULT_FILE = "result.json"
+PROGRESS_FILE = "progress.log"
+ROWS_FILE = "rows.json"
 LATEST = "latest"
+INPUTS_FILE = "inputs.json"
+"""Name of what the run reads -> hash of its contents, for `check_inputs`."""
 
 
 class RunFolder:
@@ -54,7 +61,7 @@ class RunFolder:
         """Refuse a `run.resume` that cannot be resumed, before Ray is asked for anything; writes nothing. Raises as
         `start` does."""
         if config.run.resume is not None:
-            _check_resumable(find_run(config.run.resume, config.run.root), config)
+            resumable(find_run(config.run.resume, config.run.root) / CONFIG_FILE, config)
 
     @classmethod
     def create(cls, root: Path | None, name: str | None, config, job: str = "gdso") -> RunFolder:
@@ -83,15 +90,30 @@ class RunFolder:
     def open(cls, path: Path, config) -> RunFolder:
         """The folder of an earlier run, after checking that it ran under the same configuration.
 
-        Keys under `run.` and deadlines may differ. Raises CheckpointError naming the other keys that do.
+        Keys of `resume.TAKEN` may differ: the new values are written to the resolved configuration, and with the old
+        ones to environment.json. Raises CheckpointError naming the other keys that do.
         """
         run = cls(Path(path).resolve())
-        _check_resumable(run.path, config)
+        changed = resumable(run.path / CONFIG_FILE, config)
         environment = json.loads((run.path / "environment.json").read_text())
-        environment["resumed"].append(describe_environment())
+        environment["resumed"].append(describe_environment() | {"changed": changed})
         run.write_json("environment.json", environment)
+        run.write_text(CONFIG_FILE, dump_yaml(config))
         _point_latest(run.path.parent, run.path.name)
         return run
+
+    def check_inputs(self, inputs: dict[str, str]) -> None:
+        """Refuse to go on with another judge or other data than the run began with: contents are compared, not names.
+
+        Args: inputs: name -> hash; those the run did not record are taken. Raises: CheckpointError naming them."""
+        path = self.path / INPUTS_FILE
+        held = json.loads(path.read_text()) if path.is_file() else {}
+        changed = [name for name, found in inputs.items() if held.get(name, found) != found]
+        if changed:
+            raise CheckpointError(
+                f"cannot resume {self.run_id}: the contents of {' and '.join(changed)} are not what the run began with;"
+                " put them back, or start a new run"
+            )
 
     @property
     def run_id(self) -> str:
@@ -173,12 +195,7 @@ class RunFolder:
         """Atomic text file below the run folder: after a crash either the old or the new content is there."""
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        with open(temporary, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        write_whole(path, text.encode())
         return path
 
     def _folder(self, name: str) -> Path:
@@ -214,44 +231,11 @@ def find_run(resume: Path | str, root: Path | None) -> Path:
     return path.resolve()
 
 
-def _check_resumable(path: Path, config) -> None:
-    path = Path(path).resolve()
-    if not (path / CONFIG_FILE).is_file():
-        raise CheckpointError(
-            f"{path} is no run folder: it has no {CONFIG_FILE}; point run.resume at a folder under run.root"
-        )
-    try:
-        stored = load_config(type(config), path / CONFIG_FILE, [])
-    except ConfigError as error:
-        raise CheckpointError(
-            f"{path} comes from another version of zr_ray, its configuration does not load: {error}"
-        ) from None
-    differing = [
-        key for key in differing_keys(stored, config) if not (key.startswith("run.") or key.endswith("deadline_s"))
-    ]
-    if differing:
-        was, now = (_values(model, differing) for model in (stored, config))
-        changes = ", ".join(f"{key} was {was[key]}, now {now[key]}" for key in differing)
-        raise CheckpointError(
-            f"cannot resume {path.name} under another configuration: {changes}; put these back, or start a new run"
-        )
-
-
 def _point_latest(root: Path, run_id: str) -> None:
     temporary = root / f".{LATEST}.{run_id}"
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(run_id)
     os.replace(temporary, root / LATEST)
-
-
-def _values(config, keys: list[str]) -> dict:
-    values = {}
-    for key in keys:
-        value = config
-        for name in key.split("."):
-            value = getattr(value, name)
-        values[key] = value
-    return values
 
 
 def _finite(value):

@@ -24,6 +24,7 @@ HEADLINE = (
     ("score/entropy", "entropy {:.3f}"),
     ("policy/ratio_max_abs_diff", "|ratio-1| {:.1e}"),
     ("rollout/malformed_frac", "malformed {:.1%}"),
+    ("reward/no_signal_frac", "no signal {:.0%}"),
     ("sync/max_abs_diff", "sync {:.1e}"),
     ("eval/hpa", "HPA {:.3f}"),
     ("time/step_s", "{:.1f} s"),
@@ -86,7 +87,11 @@ def gauge_name(metric: str) -> str:
 def console_line(step: int, total: int, metrics: dict[str, float], eta_s: float | None = None) -> str:
     """The job log's line of one step: position, headline metrics that are present, time left."""
     parts = [f"step {step:>{len(str(total))}}/{total}"]
-    parts += [text.format(metrics[name]) for name, text in HEADLINE if name in metrics]
+    parts += [
+        "HPA no pairs" if name == "eval/hpa" and math.isnan(metrics[name]) else text.format(metrics[name])
+        for name, text in HEADLINE
+        if name in metrics
+    ]
     if eta_s is not None:
         parts.append(f"ETA {duration(eta_s)}")
     return "  ".join(parts)

@@ -1,20 +1,23 @@
-"""The only place that asks Ray for resources: feasibility first, then rollout actors, then Ray Train for the learners.
+"""Asks Ray for the resources of a run: feasibility first, then fleets of actors, then Ray Train for the learners.
 
-Nothing expensive starts before `check_feasible` passes. Waits have deadlines and say what is missing.
+Ray Data (`judging/label.py`) and Ray Serve (`serving/application.py`) ask for what their pipelines and deployments
+declare. Nothing expensive starts before `check_feasible` passes. Waits have deadlines and say what is missing.
 Left out on purpose: scheduling. Placement groups and Ray Train place, restart and release.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from zr_ray.config.sections import LearnerSection, RolloutSection
+from zr_ray.config.sections import LearnerSection, WorkerSection
 from zr_ray.errors import PlacementError
 from zr_ray.run.observe import duration, say, wait_for
 from zr_ray.startup.torchvision_shim import child_environment
@@ -26,7 +29,7 @@ def bundle(cpus: float, gpus: float) -> dict[str, float]:
 
 
 def check_feasible(
-    wanted: dict[str, list[dict[str, float]]], nodes: list[dict[str, float]], wait_for_nodes_s: float
+    wanted: Mapping[str, Sequence[dict[str, float]]], nodes: Sequence[dict[str, float]], wait_for_nodes_s: float
 ) -> None:
     """Raise PlacementError if a bundle fits no node, or all bundles together exceed the cluster.
 
@@ -65,12 +68,9 @@ def _text(one: dict[str, float]) -> str:
     return "{" + ", ".join(f"{r}: {a:g}" for r, a in one.items()) + "}"
 
 
-def wanted_bundles(rollout: RolloutSection, learner: LearnerSection) -> dict[str, list[dict[str, float]]]:
-    """Role -> bundles that a training job asks for; what `--dry-run` prints."""
-    return {
-        "rollout": [bundle(rollout.cpus, rollout.gpus)] * rollout.workers,
-        "learner": [bundle(learner.cpus, learner.gpus)] * learner.workers,
-    }
+def worker_bundles(section: WorkerSection) -> list[dict[str, float]]:
+    """The bundles of one kind of worker."""
+    return [bundle(section.cpus, section.gpus)] * section.workers
 
 
 def living_nodes() -> list[dict[str, float]]:
@@ -78,34 +78,50 @@ def living_nodes() -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-class RolloutFleet:
-    """The run's rollout actors in their placement group. Use as a context manager: leaving it frees the resources."""
+class Fleet:
+    """Actors of one class, each in its own bundle of one placement group. A context manager: leaving it frees the
+    resources."""
 
-    def __init__(self, run_id: str, judge: Path, config: RolloutSection, wait_for_nodes_s: float = 0.0) -> None:
-        from zr_ray.workers.rollout import RolloutWorker, engine_environment
+    def __init__(
+        self,
+        actor_class: type,
+        section: WorkerSection,
+        name: str,
+        arguments: tuple,
+        *,
+        environment: Mapping[str, str],
+        start_deadline_s: float,
+        wait_for_nodes_s: float = 0.0,
+    ) -> None:
+        """Reserve, start, and wait until every actor has answered `describe()`.
 
-        bundles = [bundle(config.cpus, config.gpus)] * config.workers
-        self._group = _reserve(bundles, f"{run_id}/rollout", max(wait_for_nodes_s, 60.0))
-        actor = ray.remote(RolloutWorker)
+        Args: actor_class: a plain class with `describe()`. section: how many, and what each asks for. name:
+            "<run>/<role>", of the group and, numbered, of the actors. arguments: of the class, the same for every
+            actor. environment: variables of the actors' processes. start_deadline_s: until all have answered.
+        Raises: PlacementError, DeadlineError, or what an actor raised at its start."""
+        self._group = _reserve(worker_bundles(section), name, max(wait_for_nodes_s, 60.0))
+        actor = ray.remote(actor_class)
         self.workers = [
             actor.options(
-                name=f"{run_id}/rollout-{i}",
-                num_cpus=config.cpus,
-                num_gpus=config.gpus,
+                name=f"{name}-{i}",
+                num_cpus=section.cpus,
+                num_gpus=section.gpus,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=i),
-                runtime_env={"env_vars": engine_environment(config)},
-            ).remote(str(judge), config)
-            for i in range(config.workers)
+                runtime_env={"env_vars": dict(environment)},
+            ).remote(*arguments)
+            for i in range(section.workers)
         ]
         try:
             self.places = wait_for(
-                [w.describe.remote() for w in self.workers], config.start_deadline_s, "the rollout engines to start"
+                [w.describe.remote() for w in self.workers],
+                start_deadline_s,
+                f"{section.workers} actors of {name} to start",
             )
         except BaseException:
             self.close()
             raise
 
-    def __enter__(self) -> RolloutFleet:
+    def __enter__(self) -> Fleet:
         return self
 
     def __exit__(self, *_) -> None:
@@ -137,7 +153,7 @@ def _reserve(bundles: list[dict[str, float]], name: str, deadline_s: float) -> P
     return group
 
 
-def learner_environment(config: LearnerSection, nodes: int) -> dict[str, str]:
+def learner_environment(config: WorkerSection, nodes: int) -> dict[str, str]:
     """Environment of a learner process; must be set before torch and DeepSpeed are imported."""
     environment = child_environment() | {
         "OMP_NUM_THREADS": str(config.threads),
@@ -145,7 +161,7 @@ def learner_environment(config: LearnerSection, nodes: int) -> dict[str, str]:
             "TORCH_EXTENSIONS_DIR", str(Path.home() / ".cache" / "zr_ray" / "torch_extensions")
         ),
         # DeepSpeed looks for ninja on PATH
-        "PATH": f"{Path(os.sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
     }
     if config.gpus == 0:
         environment["DS_ACCELERATOR"] = "cpu"

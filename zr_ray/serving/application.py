@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from ray import serve
@@ -22,12 +23,11 @@ from ray import serve
 from zr_ray.config.serve import ServeConfig
 from zr_ray.errors import ConfigError, RewardError
 from zr_ray.records import RewardReply, RewardRequest
-from zr_ray.rubric import SCORE_BINS
 from zr_ray.serving.batching import Batcher
 from zr_ray.serving.cache import AnswerCache
-from zr_ray.serving.limits import check_request
 from zr_ray.serving.measures import Measures
 from zr_ray.serving.replies import item_weights, reply_of
+from zr_ray.workers.limits import check_request
 
 STUDENT, TEACHER, GATEWAY = "student", "teacher", "gateway"
 """Deployment names inside an application."""
@@ -70,28 +70,31 @@ class RewardModel:
         from zr_ray.workers.reward import RewardItem
 
         try:
-            check_request(request, self._config.limits.bounds())
+            check_request(request, self._config.limits.bounds(), self._worker.rubric)
         except RewardError:
             self._measures.refused("bad_request")
             raise
+        request = replace(request, dimensions=tuple(request.dimensions) or self._worker.rubric.dimensions)
         weights = item_weights(request)
         items = [
-            RewardItem(image, prompt, tuple(request.dimensions), w, float(request.risk))
+            RewardItem(image, prompt, request.dimensions, w, float(request.risk))
             for image, prompt, w in zip(request.images, request.prompts, weights, strict=True)
         ]
         answers = await (
             self._cache.answer(items, self._batcher.submit) if self._cache else self._batcher.submit(items)
         )
-        return reply_of(request, self._worker.identity, answers)
+        return reply_of(request, self._worker.identity, answers, self._worker.rubric)
 
     async def describe(self) -> dict:
-        """Hashes, scale and limits; counts of this replica since its start."""
+        """Hashes, dimensions, scale and limits; counts of this replica since its start."""
         identity = self._worker.identity.__dict__
         return identity | {
-            "bins": list(SCORE_BINS),
+            "dimensions": list(self._worker.rubric.dimensions),
+            "bins": list(self._worker.rubric.bins),
             "gives_gradient": self._worker.gives_gradient,
             "dtype": self._config.replica.dtype,
             "limits": self._config.limits.model_dump(),
+            "control_tokens": list(self._worker.control_tokens),
             "pid": os.getpid(),
             "totals": dict(self._measures.totals),
         }

@@ -29,7 +29,6 @@ from torch.autograd.function import once_differentiable
 
 from zr_ray.errors import RewardError
 from zr_ray.records import RewardReply, RewardRequest
-from zr_ray.rubric import DIMENSIONS
 from zr_ray.serving.retry import Retry
 from zr_ray.serving.transport import HandleTransport, HttpTransport
 
@@ -52,6 +51,10 @@ class Scores:
     reason: tuple[str, ...]
     model_hash: tuple[str, ...]
     """B: during a rolling update the parts of one call may come from two judges."""
+    dimensions: tuple[str, ...] = ()
+    """D names."""
+    bins: tuple[float, ...] = ()
+    """K rubric points, the judge's scale."""
     reward: Tensor | None = None
     """[B] float64."""
     gradients: tuple[Tensor, ...] | None = None
@@ -72,21 +75,18 @@ class RewardClient:
         target: str,
         token: str | None = None,
         judge: str = "student",
-        dimensions: Sequence[str] = DIMENSIONS,
+        dimensions: Sequence[str] | None = None,
         items_per_request: int = 16,
         max_in_flight: int = 8,
         deadline_s: float = 120.0,
         attempts: int = 40,
     ) -> None:
         """target: URL of the service with its route, or the name of a Serve application. token: bearer token (default:
-        the environment's ZR_REWARD_TOKEN, for URLs). dimensions: the D axis. deadline_s: of one request with all its
+        the environment's ZR_REWARD_TOKEN, for URLs). dimensions: the D axis; None: all that
+        the judge has. deadline_s: of one request with all its
         attempts."""
-        self.dimensions, self._items, self._deadline_s, self._attempts = (
-            tuple(dimensions),
-            items_per_request,
-            deadline_s,
-            attempts,
-        )
+        self._dimensions = None if dimensions is None else tuple(dimensions)
+        self._items, self._deadline_s, self._attempts = items_per_request, deadline_s, attempts
         self.counters: Counter[str] = Counter()
         """requests, answered, failed, and repeated/<reason>."""
         self._loop = asyncio.new_event_loop()
@@ -99,6 +99,11 @@ class RewardClient:
         else:
             self._transport = HandleTransport(target, judge)
         self._close = weakref.finalize(self, _end, self._loop, self._thread, self._transport)
+
+    @property
+    def dimensions(self) -> tuple[str, ...]:
+        """Names of the D axis: those given, or the judge's, which the service is asked for once."""
+        return self._wait(self._names())
 
     # ---- calls ----
 
@@ -123,7 +128,7 @@ class RewardClient:
     ) -> Scores:
         """The same with R = sum_d w_d (mu_d - k sigma_d) and dR/dimages. weights: [D] or [B, D]; None: 1/D each. risk:
         k."""
-        return self._wait(self._ask(images, prompts, dimensions, self._weights(weights, dimensions), risk))
+        return self._wait(self._ask_gradient(images, prompts, weights, risk, dimensions))
 
     async def score_and_grad_async(
         self,
@@ -134,9 +139,7 @@ class RewardClient:
         dimensions: Sequence[str] | None = None,
     ) -> Scores:
         """`score_and_grad` for callers with an event loop of their own."""
-        return await self._from_any_loop(
-            self._ask(images, prompts, dimensions, self._weights(weights, dimensions), risk)
-        )
+        return await self._from_any_loop(self._ask_gradient(images, prompts, weights, risk, dimensions))
 
     def reward(
         self,
@@ -156,7 +159,7 @@ class RewardClient:
             return _ServedReward.apply(images, self, tuple(prompts), weights, risk, dimensions, allow_failed)
         scores = self.score(images, prompts, dimensions)
         _refuse_failed(scores, allow_failed)
-        value = torch.from_numpy(self._weights(weights, dimensions)) * (
+        value = torch.from_numpy(_weights(weights, scores.mu.shape[-1])) * (
             scores.mu.double() - risk * scores.sigma.double()
         )
         return value.sum(-1).to(images if images.is_floating_point() else torch.float32)
@@ -173,11 +176,15 @@ class RewardClient:
 
     # ---- requests ----
 
-    def _weights(self, weights: Tensor | None, dimensions: Sequence[str] | None) -> np.ndarray:
-        count = len(dimensions or self.dimensions)
-        return (
-            np.full(count, 1 / count) if weights is None else torch.as_tensor(weights).detach().cpu().double().numpy()
-        )
+    async def _names(self) -> tuple[str, ...]:
+        if self._dimensions is None:
+            described = await Retry(self._deadline_s, self._attempts).call(self._transport.describe)
+            self._dimensions = tuple(described["dimensions"])
+        return self._dimensions
+
+    async def _ask_gradient(self, images, prompts, weights: Tensor | None, risk: float, dimensions) -> Scores:
+        named = tuple(dimensions or await self._names())
+        return await self._ask(images, prompts, named, _weights(weights, len(named)), risk)
 
     async def _ask(self, images, prompts, dimensions, weights: np.ndarray | None = None, risk: float = 0.0) -> Scores:
         if len(images) != len(prompts) or not len(prompts):
@@ -187,7 +194,7 @@ class RewardClient:
         for start in range(0, len(prompts), self._items):
             part = slice(start, start + self._items)
             own = weights[part] if weights is not None and weights.ndim == 2 else weights
-            named = tuple(dimensions or self.dimensions)
+            named = tuple(dimensions or self._dimensions or ())
             requests.append(
                 RewardRequest(arrays[part], tuple(prompts[part]), named, own, float(risk), uuid.uuid4().hex)
             )
@@ -221,6 +228,11 @@ class RewardClient:
 
     def _from_any_loop(self, work: Coroutine):
         return asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
+
+
+def _weights(weights: Tensor | None, count: int) -> np.ndarray:
+    """[D] or [B, D] float64; 1/D each where none are given."""
+    return np.full(count, 1 / count) if weights is None else torch.as_tensor(weights).detach().cpu().double().numpy()
 
 
 def _turn(loop: asyncio.AbstractEventLoop) -> None:
@@ -277,6 +289,12 @@ def _array(image: Tensor) -> np.ndarray:
 
 
 def _joined(replies: Sequence[RewardReply], images) -> Scores:
+    axes = {(reply.dimensions, reply.bins) for reply in replies}
+    if len(axes) > 1:
+        raise RewardError(
+            "the parts of a call must come from judges with the same dimensions and bins, the service changed its judge"
+            f" in between: {sorted(axes)}; call again"
+        )
     columns = {
         name: torch.from_numpy(np.concatenate([getattr(r, name) for r in replies]))
         for name in ("q", "mu", "sigma", "entropy", "outside")
@@ -294,5 +312,7 @@ def _joined(replies: Sequence[RewardReply], images) -> Scores:
         status=sum((tuple(r.status) for r in replies), ()),
         reason=sum((tuple(r.reason) for r in replies), ()),
         model_hash=tuple(r.identity.model_hash for r in replies for _ in r.status),
+        dimensions=replies[0].dimensions,
+        bins=replies[0].bins,
         **gradient,
     )

@@ -27,16 +27,16 @@ from ray import serve
 
 from zr_ray.config.serve import ServeConfig
 from zr_ray.errors import ConfigError, DeadlineError, OverloadError, RewardError
+from zr_ray.rubric import Rubric
 from zr_ray.serving import wire
 from zr_ray.serving.admission import LOOPBACK, Refusal, proxy_host, response_of
-from zr_ray.serving.limits import check_request
 from zr_ray.serving.measures import Measures
 from zr_ray.serving.retry import Retry
 
 api = FastAPI(title="zr_ray reward service", description=__doc__, version="1")
 _IMAGES = {name: {"schema": {"type": "string", "format": "binary"}} for name in (wire.SAFETENSORS, *wire.IMAGE_FORMATS)}
 _EXAMPLE = {
-    "items": [{"image": "<base64 of a PNG, JPEG or WebP file>", "prompt": "a small red circle"}],
+    "items": [{"image": "<base64 of an image file>", "prompt": "a small red circle"}],
     "dimensions": ["alignment"],
 }
 _BODY = {
@@ -62,6 +62,7 @@ class Gateway:
         self._limits = config.limits.bounds()
         self._decoders = ThreadPoolExecutor(4, thread_name_prefix="decode")
         self._in_flight = self._buffered = 0
+        self._rubrics: dict[str, Rubric] = {}
         self._measures = Measures(serve.get_replica_context().replica_id.unique_id)
 
     @api.post("/v1/score", openapi_extra=_BODY, summary="Score distributions of images")
@@ -76,7 +77,7 @@ class Gateway:
     async def score_and_grad(self, request: Request, judge: str = "student") -> Response:
         return await self._answer(request, judge, gradient=True)
 
-    @api.get("/v1/judge", summary="What answers: hashes, score bins, limits")
+    @api.get("/v1/judge", summary="What answers: hashes, dimensions, score bins, limits")
     async def describe(self, request: Request, judge: str = "student") -> Response:
         return await self._guarded(request, lambda _: self._describe(request, judge))
 
@@ -138,6 +139,7 @@ class Gateway:
                 f"send {wire.JSON}, {wire.SAFETENSORS} or {list(wire.IMAGE_FORMATS)}, uncompressed; got"
                 f" {content_type[:80]!r}",
             )
+        rubric = await self._rubric(judge)
         if self._in_flight >= self._config.http.max_in_flight:
             raise Refusal(429, "too_many", f"this gateway works on {self._in_flight} requests; retry later")
         self._in_flight += 1
@@ -146,10 +148,9 @@ class Gateway:
             body = await self._read(request, held)
             loop, query = asyncio.get_running_loop(), dict(request.query_params)
             wanted = await loop.run_in_executor(
-                self._decoders, wire.read_request, content_type, body, query, gradient, self._limits, request_id
+                self._decoders, wire.read_request, content_type, body, query, gradient, self._limits, request_id, rubric
             )
             del body
-            check_request(wanted, self._limits)
             reply = await Retry(deadline_s=self._config.http.request_deadline_s, attempts=4).call(
                 lambda _: handle.score.remote(wanted)
             )
@@ -194,3 +195,14 @@ class Gateway:
         if name not in self._judges:
             raise Refusal(404, "unknown_judge", f"judges are {list(self._judges)}, got {name[:40]!r}")
         return self._judges[name]
+
+    async def _rubric(self, name: str) -> Rubric:
+        """Dimensions and bins of a judge, as its replica says; asked once. A replica of another judge, during an
+        update, checks every request again."""
+        if name not in self._rubrics:
+            handle = self._judge(name)
+            described = await Retry(deadline_s=self._config.http.request_deadline_s, attempts=4).call(
+                lambda _: handle.describe.remote()
+            )
+            self._rubrics[name] = Rubric(tuple(described["dimensions"]), tuple(described["bins"]))
+        return self._rubrics[name]

@@ -11,12 +11,14 @@ import secrets
 import socket
 import threading
 import time
+from dataclasses import dataclass
+from pathlib import Path
 
 from zr_ray.config.serve import ServeConfig
 from zr_ray.errors import ConfigError, DeadlineError, JudgeError
 from zr_ray.models.identity import judge_hash
 from zr_ray.models.judge_text import JudgeText, judge_folder
-from zr_ray.run import driver
+from zr_ray.run.launch import Plan, Started, launch
 from zr_ray.run.observe import duration, say
 
 LEASE_POLL_S = 5.0
@@ -25,36 +27,56 @@ LEASE_MISSES = 3
 """So many times in a row the lease must be gone."""
 
 
+@dataclass(frozen=True)
+class _Found:
+    """What the check leaves for the body."""
+
+    judge: Path
+    what: str
+    """What it is, in words."""
+
+
 def launch_service(config: ServeConfig, args: argparse.Namespace, until: threading.Event | None = None) -> None:
     """Serve until the job is stopped, or until `until` is set. Raises ZrRayError for everything a user can fix."""
-    import ray
-    from ray import serve
+    launch(
+        "serve",
+        config,
+        args.dry_run,
+        lambda _: _check(config),
+        lambda found, started: _serve(config, until, found, started),
+        keeps_folder=False,
+    )
 
-    from zr_ray.run.placement import bundle, check_feasible, living_nodes
-    from zr_ray.serving.application import application, served_judge, token_sha256
 
-    started_at = time.time()
+def _check(config: ServeConfig) -> Plan[_Found]:
+    from zr_ray.run.placement import bundle
+    from zr_ray.serving.application import served_judge, token_sha256
+
     judge, what = served_judge(config.judge.path)
     JudgeText(judge)  # refuses labels that are not one token
     token = token_sha256(config)
     refuse_open_port(config, token)
     bundles = {"student": [bundle(config.replica.cpus, config.replica.gpus)] * config.replica.replicas}
     if config.teacher.path is not None:
-        judge_folder(config.teacher.path)
+        JudgeText(judge_folder(config.teacher.path))
         bundles["teacher"] = [bundle(config.teacher.cpus, config.teacher.gpus)] * config.teacher.replicas
-    if args.dry_run:
-        facts = {
-            "judge": f"{what}: {judge}, sha256 {judge_hash(judge)}",
-            "http": _http_text(config, config.http.port),
-            "token": "yes" if token else "none",
-        }
-        driver.print_plan(config, bundles, facts)
-        return
-    dashboard = driver.connect(namespace="zr_ray")
-    check_feasible(bundles, living_nodes(), config.run.wait_for_nodes_s)
+    facts = {
+        "judge": f"{what}: {judge}, sha256 {judge_hash(judge)}",
+        "http": _http_text(config, config.http.port),
+        "token": "yes" if token else "none",
+    }
+    return Plan(_Found(judge, what), facts, phases=(bundles,))
+
+
+def _serve(config: ServeConfig, until: threading.Event | None, found: _Found, started: Started) -> None:
+    import ray
+    from ray import serve
+
+    from zr_ray.serving.application import application
+
     name = config.run.name or f"reward-{time.strftime('%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-    say(f"app {name}, judge: {what}")
-    say(f"dashboard {dashboard or 'none (started without ray[default])'}")
+    say(f"app {name}, judge: {found.what}")
+    say(f"dashboard {started.dashboard or 'none (started without ray[default])'}")
     port, ours = start_serve(config)
     lease, keeper = _take_lease(name, ours)
     try:
@@ -62,8 +84,8 @@ def launch_service(config: ServeConfig, args: argparse.Namespace, until: threadi
         serve.run_many([serve.RunTarget(application(config), name, route)], wait_for_applications_running=False)
         wait_until_running(name, config.replica.start_deadline_s)
         say(
-            f"ready after {duration(time.time() - started_at)}: judge {judge}, sha256 {judge_hash(judge)[:16]},"
-            f" {config.replica.replicas} replica(s)"
+            f"ready after {duration(time.time() - started.started_at)}: judge {found.judge}, sha256"
+            f" {judge_hash(found.judge)[:16]}, {config.replica.replicas} replica(s)"
         )
         say(_http_text(config, port) if config.http.enabled else f'handles only: RewardClient("{name}")')
         if config.http.enabled:

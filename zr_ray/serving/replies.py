@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from zr_ray.records import ItemFault, JudgeIdentity, RewardReply, RewardRequest
-from zr_ray.rubric import SCORE_BINS
+from zr_ray.rubric import Rubric
 
 
 def item_weights(request: RewardRequest) -> list[tuple[float, ...] | None]:
@@ -22,8 +22,8 @@ def item_weights(request: RewardRequest) -> list[tuple[float, ...] | None]:
     return [tuple(row) for row in weights.tolist()]
 
 
-def reply_of(request: RewardRequest, identity: JudgeIdentity, answers: Sequence) -> RewardReply:
-    """The reply to a request from its items' answers (RewardAnswer or ItemFault), in order."""
+def reply_of(request: RewardRequest, identity: JudgeIdentity, answers: Sequence, rubric: Rubric) -> RewardReply:
+    """The reply to a request from its items' answers (RewardAnswer or ItemFault), in order. rubric: the judge's."""
     count, dims = len(answers), len(request.dimensions)
     good = [i for i, answer in enumerate(answers) if not isinstance(answer, ItemFault)]
     dtype = answers[good[0]].q.dtype if good else np.float32
@@ -48,7 +48,8 @@ def reply_of(request: RewardRequest, identity: JudgeIdentity, answers: Sequence)
         dimensions=tuple(request.dimensions),
         status=tuple(a.status if isinstance(a, ItemFault) else "ok" for a in answers),
         reason=tuple(a.reason if isinstance(a, ItemFault) else "" for a in answers),
-        q=column("q", dims, len(SCORE_BINS)),
+        bins=rubric.bins,
+        q=column("q", dims, len(rubric.bins)),
         mu=column("mu", dims),
         sigma=column("sigma", dims),
         entropy=column("entropy", dims),

@@ -1,10 +1,10 @@
-"""HTTP bodies to requests, and replies to bodies. Nothing here executes what it reads: JSON, safetensors and three
-image formats.
+"""HTTP bodies to requests, and replies to bodies. Nothing here executes what it reads: JSON, safetensors and the image
+formats of `data.images.FORMATS`, which the loader reads as well.
 
-    application/json           {"items": [{"image": base64 of PNG/JPEG/WebP, "prompt": text, "dimensions": [..]}],
+    application/json           {"items": [{"image": base64 of an image file, "prompt": text, "dimensions": [..]}],
     "dimensions", "weights", "risk"} application/x-safetensors  images [B, 3, H, W] or image.0, image.1, ...; weights;
     metadata "request": {"prompts", "dimensions", "risk"} as JSON
-    image/png, jpeg, webp      one image; prompt, dimensions, weights (comma-separated) and risk in the query
+    image/png, jpeg, ...       one image; prompt, dimensions, weights (comma-separated) and risk in the query
 
 Replies are JSON, or safetensors with metadata "reply". Left out on purpose: pickle, URLs to fetch, multipart forms,
 compressed bodies.
@@ -20,14 +20,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from zr_ray.data.images import ImageTooLarge, decode_image
+from zr_ray.data.images import FORMATS, ImageTooLarge, decode_image
 from zr_ray.errors import DataError
-from zr_ray.records import ItemFault, JudgeIdentity, RewardReply, RewardRequest
-from zr_ray.rubric import DIMENSIONS, SCORE_BINS
-from zr_ray.serving.limits import Limits
+from zr_ray.records import ItemFault, JudgeIdentity, Limits, RewardReply, RewardRequest
+from zr_ray.rubric import PAPER, Rubric
 
 JSON, SAFETENSORS = "application/json", "application/x-safetensors"
-IMAGE_FORMATS = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP"}
+IMAGE_FORMATS = {media_type: name for name, media_type in FORMATS.items()}
 COLUMNS = ("q", "mu", "sigma", "entropy", "outside")
 
 
@@ -44,10 +43,16 @@ class WireError(DataError):
 
 
 def read_request(
-    content_type: str, body: bytes, query: Mapping[str, str], gradient: bool, limits: Limits, request_id: str
+    content_type: str,
+    body: bytes,
+    query: Mapping[str, str],
+    gradient: bool,
+    limits: Limits,
+    request_id: str,
+    rubric: Rubric = PAPER,
 ) -> RewardRequest:
-    """The request in a body. Items that do not decode become faults.   Raises: WireError with the HTTP status it should
-    get."""
+    """The request in a body. Items that do not decode become faults. rubric: of the judge that is asked.   Raises:
+    WireError with the HTTP status it should get."""
     if content_type == JSON:
         images, prompts, options = _read_json(body, limits)
     elif content_type == SAFETENSORS:
@@ -65,7 +70,7 @@ def read_request(
         raise WireError(
             f"content type must be {JSON}, {SAFETENSORS} or one of {list(IMAGE_FORMATS)}, got {content_type!r}", 415
         )
-    dimensions, prompts = _dimensions(options, prompts)
+    dimensions, prompts = _dimensions(options, prompts, rubric.dimensions)
     try:
         risk = float(options.get("risk", 0.0))
         weights = np.asarray(options["weights"], np.float64) if options.get("weights") is not None else None
@@ -76,30 +81,30 @@ def read_request(
     return RewardRequest(images, prompts, dimensions, weights if gradient else None, risk, request_id)
 
 
-def _dimensions(options: dict, prompts: tuple) -> tuple[tuple[str, ...], tuple]:
+def _dimensions(options: dict, prompts: tuple, known: tuple[str, ...]) -> tuple[tuple[str, ...], tuple]:
     """The reply's D axis: what the request asks for, or all; items may name their own, the axis is then the union in
     rubric order."""
     asked, own = options.get("dimensions"), options.get("item_dimensions", [None] * len(prompts))
     if asked is not None and not (
-        isinstance(asked, list) and asked and all(d in DIMENSIONS for d in asked) and len(set(asked)) == len(asked)
+        isinstance(asked, list) and asked and all(d in known for d in asked) and len(set(asked)) == len(asked)
     ):
-        raise WireError(f"dimensions must be different names of {list(DIMENSIONS)}, got {asked!r}"[:300], 422)
+        raise WireError(f"dimensions must be different names of {list(known)}, got {asked!r}"[:300], 422)
     checked, union = [], set(asked or [])
     for prompt, names in zip(prompts, own, strict=True):
         unknown = (
             []
             if names is None
-            else [d for d in names if d not in DIMENSIONS]
+            else [d for d in names if d not in known]
             if isinstance(names, list) and names
             else [names]
         )
         union |= set(names or []) if not unknown else set()
-        fault = ItemFault("unknown_dimension", f"dimensions must be names of {list(DIMENSIONS)}, got {unknown!r}"[:300])
+        fault = ItemFault("unknown_dimension", f"dimensions must be names of {list(known)}, got {unknown!r}"[:300])
         checked.append(fault if unknown else prompt)
     if asked is not None and union == set(asked):
         return tuple(asked), tuple(checked)
     everywhere = asked is None and (not union or any(names is None for names in own))
-    return (DIMENSIONS if everywhere else tuple(d for d in DIMENSIONS if d in union)), tuple(checked)
+    return (known if everywhere else tuple(d for d in known if d in union)), tuple(checked)
 
 
 def _read_json(body: bytes, limits: Limits) -> tuple[tuple, tuple, dict]:
@@ -128,7 +133,7 @@ def _from_base64(text) -> bytes | ItemFault:
     try:
         return base64.b64decode(text, validate=True)
     except (TypeError, ValueError, binascii.Error):
-        return ItemFault("undecodable", "an image must be base64 text of a PNG, JPEG or WebP file")
+        return ItemFault("undecodable", f"an image must be base64 text of a file ({', '.join(FORMATS)})")
 
 
 def _decode_all(files: Sequence[bytes | ItemFault], limits: Limits) -> tuple[np.ndarray | ItemFault, ...]:
@@ -143,7 +148,7 @@ def _decode_all(files: Sequence[bytes | ItemFault], limits: Limits) -> tuple[np.
 def _decode(file: bytes, max_pixels: int) -> np.ndarray | ItemFault:
     """[3, H, W] uint8."""
     try:
-        image = decode_image(io.BytesIO(file), "image", max_pixels, tuple(IMAGE_FORMATS.values()))
+        image = decode_image(io.BytesIO(file), "image", max_pixels)
     except ImageTooLarge as error:
         return ItemFault("too_large", str(error))
     except (DataError, MemoryError) as error:
@@ -241,7 +246,7 @@ def reply_json(reply: RewardReply) -> dict:
                     "base64": base64.b64encode(slope.tobytes()).decode(),
                 }
         items.append(item)
-    return _head(reply) | {"bins": list(SCORE_BINS), "items": items}
+    return _head(reply) | {"items": items}
 
 
 def reply_safetensors(reply: RewardReply) -> bytes:
@@ -269,6 +274,7 @@ def read_reply(body: bytes) -> RewardReply:
         tuple(head["dimensions"]),
         tuple(head["status"]),
         tuple(head["reason"]),
+        tuple(head.get("bins", PAPER.bins)),
         **columns,
         **gradient,
     )
@@ -284,7 +290,9 @@ def request_safetensors(request: RewardRequest) -> bytes:
     )
     if request.weights is not None:
         tensors["weights"] = np.asarray(request.weights, np.float64)
-    return pack(tensors, request={"prompts": request.prompts, "dimensions": request.dimensions, "risk": request.risk})
+    return pack(
+        tensors, request={"prompts": request.prompts, "dimensions": request.dimensions or None, "risk": request.risk}
+    )
 
 
 def _head(reply: RewardReply) -> dict:
@@ -296,4 +304,5 @@ def _head(reply: RewardReply) -> dict:
         "template_hash": i.template_hash,
         "preprocess_hash": i.preprocess_hash,
         "dimensions": list(reply.dimensions),
+        "bins": list(reply.bins),
     }

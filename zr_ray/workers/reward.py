@@ -22,9 +22,8 @@ from zr_ray.functional.aggregation import aggregate_reward, score_deviation
 from zr_ray.functional.scores import score_entropy
 from zr_ray.models.identity import judge_hash, template_hash
 from zr_ray.models.student import Student, StudentScores
-from zr_ray.records import ItemFault, JudgeIdentity
-from zr_ray.rubric import DIMENSIONS
-from zr_ray.serving.limits import Limits, check_image, check_prompt
+from zr_ray.records import ItemFault, JudgeIdentity, Limits
+from zr_ray.workers.limits import check_image, check_prompt
 
 CACHED_PROMPT_CHARS = 2_000_000
 """Characters of different prompts after which cached question layouts are dropped; about 60 bytes each stay in memory
@@ -78,15 +77,13 @@ class RewardWorker:
     ) -> None:
         """dtype: float32, bfloat16 or float64. grad_items: images of one backward, which bounds memory."""
         self.student = Student(folder, getattr(torch, dtype)).to(device)
+        self.rubric = self.student.rubric
         self.device, self.limits, self.grad_items = device, limits, grad_items
         text = self.student.text
         self.identity = JudgeIdentity(
             name, judge_hash(folder), template_hash(text), self.student.preprocess.fingerprint
         )
-        special = {t.content for t in text.tokenizer.added_tokens_decoder.values() if t.special} | set(
-            text.tokenizer.all_special_tokens
-        )
-        self._control_tokens = tuple(sorted(special))
+        self.control_tokens = text.control_tokens
         self._max_tokens = getattr(self.student.judge.model.config.get_text_config(), "max_position_embeddings", 32768)
         self._pixels = torch.float64 if dtype == "float64" else torch.float32
         self._cached_chars = 0
@@ -102,9 +99,10 @@ class RewardWorker:
         """Forward and backward on a grey and a random image. Raises JudgeError unless the loaded weights give finite
         distributions."""
         random = np.random.default_rng(0).random((3, 64, 64)).astype(np.float32)
-        weights = (1.0,) * len(DIMENSIONS)
+        dimensions = self.rubric.dimensions
+        weights = (1.0,) * len(dimensions)
         answers = self.answer(
-            [RewardItem(i, "a photo", DIMENSIONS, weights) for i in (np.full_like(random, 0.5), random)]
+            [RewardItem(i, "a photo", dimensions, weights) for i in (np.full_like(random, 0.5), random)]
         )
         for answer in answers:
             if isinstance(answer, ItemFault):
@@ -124,7 +122,7 @@ class RewardWorker:
 
     def check(self, item: RewardItem) -> ItemFault | None:
         """What keeps an item from being scored, or None."""
-        fault = check_image(item.image, self.limits) or check_prompt(item.prompt, self.limits, self._control_tokens)
+        fault = check_image(item.image, self.limits) or check_prompt(item.prompt, self.limits, self.control_tokens)
         if fault is not None:
             return fault
         questions = self.student.questions

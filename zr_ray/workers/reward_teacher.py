@@ -8,7 +8,6 @@ Left out on purpose: streaming the traces; who wants to read them uses `jobs/eva
 
 from __future__ import annotations
 
-import math
 import time
 import zlib
 from collections.abc import Sequence
@@ -18,16 +17,16 @@ import numpy as np
 import torch
 
 from zr_ray.config.sections import RolloutSection
-from zr_ray.config.serve import TeacherSection
+from zr_ray.config.serve import ServedTeacherSection
 from zr_ray.errors import JudgeError
 from zr_ray.functional.aggregation import score_deviation
+from zr_ray.functional.risd import average_distributions
 from zr_ray.functional.scores import expected_score, outside_mass, score_entropy, score_log_distribution
 from zr_ray.models.identity import judge_hash, template_hash
 from zr_ray.models.judge_text import JudgeText
 from zr_ray.models.preprocess import PixelPreprocessor
-from zr_ray.records import ItemFault, JudgeIdentity, JudgeRequest
-from zr_ray.rubric import DIMENSIONS, SCORE_BINS
-from zr_ray.serving.limits import Limits, check_image, check_prompt
+from zr_ray.records import ItemFault, JudgeIdentity, JudgeRequest, Limits
+from zr_ray.workers.limits import check_image, check_prompt
 from zr_ray.workers.reward import RewardAnswer, RewardItem
 from zr_ray.workers.rollout import RolloutWorker
 
@@ -45,16 +44,14 @@ class TeacherWorker:
         self.identity = JudgeIdentity(
             "teacher", judge_hash(folder), template_hash(self.text), self._preprocess.fingerprint
         )
-        special = {t.content for t in self.text.tokenizer.added_tokens_decoder.values() if t.special} | set(
-            self.text.tokenizer.all_special_tokens
-        )
-        self._control_tokens = tuple(sorted(special))
-        self._bins = torch.tensor(SCORE_BINS)
+        self.control_tokens = self.text.control_tokens
+        self.rubric = self.text.rubric
+        self._bins = torch.tensor(self.rubric.bins)
         self.phases: dict[str, float] = {}
 
     def warm_up(self) -> None:
         """One question per dimension through the engine. Raises JudgeError unless each gets a score."""
-        (answer,) = self.answer([RewardItem(np.full((3, 64, 64), 128, np.uint8), "a photo", DIMENSIONS)])
+        (answer,) = self.answer([RewardItem(np.full((3, 64, 64), 128, np.uint8), "a photo", self.rubric.dimensions)])
         if isinstance(answer, ItemFault):
             raise JudgeError(
                 f"the teacher must answer its warm-up questions, got {answer.status}: {answer.reason}; check its"
@@ -80,7 +77,7 @@ class TeacherWorker:
     def _check(self, item: RewardItem) -> ItemFault | None:
         if item.weights is not None:
             return ItemFault("no_gradient", "a reasoning judge gives no gradient; ask for scores, or ask the student")
-        fault = check_image(item.image, self.limits) or check_prompt(item.prompt, self.limits, self._control_tokens)
+        fault = check_image(item.image, self.limits) or check_prompt(item.prompt, self.limits, self.control_tokens)
         if fault is not None:
             return fault
         longest = (
@@ -106,7 +103,7 @@ class TeacherWorker:
                     "failed", f"none of {len(group)} reasoning traces reached a score within the length limit"
                 )
             labels = torch.stack(scored)
-            rows.append(score_log_distribution(labels).logsumexp(0) - math.log(len(labels)))
+            rows.append(average_distributions(score_log_distribution(labels)))
             outside.append(outside_mass(labels).mean(0))
         log_q = torch.stack(rows)
         if not log_q.isfinite().all():
@@ -121,7 +118,7 @@ class TeacherWorker:
         return RewardAnswer(*(column.float().numpy() for column in columns))
 
 
-def teacher_engine(folder: Path | str, config: TeacherSection) -> RolloutWorker:
+def teacher_engine(folder: Path | str, config: ServedTeacherSection) -> RolloutWorker:
     """The vLLM engine of a teacher replica."""
     section = RolloutSection(
         threads=config.threads,

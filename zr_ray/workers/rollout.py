@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,6 +21,9 @@ from zr_ray.errors import RolloutError
 from zr_ray.models.judge_text import JudgeText
 from zr_ray.records import Judgement, JudgeRequest
 from zr_ray.startup.torchvision_shim import child_environment
+
+if TYPE_CHECKING:
+    from zr_ray.run.placement import Fleet
 
 FORBIDDEN_KEY = "zr_ray_forbidden_tokens"
 
@@ -35,6 +39,21 @@ def engine_environment(config: RolloutSection) -> dict[str, str]:
         "VLLM_LOGGING_LEVEL": "WARNING",
         "OMP_NUM_THREADS": str(config.threads),
     }
+
+
+def rollout_fleet(run_id: str, judge: Path, config: RolloutSection, wait_for_nodes_s: float = 0.0) -> Fleet:
+    """The rollout actors of a run, in their placement group. Imports Ray."""
+    from zr_ray.run.placement import Fleet
+
+    return Fleet(
+        RolloutWorker,
+        config,
+        f"{run_id}/rollout",
+        (str(judge), config),
+        environment=engine_environment(config),
+        start_deadline_s=config.start_deadline_s,
+        wait_for_nodes_s=wait_for_nodes_s,
+    )
 
 
 class RolloutWorker:

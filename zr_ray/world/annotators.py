@@ -31,7 +31,7 @@ import math
 
 import numpy as np
 
-from zr_ray.data.aggregate import aggregate_scores
+from zr_ray.data.pairs import aggregate_scores
 from zr_ray.rubric import DIMENSIONS
 
 NOISE_SD = {"alignment": 0.564, "realism": 0.453, "aesthetics": 0.607, "plausibility": 0.574}

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from zr_ray.config.sections import DataSection
 from zr_ray.data.annotations import write_annotations
 from zr_ray.errors import DataError
 from zr_ray.records import AnnotatedImage
@@ -21,6 +22,17 @@ _STREAMS = {"train": 1, "dev": 2, "test": 3}
 """Second word of every seed: splits never share a stream of prompts and scenes."""
 NOTE_FILE = "world.json"
 """Says what the folder is and how it was made."""
+
+
+def data_folder(config: DataSection, run_path: Path) -> Path:
+    """Folder of the annotated data a job works on; writes the simulated world into the run folder if the configuration
+    names none (once per run)."""
+    if config.path is not None:
+        return config.path
+    folder = run_path / "data"
+    if not (folder / "annotations.jsonl").is_file():
+        write_world(folder, **config.world.model_dump())
+    return folder
 
 
 def write_world(

@@ -6,17 +6,18 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from zr_ray.data.adapters.fields import ADVICE
-from zr_ray.data.aggregate import aggregate_scores
+from zr_ray.data.adapters.summary import Summary
 from zr_ray.data.annotations import FILES, write_annotations
-from zr_ray.data.checks import SPLITS
+from zr_ray.data.files import is_file
+from zr_ray.data.images import load_image
+from zr_ray.data.pairs import aggregate_scores
 from zr_ray.data.preferences import FILE, Preference, write_preferences
 from zr_ray.errors import ConfigError, DataError
 from zr_ray.records import AnnotatedImage
@@ -24,60 +25,23 @@ from zr_ray.records import AnnotatedImage
 Record = TypeVar("Record")
 
 
-@dataclass
-class Summary:
-    """What a conversion wrote and what it left out. Every record of the source is in one of the counts."""
-
-    adapter: str
-    root: Path
-    items: int = 0
-    """Annotated images written to annotations.jsonl."""
-    pairs: int = 0
-    """Untied same-prompt pairs with gaps that these items make, over all dimensions."""
-    preferences: int = 0
-    """Pairs without gaps written to preferences.jsonl."""
-    groups: int = 0
-    """Prompts, over both files."""
-    images: int = 0
-    """Image files the records refer to."""
-    by_split: Counter = field(default_factory=Counter)
-    """Records (items and preferences) per split."""
-    skipped: Counter = field(default_factory=Counter)
-    """Reason -> records or pairs left out."""
-    first: dict[str, str] = field(default_factory=dict)
-    """Reason -> where it happened first."""
-    shared_prompts: int = 0
-    """Prompts that occur in more than one split: a judge has seen these test prompts in training."""
-    notes: list[str] = field(default_factory=list)
-    """What the format has no place for."""
-
-    def lines(self) -> list[str]:
-        """For people, one fact a line."""
-        splits = ", ".join(f"{name} {self.by_split[name]}" for name in SPLITS if self.by_split[name])
-        head = (
-            f"{self.adapter} -> {self.root}: {self.items} items, {self.groups} groups, {self.pairs} pairs with gaps, "
-        )
-        out = [head + f"{self.preferences} pairs without gaps, {self.images} images ({splits})"]
-        out += [
-            f"skipped {count}: {reason} (first: {self.first[reason]})" for reason, count in self.skipped.most_common()
-        ]
-        if self.shared_prompts:
-            out.append(
-                f"warning: {self.shared_prompts} prompts occur in more than one split: held-out results will be"
-                " optimistic"
-            )
-        return out + [f"note: {note}" for note in self.notes]
-
-
 class Conversion:
     """One run of an adapter into one folder."""
 
     def __init__(
-        self, adapter: str, images: Path | None, root: Path, *, copy_images: bool = False, skip_broken: bool = False
+        self,
+        adapter: str,
+        images: Path | None,
+        root: Path,
+        *,
+        copy_images: bool = False,
+        skip_broken: bool = False,
+        decode_images: bool = False,
     ) -> None:
         """Args: images: folder of the published images, None if the source holds them. root: folder to write, made if
         absent. copy_images: copy instead of hard-linking (a link needs the same file system, else it is a copy anyway).
-        skip_broken: count records that break the layout instead of stopping at the first.
+        skip_broken: count records that break the layout instead of stopping at the first. decode_images: decode every
+        image once; one that does not decode breaks its record.
         Raises: DataError if the image folder is absent, or `root` already holds a data set."""
         self.images = None if images is None else Path(images).absolute()
         if self.images is not None and not self.images.is_dir():
@@ -87,7 +51,7 @@ class Conversion:
         if there:
             raise DataError(f"{self.root / there[0]} is already there; choose an empty folder, or remove it")
         self.root.mkdir(parents=True, exist_ok=True)
-        self.copy_images, self.skip_broken = copy_images, skip_broken
+        self.copy_images, self.skip_broken, self.decode_images = copy_images, skip_broken, decode_images
         self.summary = Summary(adapter, self.root)
         self._placed: set[str] = set()
         self._images: set[str] = set()
@@ -97,6 +61,7 @@ class Conversion:
         self._splits_of_prompt: dict[bytes, set[str]] = defaultdict(set)
         self._scores: dict[tuple[str, str], list[float]] = defaultdict(list)
         self._missing: Path | None = None
+        self._undecodable: dict[Path, str] = {}
 
     def skip(self, reason: str, where: str, count: int = 1) -> None:
         """Leave a record out, visibly."""
@@ -131,13 +96,32 @@ class Conversion:
         parts = [part for part in path.parts if part != "."]
         starts = range(len(parts) if by_stem else 1)
         found = next(
-            (self.images.joinpath(*parts[k:]) for k in starts if self.images.joinpath(*parts[k:]).is_file()), None
+            (self.images.joinpath(*parts[k:]) for k in starts if is_file(self.images.joinpath(*parts[k:]))), None
         )
         if found is None:
             self._missing = self._missing or self.images.joinpath(*parts)
             self.skip("image not in the image folder", f"{where}: {name}")
             return None
+        if self.readable(found, where) is None:
+            return None
         return found if found.is_relative_to(self.root) else self._linked(found, self.root.joinpath("images", *parts))
+
+    def readable(self, path: Path, where: str) -> Path | None:
+        """`path`, or None, and counted, if images are to be decoded and this one does not; published sets hold such.
+
+        Raises: DataError instead of counting, unless skip_broken."""
+        if self.decode_images and path not in self._undecodable:
+            try:
+                load_image(path)
+                self._undecodable[path] = ""
+            except DataError as error:
+                self._undecodable[path] = str(error)
+        reason = self._undecodable.get(path)
+        if not reason:
+            return path
+        if not self.skip_broken:
+            raise DataError(f"{where}: {reason}; or skip broken records (skip_broken)")
+        return self.skip("image cannot be decoded", f"{where}: {reason}")
 
     def write_image(self, name: str, data: bytes) -> Path:
         """An image that the source holds as bytes, written to images/`name` inside `root`."""
@@ -207,6 +191,10 @@ class Conversion:
 
     def _counted(self, preferences: Iterable[Preference]) -> Iterator[Preference]:
         for one in preferences:
+            if _same_content(one.winner, one.loser):
+                names = f"{one.group}: {one.winner.name}, {one.loser.name}"
+                self.skip("pair of the same picture under two names", names)
+                continue
             self._count(one.group, one.split, one.prompt, one.winner, one.loser)
             self.summary.preferences += 1
             yield one
@@ -235,6 +223,10 @@ class Conversion:
                 pass
         shutil.copyfile(source, target)
         return target
+
+
+def _same_content(one: Path, other: Path) -> bool:
+    return one.stat().st_size == other.stat().st_size and one.read_bytes() == other.read_bytes()
 
 
 def prompt_group(split: str, prompt: str) -> str:

@@ -19,9 +19,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from zr_ray.data.adapters.conversion import Conversion, Summary, prompt_group, split_by_prompt
+from zr_ray.data.adapters.conversion import Conversion, prompt_group, split_by_prompt
 from zr_ray.data.adapters.fields import annotated, numbers, text
 from zr_ray.data.adapters.sources import json_records, source_files
+from zr_ray.data.adapters.summary import Summary
 from zr_ray.records import AnnotatedImage
 
 
@@ -31,7 +32,7 @@ def convert(
     """Convert EvalMuse-40K.
 
     Args: source: train_list.json, or the folder that holds it. images: folder that img_path is relative to. train_frac,
-    dev_frac: shares of the prompts; the rest is test. options: copy_images, skip_broken (`Conversion`).   Raises:
+    dev_frac: shares of the prompts; the rest is test. options: those of `Conversion`.   Raises:
     DataError, ConfigError."""
     to = Conversion("evalmuse", images, root, **options)
 

@@ -6,12 +6,16 @@ Every `where` is "FILE: line N"; every error says what was wanted, what came, an
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 
 from zr_ray.errors import DataError
-from zr_ray.rubric import SCORE_BINS, SCORE_RANGE
+from zr_ray.rubric import PAPER
 
 ADVICE = "correct or remove the record, or skip broken records (skip_broken)"
+
+_DECIMAL_COMMA = re.compile(r"\s*[+-]?\d+,\d+\s*")
+"""A number as spreadsheets of half of the world write it. Scores have no thousands, so the comma is no separator."""
 
 
 def text(row: Mapping, name: str, where: str) -> str:
@@ -23,10 +27,13 @@ def text(row: Mapping, name: str, where: str) -> str:
 
 
 def number(row: Mapping, name: str, where: str, low: float = -math.inf, high: float = math.inf) -> float:
-    """A finite number in [low, high], also when it is written as a string (CSV).   Raises: DataError."""
+    """A finite number in [low, high], also when it is written as a string (CSV), with a decimal point or comma.
+
+    Raises: DataError."""
     value = _present(row, name, where)
+    written = value.replace(",", ".") if isinstance(value, str) and _DECIMAL_COMMA.fullmatch(value) else value
     try:
-        found = math.nan if isinstance(value, bool) else float(value)
+        found = math.nan if isinstance(written, bool) else float(written)
     except (TypeError, ValueError):
         found = math.nan
     if not math.isfinite(found) or not low <= found <= high:
@@ -59,14 +66,14 @@ def names(row: Mapping, name: str, where: str) -> tuple[str, ...]:
 
 
 def to_rubric(value: float, low: float, high: float) -> float:
-    """The rubric score of a value on a scale that runs from `low` (worst) to `high` (best): s = 1 + 4 (value - low) /
+    """The score on the paper's scale of a value on one from `low` (worst) to `high` (best): s = 1 + 4 (value - low) /
     (high - low)."""
-    return SCORE_BINS[0] + SCORE_RANGE * (value - low) / (high - low)
+    return PAPER.bins[0] + PAPER.score_range * (value - low) / (high - low)
 
 
 def train_label(score: float) -> float:
     """The bin nearest to a score in [1, 5]; a score halfway between two bins goes up."""
-    return min(max(math.floor(2 * score + 0.5) / 2, SCORE_BINS[0]), SCORE_BINS[-1])
+    return min(max(math.floor(2 * score + 0.5) / 2, PAPER.bins[0]), PAPER.bins[-1])
 
 
 def annotated(scores: Sequence[float], split: str) -> float | tuple[float, ...]:

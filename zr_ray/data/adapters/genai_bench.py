@@ -20,9 +20,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from zr_ray.data.adapters.conversion import Conversion, Summary, prompt_group, split_by_prompt
+from zr_ray.data.adapters.conversion import Conversion, prompt_group, split_by_prompt
 from zr_ray.data.adapters.fields import ADVICE, annotated, numbers, text
 from zr_ray.data.adapters.sources import json_members, source_files
+from zr_ray.data.adapters.summary import Summary
 from zr_ray.errors import DataError
 from zr_ray.records import AnnotatedImage
 
@@ -33,7 +34,7 @@ def convert(
     """Convert GenAI-Bench (images).
 
     Args: source: genai_image.json, or the folder that holds it. images: folder with one folder per model. train_frac,
-    dev_frac: shares of the prompts; the rest is test. options: copy_images, skip_broken (`Conversion`).   Raises:
+    dev_frac: shares of the prompts; the rest is test. options: those of `Conversion`.   Raises:
     DataError, ConfigError."""
     to = Conversion("genai_bench", images, root, **options)
 

@@ -20,9 +20,10 @@ from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
 
-from zr_ray.data.adapters.conversion import Conversion, Summary, prompt_group
+from zr_ray.data.adapters.conversion import Conversion, prompt_group
 from zr_ray.data.adapters.fields import ADVICE, names, numbers, text
 from zr_ray.data.adapters.sources import split_records
+from zr_ray.data.adapters.summary import Summary
 from zr_ray.data.preferences import OVERALL, Preference
 from zr_ray.errors import DataError
 
@@ -35,7 +36,7 @@ def convert(source: Path, images: Path, root: Path, **options) -> Summary:
     """Convert HPD v2 into preferences.
 
     Args: source: train.json or test.json, or the folder with both. images: folder with train/ and test/.
-    options: copy_images, skip_broken (`Conversion`).   Raises: DataError."""
+    options: those of `Conversion`.   Raises: DataError."""
     to = Conversion("hpdv2", images, root, **options)
     to.preferences(
         one

@@ -17,9 +17,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from zr_ray.data.adapters.conversion import Conversion, Summary, prompt_group
+from zr_ray.data.adapters.conversion import Conversion, prompt_group
 from zr_ray.data.adapters.fields import number, numbers, text
 from zr_ray.data.adapters.sources import split_records
+from zr_ray.data.adapters.summary import Summary
 from zr_ray.data.preferences import OVERALL, Preference
 
 
@@ -27,8 +28,8 @@ def convert(source: Path, images: Path, root: Path, *, min_confidence: float = 0
     """Convert HPD v3 into preferences.
 
     Args: source: train.json or test.json, or the folder with both. images: folder that path1 and path2 are relative to.
-    min_confidence: pairs whose confidence is given and below it are left out. options: copy_images, skip_broken
-    (`Conversion`).
+    min_confidence: pairs whose confidence is given and below it are left out. options: those of
+    `Conversion`.
     Raises: DataError."""
     to = Conversion("hpdv3", images, root, **options)
 

@@ -21,9 +21,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from zr_ray.data.adapters.conversion import Conversion, Summary, prompt_group
+from zr_ray.data.adapters.conversion import Conversion, prompt_group
 from zr_ray.data.adapters.fields import ADVICE, number, text
 from zr_ray.data.adapters.sources import parquet_rows, source_files
+from zr_ray.data.adapters.summary import Summary
 from zr_ray.data.preferences import OVERALL, Preference
 from zr_ray.errors import DataError
 
@@ -37,7 +38,7 @@ def convert(source: Path, images: Path | None, root: Path, **options) -> Summary
     """Convert Pick-a-Pic into preferences.
 
     Args: source: a Parquet file, or the folder of them. images: None when the files hold the images (jpg_0, jpg_1); for
-    the version without images, a folder of <uid>.jpg or <uid>.png. options: copy_images, skip_broken (`Conversion`).
+    the version without images, a folder of <uid>.jpg or <uid>.png. options: those of `Conversion`.
     Raises: DataError."""
     to = Conversion("pickapic", images, root, **options)
 
@@ -79,7 +80,7 @@ def image(to: Conversion, name: str, data: bytes | None, where: str) -> Path | N
     """The image of a row inside the output folder: from its bytes, else from the image folder; None, and counted, if
     neither has it."""
     if data:
-        return to.write_image(f"{name}.jpg", data)
+        return to.readable(to.write_image(f"{name}.jpg", data), where)
     if to.images is None:
         raise DataError(
             f"{where}: wanted image bytes, or an image folder, for {name!r}, got neither; name the folder of <uid>.jpg"

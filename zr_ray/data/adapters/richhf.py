@@ -27,9 +27,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zr_ray.data.adapters import pickapic as pick
-from zr_ray.data.adapters.conversion import Conversion, Summary, prompt_group
+from zr_ray.data.adapters.conversion import Conversion, prompt_group
 from zr_ray.data.adapters.fields import ADVICE, annotated, number, text, to_rubric
 from zr_ray.data.adapters.sources import parquet_rows, source_files
+from zr_ray.data.adapters.summary import Summary
 from zr_ray.data.adapters.tfrecord import examples
 from zr_ray.errors import ConfigError, DataError
 from zr_ray.records import AnnotatedImage
@@ -65,8 +66,8 @@ def convert(
 
     Args: source: a .tfrecord or .parquet file, or a folder of them. images: folder of <uid>.png or <uid>.jpg, or None
     if Pick-a-Pic's files or the mirror hold the images. pickapic: Pick-a-Pic v1 Parquet file or folder, for prompts and
-    images; needed for TFRecords. artifact_to: "plausibility", "realism" or "both". options: copy_images, skip_broken
-    (`Conversion`).
+    images; needed for TFRecords. artifact_to: "plausibility", "realism" or "both". options: those of
+    `Conversion`.
     Raises: DataError; ConfigError if pickapic is missing or artifact_to unknown."""
     if artifact_to not in ARTIFACT_TO:
         raise ConfigError(f"wanted artifact_to {', '.join(ARTIFACT_TO)}, got {artifact_to!r}; correct it")
@@ -124,7 +125,8 @@ def _item(to: Conversion, one: _Rated, known: dict[str, tuple[str, bool]]) -> An
     group = prompt_group(one.split, caption)
     if not to.member(group, caption, one.split, one.where):
         return None
-    image = to.root / "images" / f"{one.uid}.jpg" if placed else pick.image(to, one.uid, one.image, one.where)
+    held = to.root / "images" / f"{one.uid}.jpg"
+    image = to.readable(held, one.where) if placed else pick.image(to, one.uid, one.image, one.where)
     if image is None:
         return None
     scores = {dimension: annotated([score], one.split) for dimension, score in one.scores.items()}

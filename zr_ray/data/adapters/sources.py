@@ -11,11 +11,12 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TextIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from zr_ray.data.files import json_lines
+from zr_ray.data.files import json_lines, text_encoding, unique_keys
 from zr_ray.errors import DataError
 
 _CHUNK = 1 << 20
@@ -90,8 +91,8 @@ class _Text:
 
     def __init__(self, file: Path) -> None:
         self.file, self.line, self.window, self.at = file, 1, "", 0
-        self.handle = open(file, encoding="utf-8")  # closed by end(), or with this object
-        self.decoder = json.JSONDecoder()
+        self.handle = open(file, encoding=text_encoding(file))  # closed by end(), or with this object
+        self.decoder = json.JSONDecoder(object_pairs_hook=unique_keys)
 
     def grow(self) -> bool:
         """Read on. False at the end of the file."""
@@ -143,7 +144,7 @@ class _Text:
             try:
                 value, end = self.decoder.raw_decode(self.window, self.at)
                 break
-            except (json.JSONDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:  # more of the file may complete it
                 if len(self.window) - self.at > _LONGEST or not self.grow():
                     start = self.window[self.at : self.at + 60]
                     raise DataError(
@@ -167,16 +168,19 @@ class _Text:
 def csv_rows(file: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
     """Every row of a CSV file with a header as ("FILE: line N", row).
 
+    Cells are separated by commas, semicolons or tabs, whichever the header uses; the text is UTF-8, or UTF-16 or UTF-32
+    with a byte order mark: what spreadsheets write in different countries.
     Raises: DataError if a column is missing from the header, or a row has too few or too many cells."""
-    with open(file, newline="", encoding="utf-8-sig") as handle:
-        reader = csv.DictReader(handle, strict=True)
-        missing = [name for name in columns if name not in (reader.fieldnames or ())]
-        if missing:
-            raise DataError(
-                f"{file}: line 1: wanted columns {', '.join(columns)}, missing {', '.join(missing)}; name this data"
-                " set's file"
-            )
+    with open(file, newline="", encoding=text_encoding(file)) as handle:
+        reader = csv.DictReader(handle, strict=True, delimiter=_delimiter(handle, file, columns))
         try:
+            missing = [name for name in columns if name not in (reader.fieldnames or ())]
+            if missing:
+                got = ", ".join(reader.fieldnames or ()) or "an empty file"
+                raise DataError(
+                    f"{file}: line 1: wanted columns {', '.join(columns)}, missing {', '.join(missing)} (got"
+                    f" {got[:200]}); name this data set's file"
+                )
             for row in reader:
                 where = f"{file}: line {reader.line_num}"
                 cells = [value for name, value in row.items() if name is not None and value is not None]
@@ -187,10 +191,36 @@ def csv_rows(file: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str
                         " quotes?)"
                     )
                 yield where, row
-        except (csv.Error, UnicodeDecodeError) as error:
+        except (csv.Error, UnicodeError) as error:
             raise DataError(
-                f"{file}: line {reader.line_num + 1}: wanted CSV in UTF-8, got: {error}; correct the line"
+                f"{file}: line {reader.line_num + 1}: wanted CSV in UTF-8 (or UTF-16 with a byte order mark), got:"
+                f" {error}; save the file again as UTF-8"
             ) from error
+
+
+def csv_columns(file: Path) -> tuple[str, ...]:
+    """Names in the header of a CSV file, whatever separates them.   Raises: DataError if it is no text."""
+    with open(file, newline="", encoding=text_encoding(file)) as handle:
+        delimiter = _delimiter(handle, file, ())
+        return tuple(name.strip() for name in next(csv.reader(handle, delimiter=delimiter), ()))
+
+
+def _delimiter(handle: TextIO, file: Path, columns: Sequence[str]) -> str:
+    """What separates the cells of the header: the mark that finds most of the columns, else the most frequent one."""
+    try:
+        header = handle.readline(_LONGEST)
+    except UnicodeError as error:
+        raise DataError(
+            f"{file}: line 1: wanted CSV in UTF-8 (or UTF-16 with a byte order mark), got: {error}; save the file again"
+            " as UTF-8"
+        ) from error
+    handle.seek(0)
+
+    def found(mark: str) -> tuple[int, int]:
+        cells = next(csv.reader([header], delimiter=mark), [])
+        return len(set(columns) & set(cells)), len(cells)
+
+    return max(",;\t", key=found)
 
 
 def parquet_rows(file: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[tuple[str, dict]]:

@@ -1,60 +1,91 @@
 """From a checked configuration to a judged data set: rollout engines only, no learner.
 
-Order as in `launch.py`: everything that can be refused is refused, then Ray is joined, then the run folder, then
-engines. A resumed evaluation starts again in the same folder. The engine serves the judge folder as it is on disk;
-nothing is pushed. Besides the usual files the run folder holds rows.json (rows with "mu" [I][D]), judgements.npz (label
-log-probs [I, D, S, K] of every output, "ids", "groups") and table.md.
+What jobs/evaluate.py brings to the launch frame (`run/launch.py`). A resumed evaluation starts again in the same
+folder. The engine serves the judge folder as it is on disk; nothing is pushed. Besides the usual files the run folder
+holds rows.json (rows with "mu" [I][D]), judgements.npz (label log-probs [I, D, S, K] of every output, "ids", "groups")
+and table.md.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import time
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from zr_ray.config.evaluate import EvaluateConfig
-from zr_ray.data.load import data_folder, load_split
+from zr_ray.data.files import atomic_file
+from zr_ray.data.load import require_judge
+from zr_ray.data.run_data import load_checked_split
 from zr_ray.judging import evaluate
 from zr_ray.judging.agreement import full_row
+from zr_ray.loops.held_out import EXAMPLES
+from zr_ray.loops.training import say_result
+from zr_ray.models.item_check import JudgeItemCheck
 from zr_ray.models.judge_text import JudgeText, judge_folder
 from zr_ray.records import AnnotatedImage
-from zr_ray.run import driver
-from zr_ray.run.folder import RunFolder
+from zr_ray.run.folder import ROWS_FILE, RunFolder
+from zr_ray.run.launch import Plan, Started, launch
 from zr_ray.run.observe import duration, say
+from zr_ray.world.build import data_folder
 
-EXAMPLES = 16
+
+@dataclass(frozen=True)
+class _Found:
+    """What the check leaves for the body."""
+
+    judge: Path
+    text: JudgeText
+    items: list[AnnotatedImage] | None
+    """None where the simulated world is still to be written."""
 
 
 def launch_evaluation(config: EvaluateConfig, args: argparse.Namespace) -> None:
     """Judge, measure, report; with --dry-run print the plan only. Raises ZrRayError for everything a user can fix."""
-    started_at = time.time()
-    c = config.evaluate
+    launch(
+        "evaluate",
+        config,
+        args.dry_run,
+        lambda _: _check(config),
+        lambda found, started: _evaluate(config, found, started),
+    )
+
+
+def _check(config: EvaluateConfig) -> Plan[_Found]:
+    from zr_ray.run.placement import worker_bundles
+
     judge = judge_folder(config.judge.path)
     text = JudgeText(judge)  # refuses labels that are not one token
+    require_judge(config.data.path, text.rubric)
+    facts, items = {"judge": f"{judge}, labels {text.format.labels} -> tokens {text.label_ids}"}, None
+    if config.data.path is not None:
+        items = _read(config, config.data.path, text)
+        facts["data"] = f"{len(items)} {config.evaluate.split} items"
+    return Plan(_Found(judge, text, items), facts, phases=({"rollout": worker_bundles(config.rollout)},))
 
-    from zr_ray.run.placement import RolloutFleet, bundle, check_feasible, living_nodes
 
-    bundles = {"rollout": [bundle(config.rollout.cpus, config.rollout.gpus)] * config.rollout.workers}
-    items = load_split(config.data.path, c.split)[: c.items] if config.data.path is not None else []
-    if args.dry_run:
-        facts = {"judge": f"{judge}, labels {text.format.labels} -> tokens {text.label_ids}"}
-        facts |= {"data": f"{len(items)} {c.split} items"} if items else {}
-        driver.print_plan(config, bundles, facts)
-        return
-    RunFolder.check(config)
-    dashboard = driver.connect(namespace="zr_ray")
-    check_feasible(bundles, living_nodes(), config.run.wait_for_nodes_s)
-    run = RunFolder.start(config, "evaluate")
-    driver.first_lines(run, dashboard, started_at)
-    items = items or load_split(data_folder(config.data, run.path), c.split)[: c.items]
-    say(f"judge {judge}; {len(items)} {c.split} items")
-    with RolloutFleet(run.run_id, judge, config.rollout, config.run.wait_for_nodes_s) as fleet:
-        say(f"{len(fleet.workers)} rollout engine(s) ready after {duration(time.time() - started_at)}")
-        answers = _ask(fleet.workers, text, items, config)
-        swap = _swap(fleet.workers, text, items, config) if c.swap and c.mode != "direct" else None
-    _report(run, config, items, answers, swap, started_at)
+def _read(config: EvaluateConfig, folder: Path, text: JudgeText) -> list[AnnotatedImage]:
+    """Items of the split, each known to fit a question; says what people should know about them."""
+    check = JudgeItemCheck.of_engine(text, config.rollout)
+    items, warnings = load_checked_split(folder, config.evaluate.split, check)
+    for warning in warnings:
+        say(f"warning: {warning}")
+    return items[: config.evaluate.items]
+
+
+def _evaluate(config: EvaluateConfig, found: _Found, started: Started) -> None:
+    from zr_ray.workers.rollout import rollout_fleet
+
+    c, run, since = config.evaluate, started.run, started.started_at
+    items = found.items or _read(config, data_folder(config.data, run.path), found.text)
+    say(f"judge {found.judge}; {len(items)} {c.split} items")
+    with rollout_fleet(run.run_id, found.judge, config.rollout, config.run.wait_for_nodes_s) as fleet:
+        say(f"{len(fleet.workers)} rollout engine(s) ready after {duration(time.time() - since)}")
+        answers = _ask(fleet.workers, found.text, items, config)
+        swap = _swap(fleet.workers, found.text, items, config) if c.swap and c.mode != "direct" else None
+    _report(run, config, items, answers, swap, since)
 
 
 def _ask(workers, text: JudgeText, items: list[AnnotatedImage], config: EvaluateConfig) -> dict[str, evaluate.Judged]:
@@ -112,18 +143,16 @@ def _report(
     started_at: float,
 ) -> None:
     from zr_ray.report.examples import write_examples
-    from zr_ray.report.page import format_table, write_report
     from zr_ray.report.tables import markdown_tables
 
     resamples, seed = config.evaluate.bootstrap_resamples, config.run.seed
-    human, truth = evaluate.human_scores(items), evaluate.true_scores(items)
+    rubric = next(iter(answers.values())).rubric
+    human, truth = evaluate.human_scores(items, rubric), evaluate.true_scores(items, rubric)
     rows = [
         full_row(name, judged, items, resamples, seed) | {"samples": judged.samples} for name, judged in answers.items()
     ]
-    mu = [
-        [[None if v != v else round(v, 4) for v in item] for item in judged.mu.tolist()] for judged in answers.values()
-    ]
-    run.write_json("rows.json", [row | {"mu": values} for row, values in zip(rows, mu, strict=True)])
+    mu = [evaluate.rounded(judged.mu) for judged in answers.values()]
+    run.write_json(ROWS_FILE, [row | {"mu": values} for row, values in zip(rows, mu, strict=True)])
     _write_judgements(run, items, answers)
     last = list(answers)[-1]
     write_examples(run, last, answers[last], None, human, items, range(len(items)), EXAMPLES)
@@ -133,23 +162,21 @@ def _report(
         "status": "SUCCEEDED",
         "wall_s": time.time() - started_at,
         "rows": rows,
-        "noise_ceiling": None if truth is None else evaluate.agreement(truth, human, items, resamples, seed),
+        "noise_ceiling": None if truth is None else evaluate.agreement(truth, human, items, rubric, resamples, seed),
         "judge": str(judge_folder(config.judge.path)),
+        "bins": list(rubric.bins),
         "swap": swap,
     }
     run.write_result(result)
     run.write_text("table.md", markdown_tables(run.read_result()))
-    report = write_report(run)
-    say(format_table(run.read_result()))
-    say(f"status SUCCEEDED in {duration(time.time() - started_at)}; report {report}; tables {run.path / 'table.md'}")
+    say_result(run, started_at)
+    say(f"tables {run.path / 'table.md'}")
 
 
 def _write_judgements(run: RunFolder, items: list[AnnotatedImage], answers: dict[str, evaluate.Judged]) -> None:
     """Every output's label log-probs, float32; beginnings of a longer sampling are not repeated."""
     longest = {name.split(",")[0] + (" greedy" if "greedy" in name else ""): judged for name, judged in answers.items()}
     arrays = {name: judged.label_logprobs.float().numpy() for name, judged in longest.items()}
-    temporary = run.path / ".judgements.npz"
-    np.savez_compressed(
-        temporary, ids=np.array([i.id for i in items]), groups=np.array([i.group for i in items]), **arrays
-    )
-    os.replace(temporary, run.path / "judgements.npz")
+    names = {"ids": np.array([i.id for i in items]), "groups": np.array([i.group for i in items])}
+    with atomic_file(run.path / "judgements.npz") as file:
+        np.savez_compressed(file, **names, **arrays)

@@ -1,22 +1,22 @@
 """What an item of a reward request must be, and the code each refusal carries. Checked once, in the process that holds
 the judge.
 
-Left out on purpose: files and HTTP; bytes become arrays in `wire.py`, under the same limits.
+Left out on purpose: files and HTTP; bytes become arrays in `serving/wire.py`, under the same limits.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
+from zr_ray.data.images import FORMATS
+from zr_ray.data.prompts import control_token_fault
 from zr_ray.errors import RewardError
-from zr_ray.records import ItemFault, RewardRequest
-from zr_ray.rubric import DIMENSIONS
+from zr_ray.records import ItemFault, Limits, RewardRequest
+from zr_ray.rubric import Rubric
 
 STATUSES = {
     "ok": "scored",
-    "undecodable": "the bytes are no whole PNG, JPEG or WebP image of 8 bits a channel",
+    "undecodable": f"the bytes are no whole image of 8 bits a channel in one of {', '.join(FORMATS)}",
     "too_large": "more pixels than the service takes, in the image or in the request",
     "bad_dtype": "pixels must be uint8, float16, float32 or float64",
     "bad_shape": "an image must be [3, H, W] with sides above 0 and of a ratio below 200",
@@ -24,7 +24,7 @@ STATUSES = {
     "bad_prompt": "no text, or text with the judge's own control tokens",
     "empty_prompt": "nothing but white space",
     "prompt_too_long": "more characters or tokens than the service takes",
-    "unknown_dimension": "the rubric has no dimension of that name",
+    "unknown_dimension": "the judge has no dimension of that name",
     "no_gradient": "this judge gives no gradient",
     "failed": "the judge gave no finite answer",
 }
@@ -35,35 +35,20 @@ PIXEL_SLACK = 1e-3
 refused."""
 
 
-@dataclass(frozen=True)
-class Limits:
-    """Bounds on one request; everything above them is refused before it is computed or decoded."""
-
-    items: int = 64
-    """Items of a request."""
-    pixels: int = 4_194_304
-    """Width x height of an image."""
-    request_pixels: int = 16_777_216
-    """The same summed over a request's images, in order; bounds memory."""
-    prompt_chars: int = 2000
-    body_bytes: int = 67_108_864
-    """An HTTP body."""
-
-
-def check_request(request: RewardRequest, limits: Limits) -> None:
-    """Raise RewardError for what concerns the request as a whole and not one item."""
+def check_request(request: RewardRequest, limits: Limits, rubric: Rubric) -> None:
+    """Raise RewardError for what concerns the request as a whole and not one item. rubric: of the judge asked."""
+    dimensions = request.dimensions or rubric.dimensions
     count = len(request.prompts)
     if not 1 <= count <= limits.items:
         raise RewardError(f"a request must have 1 to {limits.items} items, got {count}; split it")
     if len(request.images) != count:
         raise RewardError(f"every image needs one prompt, got {len(request.images)} images and {count} prompts")
-    unknown = [d for d in request.dimensions if d not in DIMENSIONS]
-    if unknown or not request.dimensions or len(set(request.dimensions)) != len(request.dimensions):
-        raise RewardError(f"dimensions must be different names of {list(DIMENSIONS)}, got {list(request.dimensions)}")
+    if not set(dimensions) <= set(rubric.dimensions) or len(set(dimensions)) != len(dimensions):
+        raise RewardError(f"dimensions must be different names of {list(rubric.dimensions)}, got {list(dimensions)}")
     if not (np.isscalar(request.risk) and np.isfinite(request.risk) and request.risk >= 0):
         raise RewardError(f"risk must be a finite number from 0 up, got {request.risk!r}")
     if request.weights is not None:
-        wanted = (len(request.dimensions),), (count, len(request.dimensions))
+        wanted = (len(dimensions),), (count, len(dimensions))
         weights = np.asarray(request.weights)
         if weights.shape not in wanted or weights.dtype.kind not in "fiu" or not np.isfinite(weights).all():
             raise RewardError(
@@ -115,7 +100,5 @@ def check_prompt(prompt: str | ItemFault, limits: Limits, control_tokens: tuple[
         prompt.encode()
     except UnicodeEncodeError as error:
         return ItemFault("bad_prompt", f"a prompt must be valid Unicode, got {error.reason}")
-    found = [token for token in control_tokens if token in prompt]
-    if found:
-        return ItemFault("bad_prompt", f"a prompt must not hold control tokens, got {found[0]!r}; remove it")
-    return None
+    fault = control_token_fault(prompt, control_tokens)
+    return None if fault is None else ItemFault("bad_prompt", fault)

@@ -1,0 +1,99 @@
+"""Configuration of `jobs/gdso.py`: Algorithm 1 on annotated pairs."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from zr_ray.config.sections import Section, TrainingConfig, field
+
+
+class GdsoSection(Section):
+    """Algorithm 1 and Eq. (3)-(14)."""
+
+    steps: int = field(60, "training steps, all outer iterations together", ge=1)
+    reference_refresh_steps: int = field(
+        20, "length of one outer iteration in steps; at its start the reference becomes the policy", ge=1
+    )
+    pairs_per_step: int = field(48, "B: same-prompt pairs of one step; 2 sides x group_size outputs each", ge=1)
+    group_size: int = field(4, "G: outputs sampled per image and dimension", ge=2, why="for a group baseline")
+    updates_per_rollout: int = field(1, "K_gdso: optimizer updates on one step's rollouts; 1 is on-policy", ge=1)
+    lambda_pointwise: float = field(1.0, "weight of the pointwise reward, Eq. (13)", ge=0)
+    lambda_pairwise: float = field(1.0, "weight of the pairwise reward, Eq. (13)", ge=0)
+    alpha_pointwise: float = field(1.0, "weight of the pointwise loss L_CE, Eq. (14)", ge=0)
+    alpha_pairwise: float = field(0.5, "weight of the pairwise loss L_pw, Eq. (14)", ge=0)
+    beta_kl: float = field(0.01, "weight of KL(policy || reference), Eq. (4); 0 drops the reference model", ge=0)
+    kl_estimator: Literal["k1", "k2", "k3"] = field(
+        "k3", "per-token KL estimator; k3 = exp(d) - d - 1 is unbiased and never negative"
+    )
+    clip_low: float = field(0.2, "importance ratio is clipped below 1 - clip_low", ge=0, lt=1)
+    clip_high: float = field(0.2, "importance ratio is clipped above 1 + clip_high", ge=0)
+    truncate_ratio: float = field(2.0, "upper limit of the engine-mismatch weight learner / rollout", ge=1)
+    advantage_eps: float = field(1e-4, "added to the group's standard deviation, Eq. (3)", gt=0)
+    advantage_normalisation: Literal["std", "none"] = field(
+        "std", "divide by the group's standard deviation (Eq. 3), or centre only"
+    )
+    ratio: Literal["token", "sequence"] = field("token", "importance ratio per token, or one geometric mean per output")
+    token_aggregation: Literal["sequence_mean", "token_mean", "fixed_length"] = field(
+        "sequence_mean",
+        "average tokens per output first (GRPO), over all tokens of the batch (DAPO), or divide by"
+        " rollout.max_new_tokens (Dr. GRPO)",
+    )
+    pointwise_target: Literal["hard", "two_hot", "gaussian"] = field(
+        "hard", "target of L_CE: the annotated label (Eq. 8), linear interpolation between bins, or DeQA's Gaussian"
+    )
+    gaussian_std: float = field(
+        0.5, "standard deviation of the Gaussian target, rubric points; about one annotator's noise", gt=0
+    )
+    score_from: Literal["expectation", "parsed"] = field(
+        "expectation", "rewards from mu of the distribution, or from the sampled label (the paper's ablation)"
+    )
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> GdsoSection:
+        if self.lambda_pointwise + self.lambda_pairwise + self.alpha_pointwise + self.alpha_pairwise == 0:
+            raise ValueError(
+                "gdso.alpha_pointwise, alpha_pairwise, lambda_pointwise, lambda_pairwise must not all be 0: there is"
+                " nothing to learn from"
+            )
+        return self
+
+
+class GdsoConfig(TrainingConfig):
+    """Everything `jobs/gdso.py` can be told."""
+
+    gdso: GdsoSection = Field(default_factory=GdsoSection)
+
+    @model_validator(mode="after")
+    def _sections_fit(self) -> GdsoConfig:
+        pairs, ranks = self.gdso.pairs_per_step, self.learner.workers
+        if pairs % ranks:
+            fitting = [str(n) for n in (pairs - pairs % ranks, pairs + ranks - pairs % ranks) if n > 0]
+            raise ValueError(
+                f"gdso.pairs_per_step must be a multiple of learner.workers ({ranks}), so that every rank averages over"
+                f" the same number of pairs, got {pairs}; write {' or '.join(fitting)}"
+            )
+        updates = self.gdso.steps * self.gdso.updates_per_rollout
+        if self.learner.warmup_steps >= updates:
+            raise ValueError(
+                f"learner.warmup_steps must be below the run's {updates} optimizer updates, got"
+                f" {self.learner.warmup_steps}"
+            )
+        longest, room = self.rollout.max_new_tokens, self.learner.max_tokens_per_microbatch
+        if room < longest:
+            raise ValueError(
+                f"learner.max_tokens_per_microbatch must hold one output of rollout.max_new_tokens = {longest}, got"
+                f" {room}"
+            )
+        if self.weights.push_every_steps > self.gdso.steps:
+            raise ValueError(
+                f"weights.push_every_steps must be at most gdso.steps ({self.gdso.steps}), got"
+                f" {self.weights.push_every_steps}: the rollouts would never see an update"
+            )
+        if self.learner.gpus not in (0, 1):
+            raise ValueError(
+                f"learner.gpus must be 0 or 1, got {self.learner.gpus:g}: a DeepSpeed rank drives one whole GPU; "
+                "raise learner.workers instead"
+            )
+        return self

@@ -1,0 +1,69 @@
+"""Which settings a resumed run may change. All others must be those it began with: its result depends on them."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatch
+from pathlib import Path
+
+from zr_ray.config.loader import differing_keys, load_config
+from zr_ray.errors import CheckpointError, ConfigError
+
+TAKEN = (
+    "run.*",
+    "*deadline_s",
+    "learner.lr",
+    "learner.min_lr_frac",
+    "learner.warmup_steps",
+    "learner.grad_clip",
+    "learner.max_tokens_per_microbatch",
+    "learner.cpus",
+    "learner.threads",
+    "rollout.*",
+    "weights.*",
+    "checkpoint.*",
+)
+"""Keys that a resumed run may change: where it runs, and the remedies that our own errors suggest. All but run.seed,
+which decides the order of the data."""
+
+
+def may_change(key: str) -> bool:
+    """Whether a resumed run may have another value of this key."""
+    return key != "run.seed" and any(fnmatch(key, pattern) for pattern in TAKEN)
+
+
+def resumable(written: Path, config) -> dict[str, list]:
+    """Keys whose values differ from those of the run, [was, now] each; all of them may.
+
+    Args: written: the run's resolved configuration. config: the present one.
+    Raises: CheckpointError if it is not there, does not load, or differs in a key that may not."""
+    written = Path(written).resolve()
+    run = written.parent
+    if not written.is_file():
+        raise CheckpointError(
+            f"{run} is no run folder: it has no {written.name}; point run.resume at a folder under run.root"
+        )
+    try:
+        stored = load_config(type(config), written, [])
+    except ConfigError as error:
+        raise CheckpointError(
+            f"{run} comes from another version of zr_ray, its configuration does not load: {error}"
+        ) from None
+    differing = differing_keys(stored, config)
+    was, now = (_values(model, differing) for model in (stored, config))
+    refused = [key for key in differing if not may_change(key)]
+    if refused:
+        changes = ", ".join(f"{key} was {was[key]}, now {now[key]}" for key in refused)
+        raise CheckpointError(
+            f"cannot resume {run.name} under another configuration: {changes}; put these back, or start a new run"
+        )
+    return {key: [was[key], now[key]] for key in differing}
+
+
+def _values(config, keys: list[str]) -> dict:
+    values = {}
+    for key in keys:
+        value = config
+        for name in key.split("."):
+            value = getattr(value, name)
+        values[key] = value
+    return values
