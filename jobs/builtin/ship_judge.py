@@ -36,8 +36,8 @@ FILES = (
     "read_scores.py",
 )
 LIMITS = (
-    "64x64 scenes and the closed vocabulary of the world only. A generator that is trained on it finds what it overlooks:"
-    " keep the verifier or the referee beside every reward curve. Scores follow one rubric and are not comparable with"
+    "64x64 scenes and the closed vocabulary of the world only. A generator that is trained on it finds what it"
+    " overlooks: keep the verifier or the referee beside every reward curve. Scores follow one rubric and are not comparable with"
     " others."
 )
 

@@ -15,7 +15,8 @@ KINDS = {
     "teacher": "Built-in teacher: the base judge after GDSO (`jobs/gdso.py`). It reasons, then scores.",
     "distilled": "Built-in student: distilled (RISD, `jobs/risd.py`) from the built-in teacher. One token a score.",
     "direct": "Built-in judge fitted directly to the verifier's scores of generated images"
-    " (`jobs/builtin/fit_judge.py`). One token a score. It is not distilled from a teacher: it needed a verifier, which no real generator has.",
+    " (`jobs/builtin/fit_judge.py`). One token a score. It is not distilled from a teacher: it needed a verifier, which"
+    " no real generator has.",
     "referee": "Built-in referee: made like the judges that give rewards, with other seeds, on the other half of the"
     " prompts. It is never asked for labels or rewards, so what it says of a trained generator is independent.",
 }
@@ -34,9 +35,9 @@ human data was used.
 
 ## How it orders images of one prompt
 
-Prompts of two objects that nothing was trained on; the reference is the world's verifier. Pairs: same-prompt pairs whose
-reference differs by more than .05, ordered alike (a tie is wrong, chance is .5); spread: of the expected score inside a
-prompt against the reference's; 95 % bootstrap intervals over prompts.
+Prompts of two objects that nothing was trained on; the reference is the world's verifier. Pairs: same-prompt pairs
+whose reference differs by more than .05, ordered alike (a tie is wrong, chance is .5); spread: of the expected score
+inside a prompt against the reference's; 95 % bootstrap intervals over prompts.
 
 {fitness}
 
@@ -57,11 +58,11 @@ def fitness_tables(paths: Sequence[Path]) -> str:
     for path in paths:
         found = json.loads(Path(path).read_text())
         size = f"{found['prompts']} prompts x {found['images']} images"
+        most = max(map(int, found["best_of"]))
         lines = [
-            f"Guidance {found['guidance']:g}, {found['steps']} steps, {size}; best of {max(map(int, found['best_of']))}"
-            f" by this judge gains {found['gain_share']:.2f} of what the reference's own choice gains; liked more than the"
-            f" reference likes them: {', '.join(found['fooled_by']) or 'none of the probe pictures'}.\n",
-            "| dimension | pairs right | 95 % interval | gaps above .25 | one recognized | both | spread ratio | verdict |",
+            f"Guidance {found['guidance']:g}, {found['steps']} steps, {size}; best of {most} by this judge gains"
+            f" {found['gain_share']:.2f} of what the reference's own choice gains; liked more than the reference likes them: {', '.join(found['fooled_by']) or 'none of the probe pictures'}.\n",
+            "| dimension | pairs right | 95 % interval | gaps above .25 | one recognized | both | spread | verdict |",
             "|---|---|---|---|---|---|---|---|",
         ]
         for name, d in found["dimensions"].items():
