@@ -35,11 +35,9 @@ FILES = (
     FORMAT_FILE,
     "read_scores.py",
 )
-LIMITS = (
-    "64x64 scenes and the closed vocabulary of the world only. A generator that is trained on it finds what it"
-    " overlooks: keep the verifier or the referee beside every reward curve. Scores follow one rubric and are not comparable with"
-    " others."
-)
+LIMITS = """64x64 scenes and the closed vocabulary of the world only. A generator that is trained on it finds what it
+overlooks: keep the verifier or the referee beside every reward curve. Scores follow one rubric and are not comparable
+with others."""
 
 
 def ship(judge: Path, out: Path) -> int:

@@ -59,9 +59,11 @@ def fitness_tables(paths: Sequence[Path]) -> str:
         found = json.loads(Path(path).read_text())
         size = f"{found['prompts']} prompts x {found['images']} images"
         most = max(map(int, found["best_of"]))
+        gain, fooled = found["gain_share"], ", ".join(found["fooled_by"]) or "none of the probe pictures"
         lines = [
-            f"Guidance {found['guidance']:g}, {found['steps']} steps, {size}; best of {most} by this judge gains"
-            f" {found['gain_share']:.2f} of what the reference's own choice gains; liked more than the reference likes them: {', '.join(found['fooled_by']) or 'none of the probe pictures'}.\n",
+            f"Guidance {found['guidance']:g}, {found['steps']} steps, {size}.",
+            f"Best of {most} by this judge gains {gain:.2f} of what the reference's own choice gains.",
+            f"Liked more than the reference likes them: {fooled}.\n",
             "| dimension | pairs right | 95 % interval | gaps above .25 | one recognized | both | spread | verdict |",
             "|---|---|---|---|---|---|---|---|",
         ]
