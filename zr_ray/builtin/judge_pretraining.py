@@ -217,6 +217,12 @@ class Pretraining:
         packed = pack_rows(self.writer.prefix, rows, self.model.config.image_token_id, self.grid**2)
         return language_loss(self.model, packed, merged, tap, config.label_weight)
 
+    def start_from(self, checkpoint: Path) -> None:
+        """Model and heads of another run of one architecture; of a fit (`judge_fitting.py`) the averaged weights."""
+        state = torch.load(checkpoint, weights_only=True)
+        self.model.load_state_dict(state.get("averaged", state["model"]))
+        self.heads.load_state_dict(state["heads"])
+
     def save(self, path: Path, stage: str, step: int) -> None:
         """Checkpoint after `step` steps of `stage`, written beside and renamed."""
         state = {

@@ -31,7 +31,9 @@ def data_folder(config: DataSection, run_path: Path) -> Path:
         return config.path
     folder = run_path / "data"
     if not (folder / "annotations.jsonl").is_file():
-        write_world(folder, **config.world.model_dump())
+        from zr_ray.world.default_data import write_default_data  # it needs this module
+
+        write_default_data(folder, config.world)
     return folder
 
 
