@@ -75,6 +75,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoint, metrics and the judge")
     parser.add_argument("--resume", action="store_true", help="go on from FOLDER/checkpoint.pt")
     parser.add_argument("--weights", type=Path, help="begin with these: a checkpoint of this job or of fit_judge.py")
+    parser.add_argument("--tower", type=Path, help="with --weights: the vision tower from this checkpoint instead")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved config and stop")
     parser.add_argument("overrides", nargs="*", help="key=value, e.g. language.steps=50")
     arguments = parser.parse_args()
@@ -86,7 +87,7 @@ def main() -> int:
         arguments.out.mkdir(parents=True, exist_ok=True)
         run = Pretraining(config, arguments.out / "judge")
         if arguments.weights and not arguments.resume:
-            run.start_from(arguments.weights)
+            run.start_from(arguments.weights, arguments.tower)
         seconds = train(run, arguments.out, arguments.resume)
         run.model.eval().save_pretrained(run.folder)
         figures = evaluate_tiny_judge(run.model, run.tokenizer, run.writer, config.seed + 1, config.evaluation_groups)

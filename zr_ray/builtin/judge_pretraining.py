@@ -217,11 +217,20 @@ class Pretraining:
         packed = pack_rows(self.writer.prefix, rows, self.model.config.image_token_id, self.grid**2)
         return language_loss(self.model, packed, merged, tap, config.label_weight)
 
-    def start_from(self, checkpoint: Path) -> None:
-        """Model and heads of another run of one architecture; of a fit (`judge_fitting.py`) the averaged weights."""
+    def start_from(self, checkpoint: Path, tower: Path | None = None) -> None:
+        """Model and heads of another run of one architecture; of a fit (`judge_fitting.py`) the averaged weights.
+
+        Args: tower: vision tower and heads from this checkpoint instead. Two runs from one perception stage fit: with the
+        tower of a fit the base judge's chains were as good at once as after its own 500 steps."""
         state = torch.load(checkpoint, weights_only=True)
-        self.model.load_state_dict(state.get("averaged", state["model"]))
-        self.heads.load_state_dict(state["heads"])
+        model, heads = state.get("averaged", state["model"]), state["heads"]
+        if tower is not None:
+            other = torch.load(tower, weights_only=True)
+            seeing = other.get("averaged", other["model"])
+            model = {name: seeing[name] if name.startswith("model.visual") else value for name, value in model.items()}
+            heads = other["heads"]
+        self.model.load_state_dict(model)
+        self.heads.load_state_dict(heads)
 
     def save(self, path: Path, stage: str, step: int) -> None:
         """Checkpoint after `step` steps of `stage`, written beside and renamed."""

@@ -1,4 +1,4 @@
-"""The built-in data of a run: rendered scenes, and, where the configuration asks for them, generated images beside them."""
+"""The built-in data of a run: rendered scenes, and generated images beside them where the configuration asks for any."""
 
 from __future__ import annotations
 
