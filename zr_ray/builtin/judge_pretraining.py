@@ -220,8 +220,8 @@ class Pretraining:
     def start_from(self, checkpoint: Path, tower: Path | None = None) -> None:
         """Model and heads of another run of one architecture; of a fit (`judge_fitting.py`) the averaged weights.
 
-        Args: tower: vision tower and heads from this checkpoint instead. Two runs from one perception stage fit: with the
-        tower of a fit the base judge's chains were as good at once as after its own 500 steps."""
+        Args: tower: vision tower and heads from this checkpoint instead. Two runs from one perception stage fit: with
+        the tower of a fit the base judge's chains were as good at once as after its own 500 steps."""
         state = torch.load(checkpoint, weights_only=True)
         model, heads = state.get("averaged", state["model"]), state["heads"]
         if tower is not None:

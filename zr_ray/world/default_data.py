@@ -1,4 +1,4 @@
-"""The built-in data of a run: rendered scenes, and generated images beside them where the configuration asks for any."""
+"""The built-in data of a run: rendered scenes, and beside them generated images where the configuration asks."""
 
 from __future__ import annotations
 
