@@ -1,6 +1,7 @@
 # The two commands of the README, and their helpers. `make help` lists them.
 #
 # EXTRA=gpu   installs vLLM's CUDA build instead of the CPU one (default cpu; never both in one environment)
+# DETACH=1    leaves the job running unwatched; otherwise Ctrl-C stops it (a training saves a checkpoint first)
 # RAY_ADDRESS in the environment: submit to that cluster, start nothing here
 
 EXTRA ?= cpu
@@ -20,10 +21,11 @@ export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.cache/torch_extensions
 WARM_UP := from deepspeed.accelerator import get_accelerator; get_accelerator().create_op_builder('ShareMemCommBuilder').load()
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help gdso serve test test-slow check install constraints stop clean
+.PHONY: help gdso serve t2i test test-slow check install constraints stop clean
 help:
 	@echo "make gdso   train the built-in judge on the simulated rubric world, as a Ray job (EXTRA, CONFIG, ARGS, RAY_ADDRESS)"
 	@echo "make serve  the reward service on the built-in student, on http://127.0.0.1:8000/reward, until Ctrl-C (ARGS, RAY_ADDRESS)"
+	@echo "make t2i    post-train the built-in generator with the served built-in student, as a Ray job (ARGS, RAY_ADDRESS)"
 	@echo "make test   run the tests but the slow ones (ARGS='-k name' picks some)"
 	@echo "make test-slow   run the slow ones: real architectures, chaos, fuzz, a browser (at most 40 minutes on two cores)"
 	@echo "make check  lint, format, types, imports between rooms"
@@ -33,14 +35,16 @@ help:
 
 gdso: $(STAMP)
 	@if [ -z "$$RAY_ADDRESS" ]; then exports=$$($(VENV)/bin/python cluster/local_head.py start) || exit 1; eval "$$exports"; fi; \
-	exec $(VENV)/bin/ray job submit --working-dir . -- python jobs/gdso.py --config $(CONFIG) $(ARGS)
+	exec $(VENV)/bin/python cluster/submit.py --name gdso $(if $(DETACH),--detach) -- python jobs/gdso.py --config $(CONFIG) $(ARGS)
 
-# Ctrl-C ends the log; the trap ends the job, which deletes its application
 serve: $(STAMP)
 	@if [ -z "$$RAY_ADDRESS" ]; then exports=$$($(VENV)/bin/python cluster/local_head.py start) || exit 1; eval "$$exports"; fi; \
-	id=serve-$$(date +%m%d-%H%M%S); trap "$(VENV)/bin/ray job stop $$id" INT TERM; \
-	$(VENV)/bin/ray job submit --submission-id $$id --runtime-env-json '{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}}' --working-dir . \
-		-- python jobs/serve_reward.py $(ARGS)
+	exec $(VENV)/bin/python cluster/submit.py --name serve $(if $(DETACH),--detach) -- python jobs/serve_reward.py $(ARGS)
+
+t2i: $(STAMP)
+	@if [ -z "$$RAY_ADDRESS" ]; then exports=$$($(VENV)/bin/python cluster/local_head.py start) || exit 1; eval "$$exports"; fi; \
+	exec $(VENV)/bin/ray job submit --runtime-env-json '{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}}' --working-dir . \
+		-- python jobs/t2i.py --config jobs/configs/t2i_tiny.yaml $(ARGS)
 
 PYTEST = PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/python -m pytest -n 2 --dist loadgroup
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from zr_ray.builtin.flow_training import ObjectMapHead, PackedTransformer, noised, sample_sigmas, tokenize, update_ema
+from zr_ray.builtin.flow_training import ObjectMapHead, noised, sample_sigmas, tokenize, update_ema
 from zr_ray.builtin.generator_gate import read_images
 from zr_ray.builtin.generator_pretraining import MAX_TOKENS, GeneratorPretraining, rate_factor
 from zr_ray.builtin.generator_scenes import (
@@ -38,6 +38,7 @@ from zr_ray.builtin.tiny_generator import (
 )
 from zr_ray.config.pretrain_generator import OptimiserSection, PretrainGeneratorConfig
 from zr_ray.errors import CheckpointError
+from zr_ray.models.generators.packed import PackedTransformer
 from zr_ray.world.scene import Asked, Layout, place
 from zr_ray.world.truth import alignment_faults
 

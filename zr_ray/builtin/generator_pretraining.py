@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zr_ray.builtin.flow_training import ObjectMapHead, PackedTransformer, noised, sample_sigmas, tokenize, update_ema
+from zr_ray.builtin.flow_training import ObjectMapHead, noised, sample_sigmas, tokenize, update_ema
 from zr_ray.builtin.generator_scenes import Defects, SceneBatch, sample_batch
 from zr_ray.builtin.muon import Muon
 from zr_ray.builtin.patch_codec import fit_codec
@@ -22,6 +22,7 @@ from zr_ray.builtin.tiny_generator import GeneratorSizes, build_tiny_generator
 from zr_ray.config.pretrain_generator import OptimiserSection, PretrainGeneratorConfig
 from zr_ray.data.files import atomic_file
 from zr_ray.errors import CheckpointError
+from zr_ray.models.generators.packed import PackedTransformer
 
 MAX_TOKENS = 9
 """Longest prompt of the world with its end token: two objects of three words, "left of"."""

@@ -28,10 +28,11 @@ from typing import Protocol
 import torch
 
 from zr_ray.config.sections import CheckpointSection
-from zr_ray.errors import NonFiniteError
+from zr_ray.errors import NonFiniteError, StoppedError
 from zr_ray.run.checkpoints import begin_checkpoint, finish_checkpoint, latest_checkpoint, temporary_folder
 from zr_ray.run.folder import PROGRESS_FILE, RunFolder
 from zr_ray.run.observe import Metrics, Progress, Timer, console_line
+from zr_ray.run.stop import forget, is_requested
 
 
 class Trained(Protocol):
@@ -41,6 +42,9 @@ class Trained(Protocol):
 
     def barrier(self) -> None:
         """Wait for all ranks."""
+
+    def reduce_max(self, value: float) -> float:
+        """Maximum over ranks."""
 
     def save(self, folder: Path, state: dict) -> None:
         """Write everything that training goes on from, and `state` (ints, floats, tensors). All ranks call it."""
@@ -133,22 +137,28 @@ class Journal:
             self._elapsed_before_s = float(state["elapsed_s"])
             self.say(f"resumed after step {step} from {folder}")
         if self.is_writer:
+            forget(self.run.path)
             self._metrics = Metrics(self.run, resumed_after_step=step)
         self.trained.barrier()
         return step
 
-    def checkpoint(self, step: int) -> None:
-        """Save after `step` (1-based) if it is due: every checkpoint.every_steps, and after the last step."""
-        if step % self._checkpoint.every_steps == 0 or step == self.total:
+    def checkpoint(self, step: int, now: bool = False) -> None:
+        """Save after `step` (1-based) if it is due: every checkpoint.every_steps, after the last step, `now`, and when
+        the run has been told to stop.   Raises: StoppedError then, on all ranks, unless it was the last step."""
+        stop = self.trained.reduce_max(float(self.is_writer and is_requested(self.run.path))) > 0
+        if stop or now or step % self._checkpoint.every_steps == 0 or step == self.total:
             self._save(step)
+        if stop and step < self.total:
+            raise StoppedError(
+                f"stopped on request after step {step} of {self.total}, its checkpoint is complete; continue with"
+                f" --resume {self.run.run_id}"
+            )
 
     def _save(self, step: int) -> None:
         """Checkpoint after `step`; returns when it is durable. All ranks call it.
 
         Ray Train hears of the run here, not in every step: its controller takes a report about every two seconds and
         holds back a rank that has another one, so that a step of half a second would last two."""
-        import ray.train
-
         with self.timer("checkpoint"):
             if self.is_writer:
                 begin_checkpoint(self.run.checkpoints, step)
@@ -164,7 +174,7 @@ class Journal:
             if self.is_writer:  # `save` ends with a barrier: all ranks' files are closed
                 finish_checkpoint(temporary, self._checkpoint.keep)
             self.trained.barrier()
-            ray.train.report(self._last)
+            _report_to_ray(self._last)
 
     # ---- the end ----
 
@@ -181,3 +191,14 @@ class Journal:
         head = {"job": job, "run_id": self.run.run_id, "status": "SUCCEEDED", "wall_s": self.elapsed_s}
         self.run.write_result(head | found)
         self._metrics.close()
+
+
+def _report_to_ray(metrics: dict[str, float]) -> None:
+    """Tell Ray Train; outside of it (tests, a loop in one process) nobody is told."""
+    import ray.train
+
+    try:
+        ray.train.get_context().get_world_rank()
+    except Exception:  # Ray has no public question for "is this a training worker"
+        return
+    ray.train.report(metrics)

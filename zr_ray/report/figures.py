@@ -90,10 +90,10 @@ PANELS = (
 )
 
 
-def training_curves(metrics: Sequence[dict]) -> list[tuple[Panel, str]]:
+def training_curves(metrics: Sequence[dict], panels: Sequence[Panel] = PANELS) -> list[tuple[Panel, str]]:
     """(panel, SVG) of every panel that the metrics have something for. metrics: lines of metrics.jsonl."""
     drawn = []
-    for panel in PANELS:
+    for panel in panels:
         series = _series(panel, metrics)
         if series:
             drawn.append((panel, _curves(panel, series)))

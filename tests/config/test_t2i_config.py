@@ -1,0 +1,67 @@
+"""Configuration of the text-to-image job: the named run loads, what cannot work is refused with what to do."""
+
+from pathlib import Path
+
+import pytest
+
+from zr_ray.config.loader import load_config
+from zr_ray.config.t2i import T2iConfig
+from zr_ray.errors import ConfigError, DataError
+from zr_ray.loops.launch_t2i import check_algorithm, own_service, task_prompts
+
+NAMED = Path(__file__).parents[2] / "jobs" / "configs" / "t2i_tiny.yaml"
+
+
+def test_the_named_run_has_the_cut_and_the_anchor_on():
+    config = load_config(T2iConfig, NAMED, [])
+    assert config.t2i.reward_sigma_min == 0.5 and config.t2i.anchor.enabled and config.watch.action == "stop"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["t2i.algorithm=ppo"], "t2i.algorithm"),
+        (["t2i.anchors.below=1"], "anchors"),
+        (["t2i.algorithm=flowbp", "reward.function=a:b"], "needs the reward's gradient"),
+        (["t2i.algorithm=refl", "reward.aggregation=gdpo"], "needs reward.aggregation sum"),
+        (["actor.workers=3"], "multiple of actor.workers"),
+        (["t2i.steps=5"], "warmup_steps must be below t2i.steps"),
+        (["reward.function=a:b", "reward.target=app"], "exclude one another"),
+        (["prompts.path=list.txt"], "absolute path"),
+    ],
+)
+def test_refusals(overrides, said):
+    with pytest.raises(ConfigError, match=said):
+        load_config(T2iConfig, None, overrides)
+
+
+def test_what_depends_on_the_family_and_on_the_reward():
+    with pytest.raises(ConfigError, match="must name dimensions"):
+        check_algorithm(load_config(T2iConfig, None, ["reward.weights={beauty: 1}"]), "ZImagePipeline")
+    guided = load_config(T2iConfig, None, ["t2i.algorithm=flow_grpo", "generator.guidance_scale=1.0"])
+    check_algorithm(guided, "FluxPipeline")  # 1 is no guidance there
+    with pytest.raises(ConfigError, match="without guidance"):
+        check_algorithm(guided, "ZImagePipeline")
+    check_algorithm(load_config(T2iConfig, None, ["generator.guidance_scale=1.5"]), "ZImagePipeline")
+
+
+def test_the_jobs_own_service_has_no_port_and_others_start_none():
+    assert own_service(load_config(T2iConfig, None, [])).http.enabled is False
+    assert own_service(load_config(T2iConfig, None, ["reward.target=app"])) is None
+    assert own_service(load_config(T2iConfig, None, ["reward.function=a:b"])) is None
+
+
+def test_held_out_prompts_are_never_trained_on(tmp_path):
+    training, held_out = task_prompts(load_config(T2iConfig, None, ["prompts.held_out=64", "held_out.watched=8"]))
+    pairs = {prompt for prompt in held_out if len(prompt.split()) > 3}
+    assert len(held_out) == 64 and pairs and not pairs & set(training)
+    path = tmp_path / "list.txt"
+    path.write_text("\n".join(f"a photo of {i} cats" for i in range(20)))
+    training, held_out = task_prompts(
+        load_config(T2iConfig, None, [f"prompts.path={path}", "prompts.held_out=4", "held_out.watched=2"])
+    )
+    assert len(training) == 16 and not set(training) & set(held_out)
+    with pytest.raises(DataError, match="at least 40"):
+        task_prompts(
+            load_config(T2iConfig, None, [f"prompts.path={path}", "prompts.held_out=20", "held_out.watched=2"])
+        )

@@ -1,0 +1,105 @@
+"""The text-to-image loop in this process: what a run leaves behind, a resume that repeats it, the watch's stop, the
+report."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import numpy as np
+import pytest
+
+from zr_ray.config.t2i import T2iConfig
+from zr_ray.loops.launch_t2i import T2iTask
+from zr_ray.loops.t2i import train
+from zr_ray.models.generators.load import generator_folder
+from zr_ray.report.t2i_page import format_rows, write_report
+from zr_ray.run.folder import RunFolder
+
+TRAINING = ("small red circle", "big blue square", "small white cross", "big green triangle")
+HELD_OUT = ("big red circle", "small blue square left of big white cross")
+
+
+def brightness(images: np.ndarray, prompts) -> dict[str, np.ndarray]:
+    """A reward anyone can fool."""
+    return {"brightness": images.mean((1, 2, 3)) / 255}
+
+
+def task(root, name, steps, **sections):
+    tree = {
+        "run": {"root": str(root), "name": name},
+        "generator": {"compiled": False, "steps": 2, "micro_batch": 4},
+        "prompts": {"held_out": 2},
+        "actor": {"warmup_steps": 1, "lr": 1e-3},
+        "reward": {"function": f"{__name__}:brightness", "weights": {"brightness": 1.0}},
+        "t2i": {"steps": 4, "prompts_per_step": 2, "group_size": 2},
+        "held_out": {"every_steps": 2, "watched": 2, "beside": False, "bootstrap_resamples": 20, "grid": 2},
+        "checkpoint": {"every_steps": 2},
+    }
+    config = T2iConfig.model_validate({key: tree.get(key, {}) | sections.get(key, {}) for key in tree | sections})
+    folder = root / name
+    run = RunFolder.open(folder, config) if folder.exists() else RunFolder.create(root, name, config, "t2i")
+    return T2iTask(config, run.path, generator_folder("builtin"), TRAINING, HELD_OUT, None, time.time())
+
+
+def metrics(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {name: value for name, value in line.items() if not name.startswith(("time/", "actor/memory"))}
+        for line in lines
+    ]
+
+
+class Killed(Exception):
+    """Stands for a SIGKILL between two steps."""
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    train({"task": task(root, "whole", 4, watch={"action": "report"})})
+    return root
+
+
+def test_a_run_that_was_killed_and_resumed_gives_the_numbers_of_one_that_was_not(whole, monkeypatch):
+    from zr_ray.loops.t2i_nft import Nft
+
+    original = Nft.step
+
+    def dying(self, batch, lr):
+        if batch.seed[1] == 3:
+            raise Killed
+        return original(self, batch, lr)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Nft, "step", dying)
+        with pytest.raises(Killed):
+            train({"task": task(whole, "killed", 4, watch={"action": "report"})})
+    train({"task": task(whole, "killed", 4, watch={"action": "report"})})
+    assert metrics(whole / "killed") == metrics(whole / "whole") and len(metrics(whole / "whole")) == 4
+    one, other = (json.loads((whole / name / "result.json").read_text()) for name in ("killed", "whole"))
+    assert one["figures"] == other["figures"]
+    assert (whole / "killed" / "looks.jsonl").read_text() == (whole / "whole" / "looks.jsonl").read_text()
+
+
+def test_a_run_leaves_a_generator_and_a_report(whole):
+    folder = whole / "whole"
+    result = json.loads((folder / "result.json").read_text())
+    assert result["status"] == "SUCCEEDED" and result["steps"] == 4 and result["reward_calls"]["failed"] == 0
+    assert {"reward/sum", "reward/brightness", "verifier/sum", "verifier/match", "image/row_variance"} <= set(
+        result["figures"]
+    )
+    assert (folder / "generator" / "model_index.json").is_file()
+    write_report(RunFolder(folder))
+    page = (folder / "report.html").read_text()
+    assert "ODE" in page and (folder / "grid.png").is_file() and "verifier sum" in format_rows(result)
+
+
+def test_the_watch_stops_a_run_that_is_far_off_and_keeps_the_best_weights(tmp_path):
+    """With `far` near zero, any change of an image statistic is an alarm."""
+    train({"task": task(tmp_path, "stopped", 4, watch={"far": 1e-9, "patience": 1})})
+    result = json.loads((tmp_path / "stopped" / "result.json").read_text())
+    assert result["status"] == "STOPPED" and result["steps"] == 2 and result["weights"] == "best of step 2"
+    assert "alarms in a row" in result["stopped"]
+    train({"task": task(tmp_path, "stopped", 4, watch={"far": 1e-9, "patience": 1})})  # a stopped run stays stopped
+    assert len(metrics(tmp_path / "stopped")) == 2

@@ -1,0 +1,199 @@
+"""From a checked configuration to a trained generator: the reward service, the diffusion actors, the report.
+
+Order: everything that can be refused is refused, then Ray is joined, then the run folder, then the reward service (the
+run's own, or the one that is named), then the actors under Ray Train. The run's own service is deleted when the job
+ends, however it ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zr_ray.config.serve import ServeConfig
+from zr_ray.config.t2i import T2iConfig
+from zr_ray.data.prompt_lists import read_prompts, split_prompts
+from zr_ray.errors import ConfigError
+from zr_ray.models.generators.load import generator_folder, pipeline_class
+from zr_ray.models.identity import judge_hash
+from zr_ray.models.judge_text import JudgeText
+from zr_ray.rubric import DIMENSIONS
+from zr_ray.run import driver
+from zr_ray.run.launch import Plan, Started, launch
+from zr_ray.run.observe import duration, say
+from zr_ray.workers.reward_source import named_function
+
+if TYPE_CHECKING:
+    from zr_ray.run.room import Room
+
+ASSETS = Path(__file__).resolve().parents[1] / "assets"
+WORLD_PROMPTS = 4096
+"""Training prompts of the simulated world that are drawn; they repeat, as the world is small."""
+
+
+@dataclass(frozen=True)
+class T2iTask:
+    """What the driver hands to every diffusion actor."""
+
+    config: T2iConfig
+    run_path: Path
+    generator: Path
+    """Where it starts: a diffusers folder."""
+    training: tuple[str, ...]
+    held_out: tuple[str, ...]
+    """Prompts; none of the held-out ones is trained on."""
+    reward_target: str | None
+    """Application name or URL; None where the reward is a function."""
+    started_at: float
+    """time.time() of the job's first line."""
+    referee: Path | None = None
+    """Judge that watches and never rewards."""
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What the check leaves for the body."""
+
+    generator: Path
+    training: tuple[str, ...]
+    held_out: tuple[str, ...]
+    service: ServeConfig | None
+    """The run's own, or None."""
+    referee: Path | None
+
+
+def launch_t2i(config: T2iConfig, args: argparse.Namespace, loop) -> None:
+    """Train and report; with --dry-run print the plan only. Raises ZrRayError for everything a user can fix."""
+    launch(
+        "t2i",
+        config,
+        args.dry_run,
+        lambda _: _check(config),
+        lambda found, started: _train(config, loop, found, started),
+    )
+
+
+def _check(config: T2iConfig) -> Plan[_Found]:
+    from zr_ray.run.placement import bundle
+
+    folder = generator_folder(config.generator.path)
+    training, held_out = task_prompts(config)
+    check_algorithm(config, pipeline_class(folder))
+    service, referee, reward, actor = own_service(config), referee_folder(config), config.reward, config.actor
+    inputs = {}
+    if reward.function is not None:
+        named_function(reward.function)
+    elif service is not None:
+        from zr_ray.serving.application import served_judge
+
+        judge, _ = served_judge(reward.judge)
+        JudgeText(judge)  # refuses labels that are not one token
+        inputs["reward.judge"] = judge_hash(judge)
+    bundles = {"actor": [bundle(actor.cpus, actor.gpus, actor.resource)] * actor.workers}
+    if service is not None:
+        bundles["reward"] = [bundle(reward.cpus, reward.gpus)] * reward.replicas
+    facts = {
+        "generator": f"{folder}, {pipeline_class(folder)}",
+        "prompts": f"{len(training)} to train on, {len(held_out)} held out",
+        "reward": reward.function or reward.target or f"a service of its own with {reward.judge}",
+        "referee": str(referee or "none"),
+    }
+    return Plan(_Found(folder, training, held_out, service, referee), facts, inputs, (bundles,))
+
+
+def _train(config: T2iConfig, loop, found: _Found, started: Started) -> None:
+    from zr_ray.report.t2i_page import format_rows, write_report
+    from zr_ray.run.placement import run_learners
+    from zr_ray.run.room import reserve
+
+    run, since = started.run, started.started_at
+    say(f"generator {found.generator}: {len(found.training)} training and {len(found.held_out)} held-out prompts")
+    with (
+        driver.follow(run),
+        reserve(run.run_id, started.phases[0], config.run.room_deadline_s) as room,
+        reward_target(config, found.service, run.run_id, room) as target,
+    ):
+        say(
+            f"reward {target or config.reward.function} ready after {duration(time.time() - since)}; starting"
+            f" {config.actor.workers} diffusion actor(s)"
+        )
+        task = T2iTask(config, run.path, found.generator, found.training, found.held_out, target, since, found.referee)
+        run_learners(loop, task, config.actor, run.path, run.run_id, room, "actor")
+    report, result = write_report(run), run.read_result()
+    say(format_rows(result))
+    say(f"status {result['status']} in {duration(time.time() - since)}; report {report}")
+    made = run.path / "generator"
+    say(f"next: the trained generator is {made}; use it anywhere with generator.path={made}")
+
+
+def task_prompts(config: T2iConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(training, held-out) prompts: of the list, or of the simulated world. Raises DataError."""
+    c = config.prompts
+    if c.path is not None:
+        training, held_out = split_prompts(read_prompts(c.path, c.column), c.held_out)
+        return tuple(training), tuple(held_out)
+    from zr_ray.builtin.generator_scenes import evaluation_prompts, training_prompts
+
+    return tuple(training_prompts(WORLD_PROMPTS, c.seed)), tuple(evaluation_prompts(c.held_out, c.seed))
+
+
+def check_algorithm(config: T2iConfig, pipeline: str) -> None:
+    """What depends on the generator's family and on the kind of reward. Raises ConfigError."""
+    name, scale = config.t2i.algorithm, config.generator.guidance_scale
+    if name != "nft" and scale > (0 if pipeline == "ZImagePipeline" else 1):
+        raise ConfigError(
+            f"{name} trains the velocity that samples, without guidance, got generator.guidance_scale {scale:g};"
+            " set it to the family's value for none (Z-Image: 0, others: 1), or use nft"
+        )
+    foreign = [d for d in config.reward.weights if d not in DIMENSIONS]
+    if foreign and config.reward.function is None:
+        raise ConfigError(f"reward.weights of a judge must name dimensions ({', '.join(DIMENSIONS)}), got {foreign}")
+
+
+def referee_folder(config: T2iConfig) -> Path | None:
+    """The judge that watches. Raises JudgeError if a named one is none."""
+    from zr_ray.models.judge_text import judge_folder
+
+    name = config.held_out.referee
+    shipped = ASSETS / (name or "referee")
+    if (shipped / "config.json").is_file():
+        return shipped
+    return None if name is None else judge_folder(name)
+
+
+def own_service(config: T2iConfig) -> ServeConfig | None:
+    """The service that the job starts: handles only, so nothing listens. None if another one, or a function, is
+    named."""
+    c = config.reward
+    if c.target is not None or c.function is not None:
+        return None
+    return ServeConfig.model_validate(
+        {
+            "judge": {"path": c.judge},
+            "http": {"enabled": False},
+            "replica": {
+                "replicas": c.replicas,
+                "cpus": c.cpus,
+                "gpus": c.gpus,
+                "threads": c.threads,
+                "start_deadline_s": c.start_deadline_s,
+            },
+        }
+    )
+
+
+@contextmanager
+def reward_target(config: T2iConfig, service: ServeConfig | None, run_id: str, room: Room) -> Iterator[str | None]:
+    """What actors ask, while the block runs."""
+    if service is None:
+        yield config.reward.target
+        return
+    from zr_ray.serving.launch import running_service
+
+    with running_service(service, name := f"reward-{run_id}", room, ("reward",)):
+        yield name

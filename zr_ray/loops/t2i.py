@@ -1,0 +1,109 @@
+"""Text-to-image post-training, on every diffusion actor: sample, ask the reward service, update, look at held-out
+images, save.
+
+Runs inside Ray Train. Each rank samples and scores its own share of a step's prompts; nothing passes through the
+driver. Every random choice is a function of (run seed, step, place), so a resumed run repeats what the killed one would
+have done.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Protocol
+
+from zr_ray.config.t2i import T2iConfig
+from zr_ray.loops.journal import Journal
+from zr_ray.loops.t2i_flow_grpo import FlowGrpo
+from zr_ray.loops.t2i_gradient import RewardGradient
+from zr_ray.loops.t2i_looks import Looks
+from zr_ray.loops.t2i_nft import Nft
+from zr_ray.loops.t2i_result import finished
+from zr_ray.loops.t2i_rollout import StepPrompts
+from zr_ray.loops.t2i_watch import Watch
+from zr_ray.run.folder import RunFolder
+from zr_ray.run.observe import duration
+from zr_ray.serving.reward_source import open_source
+from zr_ray.workers.generator import GeneratorWorker, generator_of
+
+if TYPE_CHECKING:
+    from zr_ray.loops.launch_t2i import T2iTask
+
+
+class Algorithm(Protocol):
+    """One rank's; built from (config, worker, rewards, timer)."""
+
+    def step(self, batch: StepPrompts, lr: float) -> dict[str, float]:
+        """Sample, score, update; metrics are means over all ranks."""
+
+
+ALGORITHMS = {
+    "nft": Nft,
+    "flow_grpo": FlowGrpo,
+    "flowbp": RewardGradient,
+    "refl": RewardGradient,
+    "draft": RewardGradient,
+    "draft_lv": RewardGradient,
+}
+
+
+def train(loop_config: dict) -> None:
+    """One rank from start, or from the newest checkpoint, to the last step."""
+    task: T2iTask = loop_config["task"]
+    config: T2iConfig = task.config
+    c, run = config.t2i, RunFolder(task.run_path)
+    worker = GeneratorWorker(task.generator, config.generator, config.actor, *ranks())
+    rewards = open_source(config.reward, task.reward_target)
+    watch = Watch(worker, config, run)
+    journal = Journal(task.run_path, watch, config.checkpoint, c.steps, task.started_at)
+    looks = Looks(task, worker, rewards, run.path / "held_out", journal.say)
+    algorithm: Algorithm = ALGORITHMS[c.algorithm](config, worker, rewards, journal.timer)
+
+    done = journal.restore()
+    watch.rewind(done)
+    looks.look_before()
+
+    for step in journal.steps(done):
+        if watch.over():
+            break
+        started = time.perf_counter()
+        metrics = algorithm.step(step_prompts(task, step, worker.rank, worker.world), learning_rate(step + 1, config))
+        watch.state.training_s += time.perf_counter() - started
+        done = step + 1
+        if config.held_out.every_steps and done % config.held_out.every_steps == 0:
+            with journal.timer("look"):
+                journal.note(watch.look(looks, done))
+        journal.step(done, metrics)
+        journal.checkpoint(done, now=bool(watch.state.stopped))
+    journal.finish("t2i", finished(task, watch, looks, rewards, done, run.path))
+    journal.say(f"trained generator: {run.path / 'generator'} ({duration(journal.elapsed_s)} in all)")
+    rewards.close()
+
+
+def ranks() -> tuple[int, int]:
+    """(rank, world) of Ray Train's process group; (0, 1) without one."""
+    import torch
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+def step_prompts(task: T2iTask, step: int, rank: int, world: int) -> StepPrompts:
+    """This rank's prompts of a step (0-based): the list in random order, again and again, all ranks drawing the
+    same."""
+    import torch
+
+    c, prompts = task.config.t2i, task.training
+    chosen = []
+    for slot in range(step * c.prompts_per_step, (step + 1) * c.prompts_per_step):
+        epoch, place = divmod(slot, len(prompts))
+        order = torch.randperm(len(prompts), generator=generator_of(task.config.run.seed, 0x0EDE, epoch))
+        chosen.append(prompts[int(order[place])])
+    places = tuple(range(rank, c.prompts_per_step, world))
+    group = c.group_size if task.config.is_policy else 1
+    return StepPrompts(tuple(chosen[i] for i in places), places, (task.config.run.seed, step), group)
+
+
+def learning_rate(step: int, config: T2iConfig) -> float:
+    """Linear warm-up, then constant.   step: 1-based."""
+    return config.actor.lr * min(1.0, step / max(1, config.actor.warmup_steps))

@@ -1,0 +1,139 @@
+"""One step's images and their scores: every chunk is scored while the next one is sampled.
+
+Noise depends on (run seed, step, prompt's place in the step, member of the group) alone, so neither the number of ranks
+nor a resume changes an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from zr_ray.config.t2i import RewardSection
+from zr_ray.functional.group_advantages import Normalization, advantages, image_rewards
+from zr_ray.models.generators.adapter import Conditions, Noise, Trajectory
+from zr_ray.workers.generator import GeneratorWorker, generator_of
+from zr_ray.workers.reward_source import RewardSource, Scored, join_scored
+
+NOISE, STEP_NOISE, PROBES, CHOICE = 0x7A1, 0x7A2, 0x7A3, 0x7A4
+"""Streams of random numbers of a step."""
+SHIFT = 3.0
+"""Of the noise levels that are trained on: more of them high, as in the schedules of the families (Z-Image and SD3:
+3)."""
+
+
+@dataclass(frozen=True)
+class StepPrompts:
+    """This rank's share of a step."""
+
+    prompts: tuple[str, ...]
+    places: tuple[int, ...]
+    """Of these prompts among all of the step."""
+    seed: tuple[int, int]
+    """(run seed, step)."""
+    group: int
+    """Images of a prompt."""
+
+    @property
+    def items(self) -> list[str]:
+        """A prompt for every image, group after group."""
+        return [prompt for prompt in self.prompts for _ in range(self.group)]
+
+    def image_seeds(self, stream: int, *more: int) -> list[tuple[int, ...]]:
+        """A seed for every image."""
+        return [(*self.seed, stream, place, member, *more) for place in self.places for member in range(self.group)]
+
+
+@dataclass(frozen=True)
+class ScoredImages:
+    """A step's images on this rank, B = prompts x group."""
+
+    conditions: Conditions
+    states: tuple[Tensor, ...]
+    """N + 1 latents [B, ...]; the last are clean."""
+    velocities: tuple[Tensor, ...]
+    scored: Scored
+
+    @property
+    def clean(self) -> Tensor:
+        return self.states[-1]
+
+
+Phase = Callable[[str], AbstractContextManager[None]]
+"""`with timer("sample"): ...` adds the block's seconds to that phase of the step; a journal's, for example."""
+Look = Callable[[Trajectory], Tensor]
+"""From a chunk's trajectory to the latents whose image is scored."""
+
+
+def scored_rollout(
+    worker: GeneratorWorker, rewards: RewardSource, batch: StepPrompts, timer: Phase, *, gradient: bool = False,
+    noise: Noise | None = None, sigmas: Tensor | None = None, look: Look = lambda made: made.clean,
+) -> ScoredImages:  # fmt: skip
+    """Sample the step's images in chunks of a micro-batch, decode and score them. sigmas: an earlier end than the
+    schedule's."""
+    conditions, items = worker.encode(batch.items), batch.items
+    seeds, size = batch.image_seeds(NOISE), worker.options.micro_batch
+    made, waiting = [], []
+    for start in range(0, len(items), size):
+        part = slice(start, start + size)
+        with timer("sample"):
+            rows = conditions.rows(range(*part.indices(len(items))))
+            draw = _step_noise(worker, batch, part) if noise else None
+            trajectory = worker.sample(rows, worker.noise(seeds[part]), stochastic=noise, draw=draw, sigmas=sigmas)
+            images = worker.decode(look(trajectory))
+        with timer("reward"):  # waits only while too many calls are under way
+            waiting.append(rewards.submit(images, items[part], gradient))
+        made.append(trajectory)
+    with timer("reward"):
+        scored = join_scored([future.result() for future in waiting])
+    states = tuple(torch.cat(column) for column in zip(*[t.states for t in made], strict=True))
+    velocities = tuple(torch.cat(column) for column in zip(*[t.velocities for t in made], strict=True))
+    return ScoredImages(conditions, states, velocities, scored)
+
+
+def _step_noise(worker: GeneratorWorker, batch: StepPrompts, part: slice) -> Callable[[int], Tensor]:
+    return lambda step: worker.noise(batch.image_seeds(STEP_NOISE, step)[part])
+
+
+def group_rewards(scored: Scored, weights: Tensor, config: RewardSection, group: int) -> Tensor:
+    """[P, G] rewards by the named aggregation, or [P, G, D] weighted scores for "gdpo"."""
+    mu = scored.parsed if config.aggregation == "parsed" else scored.mu
+    if config.aggregation == "gdpo":
+        return (weights * (mu - config.risk * scored.sigma)).view(-1, group, len(weights))
+    worst = config.aggregation == "worst"
+    return image_rewards(mu, scored.sigma, weights, "worst" if worst else "sum", config.risk).view(-1, group)
+
+
+def group_advantages(rewards: Tensor, aggregation: str, normalization: Normalization) -> tuple[Tensor, Tensor]:
+    """Advantages [B] and which count [B], by name."""
+    values, valid = advantages(rewards, "gdpo" if aggregation == "gdpo" else normalization)
+    return values.flatten(), valid.flatten()
+
+
+def reward_metrics(scored: Scored, weights: Tensor, rewards: Tensor | None, valid: Tensor | None) -> dict[str, float]:
+    """Sums over this rank's images; divided by `reward/scored` of all ranks they are means. rewards: [P, G] for the
+    spread in groups."""
+    ok = torch.tensor([not reason for reason in scored.reasons])
+    sums = {"reward/scored": float(ok.sum()), "reward/failed": float((~ok).sum())}
+    for d, name in enumerate(scored.names):
+        sums[f"reward/{name}"] = float(scored.mu[ok, d].sum())
+    sums["reward/total"] = float((scored.mu[ok] @ weights).sum())
+    sums["reward/entropy"] = float(scored.entropy[ok].mean(-1).sum()) if ok.any() else 0.0
+    if rewards is not None and rewards.ndim == 2:
+        spread = torch.stack(
+            [row[row.isfinite()].std(correction=0) if row.isfinite().any() else row.new_zeros(()) for row in rewards]
+        )
+        sums["reward/group_std"] = float(spread.sum()) * rewards.shape[1]
+        sums["reward/flat_groups"] = float((spread < 1e-6).sum()) * rewards.shape[1]
+    if valid is not None:
+        sums["reward/dropped"] = float((~valid).sum())
+    return sums
+
+
+def step_generator(batch: StepPrompts, stream: int, *more: int) -> torch.Generator:
+    """Random numbers of a step that all of a rank's images share; ranks differ by their first prompt's place."""
+    return generator_of(*batch.seed, stream, batch.places[0], *more)

@@ -1,0 +1,1 @@
+"""Generators by family: one small interface over diffusers' pipelines (`adapter.py`), one file a family."""
