@@ -33,7 +33,7 @@ from zr_ray.judging.fitness import Fitness, fitness_table, reward_fitness
 from zr_ray.models.judge_text import judge_folder
 from zr_ray.models.student import Student
 from zr_ray.report.fitness_page import fitness_page
-from zr_ray.rubric import DIMENSIONS
+from zr_ray.rubric import DIMENSIONS, Rubric
 from zr_ray.world.image_pool import SamplingShare, load_pool, make_shard
 from zr_ray.world.probes import PROBES, probe_images
 from zr_ray.world.verifier.scores import verify
@@ -93,7 +93,7 @@ def generated(folder: Path, guidance: float, steps: int, prompts: int, images: i
     )
 
 
-def annotated(folder: Path, split: str):
+def annotated(folder: Path, split: str, rubric: Rubric):
     """The same of an annotated set: groups of the most common size; recognized is None. Raises: DataError without two
     images of a prompt."""
     groups = defaultdict(list)
@@ -107,7 +107,7 @@ def annotated(folder: Path, split: str):
             " prompt"
         )
     images = np.stack([[load_image(item.image) for item in group] for group in kept])
-    scores = np.stack([np.asarray(human_scores(group)) for group in kept])
+    scores = np.stack([human_scores(group, rubric).numpy() for group in kept])
     return images, [group[0].prompt for group in kept], scores, None
 
 
@@ -115,11 +115,19 @@ def evaluate(judge: Student, images, prompts, reference, recognized, args) -> tu
     """(figures, the judge's mu [P, S, D])."""
     count, size = images.shape[:2]
     flat = [prompt for prompt in prompts for _ in range(size)]
-    log_q = distributions(judge, images.reshape(-1, *images.shape[2:]), flat).view(count, size, len(DIMENSIONS), -1)
+    log_q = distributions(judge, images.reshape(-1, *images.shape[2:]), flat).view(
+        count, size, len(judge.rubric.dimensions), -1
+    )
     probes = probe_scores(judge, args.probes, args.seed) if recognized is not None and args.probes else None
     seen = None if recognized is None else torch.from_numpy(recognized)
     fitness = reward_fitness(
-        torch.from_numpy(reference), log_q, recognized=seen, resamples=args.resamples, seed=args.seed, probes=probes
+        torch.from_numpy(reference),
+        log_q,
+        rubric=judge.rubric,
+        recognized=seen,
+        resamples=args.resamples,
+        seed=args.seed,
+        probes=probes,
     )
     return fitness, (log_q.exp() @ judge.bins.float()).numpy()
 
@@ -166,7 +174,7 @@ def main(argv: list[str] | None = None) -> int:
                 found = generated(args.generator, guidance, args.steps, args.prompts, args.images)
                 name = f"guidance-{guidance:g}"
             else:
-                found, name = annotated(args.data, args.split), args.split
+                found, name = annotated(args.data, args.split, judge.rubric), args.split
             fitness, mu = evaluate(judge, *found, args)
             title = f"{args.judge} as reward for {args.generator or args.data}, {name}"
             facts = {

@@ -3,7 +3,7 @@ reference scores.
 
 A reward can only teach differences between images of one prompt; agreement over a mixed set says little about them. The
 reference is the world's verifier, or annotators' scores of images that the generator made.
-Axes: P prompts, S images of each, D dimensions in the order of DIMENSIONS, K score bins.
+Axes: P prompts, S images of each, D dimensions in the rubric's order, K score bins.
 Left out on purpose: what the judge says about single images; `jobs/evaluate.py` measures that.
 """
 
@@ -21,7 +21,7 @@ from zr_ray.functional.intervals import ratio_interval
 from zr_ray.functional.rank import win_probability
 from zr_ray.functional.scores import expected_score
 from zr_ray.functional.within_prompt import NOISE_GAP, best_of, pair_outcomes, spread, within_correlation
-from zr_ray.rubric import DIMENSIONS, SCORE_BINS
+from zr_ray.rubric import PAPER, Rubric
 
 COARSE_GAP = 0.25
 """Rubric points; aesthetics differences below it are mostly the verifier's own noise, so pairs above it are shown
@@ -110,6 +110,7 @@ def reward_fitness(
     reference: Tensor,
     log_q: Tensor,
     *,
+    rubric: Rubric = PAPER,
     recognized: Tensor | None = None,
     resamples: int = 2000,
     seed: int = 0,
@@ -117,23 +118,23 @@ def reward_fitness(
 ) -> Fitness:
     """Measure a judge's distributions against reference scores.
 
-    Args: reference: [P, S, D] rubric points. log_q: [P, S, D, K] nats. recognized: [P, S] whether the reference sees
+    Args: rubric: the judge's. reference: [P, S, D] rubric points, nan where there is none. log_q: [P, S, D, K] nats. recognized: [P, S] whether the reference sees
         any object. resamples, seed: of the bootstrap over prompts.   Raises: ValueError if shapes differ or S is below
         2."""
-    if log_q.shape[:3] != reference.shape or reference.shape[1] < 2 or reference.shape[2] != len(DIMENSIONS):
+    if log_q.shape[:3] != reference.shape or reference.shape[1] < 2 or reference.shape[2] != len(rubric.dimensions):
         raise ValueError(
-            f"wanted [P, S >= 2, {len(DIMENSIONS)}] scores and [.., K] distributions, got {list(reference.shape)},"
+            f"wanted [P, S >= 2, {len(rubric.dimensions)}] scores and [.., K] distributions, got {list(reference.shape)},"
             f" {list(log_q.shape)}"
         )
     log_q = log_q.double()
-    mu = expected_score(log_q, torch.tensor(SCORE_BINS, dtype=torch.float64))
+    mu = expected_score(log_q, torch.tensor(rubric.bins, dtype=torch.float64))
     reference = reference.double()
     right, pairs = pair_outcomes(reference, mu)
     coarse_right, coarse_pairs = pair_outcomes(reference, mu, COARSE_GAP)
     inside, own, wanted = within_correlation(reference, mu), spread(mu), spread(reference)
     apart = _by_recognition(reference, mu, recognized)
     found = {}
-    for i, name in enumerate(DIMENSIONS):
+    for i, name in enumerate(rubric.dimensions):
         accuracy = _ratio(right[:, i].sum(), pairs[:, i].sum())
         interval = ratio_interval(right[:, i], pairs[:, i], resamples, seed)
         ratio = _ratio(own[i], wanted[i])
