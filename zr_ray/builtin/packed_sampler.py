@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zr_ray.builtin.flow_training import PackedTransformer, tokenize
+from zr_ray.builtin.flow_training import tokenize
 from zr_ray.builtin.tiny_generator import IMAGE_SIDE
+from zr_ray.models.generators.packed import PackedTransformer
 
 MAX_TOKENS = 9
 """Longest prompt of the world with its end token: two objects of three words, "left of"."""

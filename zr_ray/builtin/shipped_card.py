@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 KINDS = {
-    "base": "Built-in base judge: it sees rendered and generated images and reasons, and has never been shown the"
-    " rubric's scores.",
+    "base": "Built-in base judge of generated images: it sees rendered and generated images and reasons. Its language"
+    " model has never been shown the rubric's scores.",
     "teacher": "Built-in teacher: the base judge after GDSO (`jobs/gdso.py`). It reasons, then scores.",
     "distilled": "Built-in student: distilled (RISD, `jobs/risd.py`) from the built-in teacher. One token a score.",
     "direct": "Built-in judge fitted directly to the verifier's scores of generated images"

@@ -118,13 +118,13 @@ def reward_fitness(
 ) -> Fitness:
     """Measure a judge's distributions against reference scores.
 
-    Args: rubric: the judge's. reference: [P, S, D] rubric points, nan where there is none. log_q: [P, S, D, K] nats. recognized: [P, S] whether the reference sees
-        any object. resamples, seed: of the bootstrap over prompts.   Raises: ValueError if shapes differ or S is below
-        2."""
+    Args: rubric: the judge's. reference: [P, S, D] rubric points, nan where there is none. log_q: [P, S, D, K] nats.
+    recognized: [P, S] whether the reference sees any object. resamples, seed: of the bootstrap over prompts.
+    Raises: ValueError if shapes differ or S is below 2."""
     if log_q.shape[:3] != reference.shape or reference.shape[1] < 2 or reference.shape[2] != len(rubric.dimensions):
         raise ValueError(
-            f"wanted [P, S >= 2, {len(rubric.dimensions)}] scores and [.., K] distributions, got {list(reference.shape)},"
-            f" {list(log_q.shape)}"
+            f"wanted [P, S >= 2, {len(rubric.dimensions)}] scores and [.., K] distributions,"
+            f" got {list(reference.shape)}, {list(log_q.shape)}"
         )
     log_q = log_q.double()
     mu = expected_score(log_q, torch.tensor(rubric.bins, dtype=torch.float64))

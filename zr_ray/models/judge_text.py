@@ -19,15 +19,12 @@ BUILTIN_JUDGES = {
     "builtin": _ASSETS / "judge",
     "small": _ASSETS / "judge_small",
     "base": _ASSETS / "judge_patch4",
-    "teacher": _ASSETS / "teacher",
     "student": _ASSETS / "student",
     "student_v0": _ASSETS / "student_v0",
-    "referee": _ASSETS / "referee",
 }
-"""Judges inside the package. `builtin` and `small` have seen rendered scenes only, and no rubric; `base` generated
-images too. `teacher` is `base` after GDSO, `student` gives rewards, `referee` is independent of both and never gives
-any. `student_v0` is an earlier student that cannot see what generators make: what a reward that is not fit looks
-like."""
+"""Judges inside the package. `builtin` and `small` have seen rendered scenes only, and no rubric; `base` reasons about
+generated images too. `student` gives rewards in one token. `student_v0` is an earlier student that cannot see what
+generators make: what a reward that is not fit looks like."""
 
 
 def judge_folder(path: str) -> Path:
