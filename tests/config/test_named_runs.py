@@ -30,6 +30,10 @@ def test_grpo_is_gdso_without_direct_losses_and_pairwise_reward():
     ]
 
 
+def test_the_pathwise_row_is_grpo_with_the_gradient_of_its_reward():
+    assert differing_keys(gdso("grpo_tiny"), gdso("grpo_pathwise_tiny")) == ["gdso.alpha_reward"]
+
+
 @pytest.mark.parametrize("name", ["gdso", "grpo"])
 def test_the_parsing_ablation_changes_one_key(name):
     assert differing_keys(gdso(f"{name}_tiny"), gdso(f"{name}_parsed_tiny")) == ["gdso.score_from"]

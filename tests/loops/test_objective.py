@@ -127,6 +127,28 @@ def test_grpo_is_the_same_objective_without_the_direct_losses():
     assert not labels.any()
 
 
+def test_the_gradient_of_the_reward_is_that_of_minus_the_mean_reward():
+    """Pointwise and pairwise reward written out naively from the labels' log-probs, malformed samples left out."""
+    off = {"group_size": G, "alpha_pointwise": 0, "alpha_pairwise": 0, "beta_kl": 0, "lambda_pairwise": 0.5}
+    plain, pathwise = (run(GdsoSection(**off, alpha_reward=a), [[0, 1, 2]]) for a in (0.0, 1.0))
+    assert plain[2].abs().max() == 0  # the policy term does not reach the label distribution by itself here
+    torch.testing.assert_close(plain[1], pathwise[1])
+    rollouts, _, _, labels = make(GdsoSection(**off))
+    labels = labels.clone().requires_grad_()
+    mu = (labels.log_softmax(-1).exp() @ rollouts.bins).view(B, 2, G)
+    points, gaps = [], []
+    for b in range(B):
+        for side in range(2):
+            kept, other = rollouts.valid[b, side], rollouts.valid[b, 1 - side]
+            points += [(mu[b, side, i] - rollouts.human_scores[b, side]).abs() / 4 for i in range(G) if kept[i]]
+            wanted = rollouts.human_scores[b, side] - rollouts.human_scores[b, 1 - side]
+            gaps += [(mu[b, side, i] - mu[b, 1 - side][other] - wanted).abs().mean() / 4 for i in range(G) if kept[i]]
+    loss = torch.stack(points).mean() + 0.5 * torch.stack(gaps).mean()
+    loss.backward()
+    assert pathwise[0] - plain[0] == pytest.approx(loss.item(), abs=1e-5)
+    torch.testing.assert_close(pathwise[2], labels.grad, atol=1e-6, rtol=1e-4)
+
+
 def test_a_parsed_score_is_the_label_that_was_sampled_not_the_likeliest_one():
     rollouts, *_ = make(GdsoSection(group_size=G, score_from="parsed"))
     for pair in range(B):

@@ -9,13 +9,13 @@ degradations.
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from zr_ray.world.prompts import is_held_out
 from zr_ray.world.render import render, shape_mask
 from zr_ray.world.sampling import sample_request
 from zr_ray.world.scene import COLOURS, LEVELS, MIN_LEVEL, SHAPES, SIZE, SIZES, Layout, Request, Scene, place
@@ -48,12 +48,6 @@ class SceneBatch:
     """[B, 3, 64, 64] in [-1, 1]."""
     maps: Tensor
     """[B, 3, 16, 16] classes of the object seen at each cell: colour, shape, size (`MAP_CLASSES`)."""
-
-
-def is_held_out(prompt: str) -> bool:
-    """Whether the generator never sees this prompt in training: every tenth one with two objects. The 48 single objects
-    are all seen."""
-    return len(prompt.split()) > 3 and zlib.crc32(prompt.encode()) % 10 == 0
 
 
 def evaluation_prompts(count: int, seed: int) -> list[str]:

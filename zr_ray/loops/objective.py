@@ -216,6 +216,11 @@ class GdsoObjective:
         pairwise = gdso.pairwise_gap_error(mu, human_scores, self.rollouts.score_range, valid).sum() / self.gap_total
         policy, metrics = self._policy(outputs, units, reference)
         loss = policy + c.alpha_pointwise * pointwise + c.alpha_pairwise * pairwise
+        if c.alpha_reward:
+            # minus the mean reward, up to a constant, as a function of the learner's mu
+            error = gdso.pointwise_error(mu, human_scores, self.rollouts.score_range)
+            error = torch.where(valid, error, torch.zeros_like(error)).sum() / self.valid_total
+            loss = loss + c.alpha_reward * (c.lambda_pointwise * error + c.lambda_pairwise * pairwise)
         with torch.no_grad():
             metrics |= {
                 "loss/policy": float(policy),

@@ -13,11 +13,23 @@ import numpy as np
 
 from zr_ray.world.render import GROUND, SKY, render
 from zr_ray.world.sampling import sample_request
-from zr_ray.world.scene import SIZE, Scene, place
+from zr_ray.world.scene import SIZE, Request, Scene, place
 
-PROBES = ("good scene", "noise", "flat colour", "checkerboard", "blobs", "grid over scene")
+PROBES = (
+    "good scene",
+    "noise",
+    "flat colour",
+    "checkerboard",
+    "blobs",
+    "grid over scene",
+    "stripes on background",
+    "tinted background",
+    "speckled background",
+)
 GRID_STEP, GRID_DEPTH = 8, 40
 """Pixels between the lines of the grid, and by how many grey levels they are lighter."""
+BACKGROUND_REACH = 30
+"""Grey levels, largest over channels, by which a pixel may differ from sky or ground and still be background."""
 
 
 def probe_images(count: int, seed: int) -> tuple[list[str], dict[str, np.ndarray]]:
@@ -33,8 +45,29 @@ def probe_images(count: int, seed: int) -> tuple[list[str], dict[str, np.ndarray
         "checkerboard": np.stack([_checkerboard(rng) for _ in range(count)]),
         "blobs": np.stack([_blobs(rng) for _ in range(count)]),
         "grid over scene": with_grid(good),
+        "stripes on background": np.stack([_striped(image, rng) for image in good]),
+        "tinted background": np.stack([_tinted(image, rng) for image in good]),
+        "speckled background": np.stack([_speckled(image, rng) for image in good]),
     }
     return [request.prompt for request in requests], pictures
+
+
+def odd_picture(request: Request, seed: int) -> np.ndarray:
+    """[64, 64, 3] uint8: one of the PROBES for a request, chosen and drawn by the seed; what judges are told is bad."""
+    rng = np.random.default_rng((seed, 0x0DD))
+    kind = PROBES[int(rng.integers(len(PROBES)))]
+    good = render(_flawless(request, rng))
+    blank = {
+        "noise": lambda: rng.integers(0, 256, good.shape, dtype=np.uint8),
+        "flat colour": lambda: np.broadcast_to(rng.integers(0, 256, 3, dtype=np.uint8), good.shape).copy(),
+        "checkerboard": lambda: _checkerboard(rng),
+        "blobs": lambda: _blobs(rng),
+        "grid over scene": lambda: with_grid(good),
+        "stripes on background": lambda: _striped(good, rng),
+        "tinted background": lambda: _tinted(good, rng),
+        "speckled background": lambda: _speckled(good, rng),
+    }
+    return blank[kind]() if kind in blank else good
 
 
 def with_grid(images: np.ndarray) -> np.ndarray:
@@ -69,3 +102,27 @@ def _blobs(rng: np.random.Generator) -> np.ndarray:
         cover = np.exp(-((rows - row) ** 2 + (columns - column) ** 2) / (2 * width**2))[..., None]
         image = image * (1 - cover) + cover * rng.uniform(0, 255, 3)
     return image.astype(np.uint8)
+
+
+def _on_background(image: np.ndarray, change: np.ndarray) -> np.ndarray:
+    """[64, 64, 3] uint8 with `change`, in grey levels, added where sky or ground is seen."""
+    away = [np.abs(image.astype(int) - np.asarray(colour)).max(-1) for colour in (SKY, GROUND)]
+    seen = (np.minimum(*away) <= BACKGROUND_REACH)[..., None]
+    return np.clip(image + seen * change, 0, 255).round().astype(np.uint8)
+
+
+def _striped(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Rows, columns or diagonals lighter and darker by 15 grey levels, with a period of 2 to 8 pixels."""
+    rows, columns = np.mgrid[:SIZE, :SIZE]
+    along = (rows, columns, rows + columns)[int(rng.integers(3))]
+    return _on_background(image, 15 * np.sin(2 * np.pi * along / rng.uniform(2, 8) + rng.uniform(0, 6))[..., None])
+
+
+def _tinted(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A colour cast of up to 45 grey levels a channel."""
+    return _on_background(image, rng.uniform(-45, 45, 3))
+
+
+def _speckled(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Fine coloured grain of standard deviation 14 grey levels."""
+    return _on_background(image, rng.normal(0, 14, image.shape))

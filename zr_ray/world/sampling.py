@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from zr_ray.world.prompts import is_held_out
 from zr_ray.world.reasoning import reasoning_chains
 from zr_ray.world.scene import (
     AESTHETICS,
@@ -190,6 +191,14 @@ def sample_group(rng: np.random.Generator, candidates: int = 4) -> list[Candidat
             seed=int(rng.integers(2**62)),
         )
         group.append(Candidate(request, scene, true_scores(request, scene), reasoning_chains(request, scene)))
+    return group
+
+
+def sample_known_group(rng: np.random.Generator, candidates: int = 4) -> list[Candidate]:
+    """`sample_group` for a training set: drawn again while its prompt is held out (`prompts.is_held_out`)."""
+    group = sample_group(rng, candidates)
+    while is_held_out(group[0].prompt):
+        group = sample_group(rng, candidates)
     return group
 
 

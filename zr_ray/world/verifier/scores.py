@@ -39,11 +39,13 @@ def parse_prompt(prompt: str) -> Request:
     )
 
 
-def _alignment_penalty(reading: SceneReading, request: Request) -> float:
-    """Smallest penalty over all ways to pair what was asked for with what is seen; infinite when nothing pairs with
-    anything."""
+def pair_objects(reading: SceneReading, request: Request) -> tuple[float, tuple[int | None, ...]]:
+    """The cheapest way to pair what was asked for with what is seen.
+
+    Returns: (penalty, infinite when nothing pairs with anything; per asked-for object the index of the seen one, None
+    when missing)."""
     asked = [request.first] + ([request.second] if request.second is not None else [])
-    best = float("inf")
+    best: tuple[float, tuple[int | None, ...]] = (float("inf"), (None,) * len(asked))
     slots = [*range(len(reading.objects))] + [None] * (len(asked))
     for choice in set(permutations(slots, len(asked))):
         used = [i for i in choice if i is not None]
@@ -58,8 +60,13 @@ def _alignment_penalty(reading: SceneReading, request: Request) -> float:
                 )
         if len(used) == 2 and reading.relations[choice[0], choice[1]] != request.relation:
             penalty += PENALTY["relation"]
-        best = min(best, penalty)
+        if penalty < best[0]:
+            best = (penalty, choice)
     return best
+
+
+def _alignment_penalty(reading: SceneReading, request: Request) -> float:
+    return pair_objects(reading, request)[0]
 
 
 def objects_match(reading: SceneReading, prompt: str) -> bool:
