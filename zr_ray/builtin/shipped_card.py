@@ -22,6 +22,13 @@ KINDS = {
 }
 """Kind of a shipped judge -> its first paragraph."""
 
+TITLES = {
+    "base": "Built-in base judge of generated images",
+    "teacher": "Built-in teacher",
+    "distilled": "Built-in student",
+    "direct": "Built-in student, fitted to the verifier",
+    "referee": "Built-in referee",
+}
 _CARD = """# {name}
 
 {about} {millions:.2f} M parameters, 64x64 images of the SIMULATED rubric world; it knows nothing of real images and no
@@ -79,10 +86,13 @@ def fitness_tables(paths: Sequence[Path]) -> str:
 
 
 def agreement_table(path: Path | None) -> str:
-    """Markdown of the rows of a run's `result.json`: HPA on its test split, pooled and by dimension; "" without one."""
+    """Markdown of the rows of a run (`result.json` or `rows.json`): HPA on its test split; "" without one."""
     if path is None:
         return ""
-    rows = json.loads(Path(path).read_text())["rows"]
+    found = json.loads(Path(path).read_text())
+    rows = (
+        found if isinstance(found, list) else found["rows"]
+    )  # rows.json of a run that was stopped, or its result.json
     names = list(rows[0]["dimensions"])
     lines = ["On the run's test split (simulated annotators), HPA in %:\n", f"| | pooled | {' | '.join(names)} |"]
     lines.append("|---" * (len(names) + 2) + "|")
@@ -106,7 +116,7 @@ def shipped_card(
 ) -> str:
     """Markdown. kind: of KINDS. config: YAML of the last job. fitness, result: files with the figures."""
     return _CARD.format(
-        name=KINDS[kind].partition(":")[0],
+        name=TITLES[kind],
         about=KINDS[kind],
         millions=parameters / 1e6,
         data=data,
