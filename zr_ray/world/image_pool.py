@@ -243,6 +243,6 @@ def load_pool(recipe: PoolRecipe, *, at_least: int = 0) -> ImagePool:
         np.load(mapped, mmap_mode="r"),
         joined["prompt"],
         joined["share"],
-        *(joined[name] for name in fields),
-        scores,
+        **{name: joined[name] for name in fields},
+        scores=scores,
     )
