@@ -101,8 +101,8 @@ def repeatable(error: Exception) -> TryAgain | None:
         core.ObjectLostError,
         core.OwnerDiedError,
         core.NodeDiedError,
-        core.TaskCanceledError,
+        core.TaskCancelledError,
         served.ReplicaUnavailableError,
-        served.RequestCanceledError,
+        served.RequestCancelledError,
     )
     return TryAgain("lost replica") if isinstance(error, lost) else None
