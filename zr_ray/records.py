@@ -103,7 +103,7 @@ class Limits:
     pixels: int = 4_194_304
     """Width x height of an image."""
     request_pixels: int = 16_777_216
-    """The same summed over a request's images, in order; bounds memory."""
+    """Pixels of all images of a request together; bounds memory."""
     prompt_chars: int = 2000
     body_bytes: int = 67_108_864
     """An HTTP body."""

@@ -31,7 +31,7 @@ together."""
 
 
 FORMAT_FILE, RUBRIC_FILE = "scoring_format.json", "rubric.json"
-"""Of a judge folder, and beside the annotations of a data set."""
+"""Files of a judge folder; the second also stands beside the annotations of a data set."""
 
 _NAME = re.compile(r"\w(?:[\w -]{0,62}\w)?")
 

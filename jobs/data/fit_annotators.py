@@ -100,7 +100,8 @@ def within_sd(counts: np.ndarray) -> float:
 
 
 def predicted_within_sd(counts: np.ndarray, sigma: float, biases: np.ndarray, prior: np.ndarray) -> float:
-    """The same under the fitted model; rater biases count as spread, as they do in the data."""
+    """Pooled SD of the ratings of one item under the fitted model, rubric points; rater biases count as spread, as they
+    do in the data."""
     values = np.linspace(1, 5, counts.shape[2])
     probabilities = np.stack([category_probabilities(sigma, b, counts.shape[2]) for b in biases])  # [R, T, C]
     means = probabilities @ values

@@ -4,7 +4,7 @@ from zr_ray.builtin.step_clock import StepClock
 
 
 def counted(*durations):
-    """Of steps after the first."""
+    """Seconds that count, of steps after the first."""
     clock = StepClock()
     clock.counted(1.0)
     return [clock.counted(duration) for duration in durations]

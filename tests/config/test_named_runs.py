@@ -1,15 +1,21 @@
-"""Every named run is what its first line says it is; the variants that its comments name load."""
+"""Every named run loads and is what it is called; the variants by name change what they say they change."""
 
-import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from zr_ray.config.gdso import GdsoConfig
 from zr_ray.config.loader import differing_keys, load_config
+from zr_ray.config.opd import OpdConfig
+from zr_ray.config.risd import RisdConfig
 from zr_ray.config.sft import SftConfig
+from zr_ray.config.table import TableConfig
 
 CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
+MODELS = {"gdso": GdsoConfig, "sft": SftConfig, "opd": OpdConfig, "risd": RisdConfig, "table": TableConfig}
+"""Section that only one job has -> that job's configuration."""
+RUNS = [path for path in sorted(CONFIGS.glob("*.yaml")) if MODELS.keys() & yaml.safe_load(path.read_text()).keys()]
 
 
 def gdso(name: str, *overrides: str) -> GdsoConfig:
@@ -34,11 +40,33 @@ def test_rewarddance_is_sft_with_chains():
     assert differing_keys(sft, chains) == ["sft.reasoning"] and chains.sft.reasoning
 
 
-def test_named_variants_load():
-    text = (CONFIGS / "grpo_tiny.yaml").read_text()
-    named = re.findall(r"^#   (\S.*?)  +(gdso\..*)$", text, flags=re.MULTILINE)
-    variants = {name: re.findall(r"gdso\.\w+=[\w.\-]+", line) for name, line in named}
-    assert {"Dr. GRPO", "DAPO", "GSPO", "KL", "soft labels"} <= set(variants)
-    for name, overrides in variants.items():
-        overrides += ["gdso.alpha_pointwise=1"] if name == "soft labels" else []
-        assert len(overrides) >= 1 and load_config(GdsoConfig, CONFIGS / "grpo_tiny.yaml", overrides)
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
+def test_a_named_run_loads_under_the_model_of_its_job(path):
+    """Unknown keys are refused by the model; an override reaches what the file says nothing about."""
+    written = yaml.safe_load(path.read_text())
+    model = next(MODELS[section] for section in MODELS if section in written)
+    loaded = load_config(model, path, [])
+    assert load_config(model, path, [f"run.seed={loaded.run.seed + 1}"]).run.seed == loaded.run.seed + 1
+    assert differing_keys(loaded, model()), f"{path.name} is the default configuration"
+
+
+VARIANTS = {
+    "Dr. GRPO": {"advantage_normalisation": "none", "token_aggregation": "fixed_length"},
+    "DAPO": {"clip_high": 0.28, "token_aggregation": "token_mean", "updates_per_rollout": 2},
+    "GSPO": {"ratio": "sequence", "clip_low": 3e-4, "clip_high": 4e-4, "updates_per_rollout": 2},
+    "KL k1": {"kl_estimator": "k1"},
+    "KL k2": {"kl_estimator": "k2"},
+    "no reference": {"beta_kl": 0},
+    "two-hot labels": {"pointwise_target": "two_hot", "alpha_pointwise": 1},
+    "Gaussian labels": {"pointwise_target": "gaussian", "gaussian_std": 0.7, "alpha_pointwise": 1},
+}
+"""Name -> keys of `gdso`, as the head of grpo_tiny.yaml offers them."""
+
+
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+def test_a_variant_by_name_changes_its_keys_and_no_other(changes):
+    variant = gdso("grpo_tiny", *(f"gdso.{key}={value}" for key, value in changes.items()))
+    assert differing_keys(gdso("grpo_tiny"), variant) == [
+        f"gdso.{key}" for key in type(variant.gdso).model_fields if key in changes
+    ]
+    assert {key: getattr(variant.gdso, key) for key in changes} == changes

@@ -50,6 +50,14 @@ def test_a_byte_order_mark_names_the_encoding(tmp_path, encoding):
     assert [where.rpartition(": ")[2] for where, _ in json_lines(folder / "annotations.jsonl")] == ["line 1", "line 2"]
 
 
+def test_damaged_utf16_is_refused_and_not_replaced(tmp_path):
+    folder = written(tmp_path, RECORD, RECORD | {"id": "b"}, encoding="utf-16")
+    file = folder / "annotations.jsonl"
+    file.write_bytes(file.read_bytes().replace("b".encode("utf-16-le"), b"\x00\xd8"))  # half of a surrogate pair
+    with pytest.raises(DataError, match=r"after line \d: wanted UTF-16, got: .*save the file again as UTF-8"):
+        list(read_annotations(folder))
+
+
 def test_a_name_that_another_system_wrote_is_answered_with_the_one_that_is_there(tmp_path):
     (tmp_path / "sub").mkdir()
     composed = unicodedata.normalize("NFC", "grün.png")

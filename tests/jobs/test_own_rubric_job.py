@@ -48,7 +48,8 @@ def test_a_teacher_of_another_rubric_is_refused(run_job, own_judge, own_data, tm
 def test_the_plan_of_data_and_judge_that_fit(run_job, own_judge, own_data, tmp_path, capfd):
     asked = [f"judge.path={own_judge}", f"data.path={own_data}", f"run.root={tmp_path}"]
     assert run_job("gdso", "--dry-run", *asked) == 0
-    assert re.search(r"labels \('1', .*'7'\).*\n.* training pairs, 8 test items", capfd.readouterr().out)
+    plan = capfd.readouterr().out
+    assert re.search(r"labels \('1', .*'7'\) -> tokens", plan) and "107 pairs, 8 test items" in plan
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from zr_ray.config.sections import CheckpointSection
+from zr_ray.errors import NonFiniteError
 from zr_ray.loops.journal import Journal
 
 
@@ -64,3 +65,24 @@ def test_a_result_needs_no_rows(journal):
     result = journal.run.read_result()
     assert result["job"] == "t2i" and result["status"] == "SUCCEEDED"
     assert result["reward"] == {"before": 1.0, "after": None}
+
+
+def test_what_is_not_finite_names_the_step_and_what_is_left(journal):
+    from zr_ray.run.checkpoints import write_checkpoint
+
+    def fails_at(step):
+        for n in journal.steps(journal.restore()):
+            with journal.timer("train"):
+                if n + 1 == step:
+                    raise NonFiniteError("loss/policy is not finite; lower learner.lr")
+
+    with pytest.raises(NonFiniteError, match=r"step 2, train: loss/policy .*; there is no checkpoint yet"):
+        fails_at(2)
+    write_checkpoint(journal.run.checkpoints, 1, lambda folder: (folder / "x").write_text("x"), keep=1)
+    torn = journal.run.checkpoints / "tmp_step_000002"
+    torn.mkdir()
+    with pytest.raises(NonFiniteError, match="step 2, .*the checkpoint of step 1 is as it was.*--resume"):
+        next_step = journal.steps(1)
+        next(next_step)
+        with journal.timer("train"):
+            raise NonFiniteError("loss/policy is not finite")

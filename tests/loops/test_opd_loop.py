@@ -113,11 +113,11 @@ def test_teacher_logprobs_are_its_own_forward(learner, strict_teacher, world_ite
 def test_a_student_that_is_its_teacher_stays(learner, judge_path, world_items):
     teacher = FrozenTeacher(judge_path, learner)
     rows = direct_rows(learner, world_items[:4], [[0, 3], [2, 5], [8, 8], [1, 7]])
-    liked = teacher.logprobs(rows)
+    teacher_logprobs = teacher.logprobs(rows)
     old = [judgement([float(v)]) for v in learner.forward(rows).logprobs[:, 0]]
-    totals = rollout_sums([old], liked)
+    totals = rollout_sums([old], teacher_logprobs)
     assert abs(totals["reverse_kl"]) < 1e-4
-    learner.accumulate([[row] for row in rows], OpdObjective(liked, old, 2, totals))
+    learner.accumulate([[row] for row in rows], OpdObjective(teacher_logprobs, old, 2, totals))
     assert learner.apply(0.0)["learner/grad_norm"] < 1e-4
 
 
@@ -136,9 +136,11 @@ def test_steps_bring_the_reverse_kl_down(learner, strict_teacher, world_items):
         student = learner.forward(every).logprobs[:, 0].view(8, K)
         labels = torch.multinomial(student.exp(), 16, replacement=True, generator=generator)
         rows = direct_rows(learner, items, labels.tolist())
-        liked = teacher.logprobs(rows)
+        teacher_logprobs = teacher.logprobs(rows)
         old = [judgement([float(v)]) for v in student.gather(1, labels).flatten()]
-        learner.accumulate([[row] for row in rows], OpdObjective(liked, old, 16, rollout_sums([old], liked)))
+        learner.accumulate(
+            [[row] for row in rows], OpdObjective(teacher_logprobs, old, 16, rollout_sums([old], teacher_logprobs))
+        )
         learner.apply(1e-3)
     assert math.isfinite(start) and reverse_kl() < 0.7 * start, (start, reverse_kl())
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from zr_ray.config.gdso import GdsoConfig
 from zr_ray.errors import CheckpointError
-from zr_ray.report.figures import distribution_bars, training_curves
+from zr_ray.report.figures import distribution_bars, reliability_charts, training_curves
 from zr_ray.report.page import format_table, write_report
 from zr_ray.rubric import DIMENSIONS, SCORE_BINS
 from zr_ray.run.folder import RunFolder
@@ -239,6 +239,23 @@ def test_bars_are_the_distribution_and_marks_stand_where_they_should():
     marks = {name: float(x) for name, x in re.findall(r'class="([\w-]+)" d="M([\d.]+)', svg)}
     assert marks == pytest.approx({"mu-before": centres[0], "mu": centres[4], "human": centres[4]}, abs=0.1)
     assert "human" not in distribution_bars(q, None, 3.0, None)
+
+
+def test_distribution_on_another_scale():
+    """Seven bars from 0 to 3; the human score stands on the middle of its bar."""
+    svg = distribution_bars([0.1] * 6 + [0.4], 3.0, 1.5, None, [k / 2 for k in range(7)])
+    bars = [(float(x), float(width)) for x, width in re.findall(r'<rect x="([\d.]+)".*?width="([\d.]+)"', svg)]
+    assert len(bars) == 7 and re.findall(r">([\d.]+)</text>", svg) == ["0", "0.5", "1", "1.5", "2", "2.5", "3"]
+    assert float(re.search(r'class="human" d="M([\d.]+) ', svg)[1]) == pytest.approx(sum(bars[-1]) - 13, abs=0.1)
+    assert float(re.search(r'class="mu" d="M([\d.]+) ', svg)[1]) == 160  # the middle of the picture
+
+
+def test_reliability_axes_span_the_scale():
+    curve = {"predicted": [0.5, 2.5], "human": [0.4, 2.6], "count": [3, 3]}
+    result = {"rows": [{"method": "gdso", "reliability": {"layout": curve}}], "bins": [k / 2 for k in range(7)]}
+    ((name, svg),) = reliability_charts(result)
+    ticks = re.findall(r">(\d(?:\.\d)?)</text>", svg)
+    assert name == "layout" and ticks == ["0", "1", "2", "3"] * 2, ticks
 
 
 def test_panels_take_only_what_a_run_has():

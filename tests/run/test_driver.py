@@ -1,7 +1,8 @@
-"""What a failed job says last: the innermost cause, whatever wraps it."""
+"""What a job takes on its command line, and what a failed one says last: the innermost cause, whatever wraps it."""
 
 import pytest
 
+from zr_ray.config.gdso import GdsoConfig
 from zr_ray.errors import ConfigError, DataError
 from zr_ray.run import driver
 
@@ -51,3 +52,8 @@ def test_the_innermost_of_a_chain(capsys):
             raise ValueError("while starting") from inner
     except ValueError as outer:
         assert last_line(capsys, outer) == "error: learner.lr must be above 0"
+
+
+def test_overrides_may_stand_on_both_sides_of_a_switch():
+    args = driver.arguments("A job.", GdsoConfig, ["gdso.steps=3", "--dry-run", "gdso.group_size=2", "--resume"])
+    assert args.overrides == ["gdso.steps=3", "gdso.group_size=2"] and args.dry_run and args.resume == "latest"

@@ -31,7 +31,7 @@ HELD_OUT_SEED = 2**31
 
 
 def rate_factor(options: OptimiserSection, step: int, progress: float) -> float:
-    """Of both learning rates: linear warm-up over steps, 1, then linearly to 0 over the last share of the time.
+    """Factor of both learning rates: linear warm-up over steps, 1, then linearly to 0 over the last share of the time.
 
     step: updates done so far. progress: share of the run's time that has passed."""
     warm = min(1.0, (step + 1) / max(1, options.warmup_steps))

@@ -32,7 +32,7 @@ SAMPLING_STEPS = 8
 """Steps that the shipped generator was measured with: object match .541 +- .022 (12 steps: .562), at two thirds of the
 time."""
 GUIDANCE_SCALE = 1.5
-"""Of that measurement: w of pos + w (pos - neg), the usual weight minus 1."""
+"""Guidance weight w of that measurement, as in pos + w (pos - neg): the usual weight minus 1."""
 SAMPLING_BATCH = 8
 """Images in one call; 8 to 32 take the same time an image on two CPU cores, one alone three times as much."""
 END = "<|im_end|>"

@@ -127,7 +127,7 @@ def pack_rows(
     allowed = torch.ones(width, width, dtype=torch.bool).tril() & (key >= 0) & ((query == key) | (key == 0))
     mask = (allowed | torch.eye(width, dtype=torch.bool)).unsqueeze(1)
     return PackedRows(
-        *(torch.from_numpy(x) for x in (ids, positions)), mask, torch.from_numpy(targets), torch.from_numpy(is_label)
+        torch.from_numpy(ids), torch.from_numpy(positions), mask, torch.from_numpy(targets), torch.from_numpy(is_label)
     )
 
 

@@ -103,7 +103,7 @@ class PerceptionHeads(nn.Module):
         for (name, _), logits in zip(
             CELL_CLASSES.items(), self.cell[which](tokens).split(list(CELL_CLASSES.values()), -1), strict=True
         ):
-            # empty cells teach presence; the other attributes are learnt where there is something to see
+            # empty cells teach presence; the other attributes are learned where there is something to see
             weights = (
                 torch.ones_like(targets["presence"], dtype=torch.float32)
                 if name == "presence"

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable
 
 SEED_LIMIT = 2**31
-"""As run.seed: what every generator of random numbers here takes."""
+"""Seeds stay below this, as run.seed does: what every generator of random numbers here takes."""
 
 
 def whole(low: int, high: int | None = None) -> Callable[[str], int]:

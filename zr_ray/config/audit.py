@@ -1,4 +1,4 @@
-"""What `jobs/audit.py` can be told: a student that is in use, its teacher, and the images it scores."""
+"""Configuration of `jobs/audit.py`: a student that is in use, its teacher, and the images it scores."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class AuditSection(Section):
 
 
 class AuditConfig(Section):
-    """Everything `jobs/audit.py` can be told."""
+    """Configuration of `jobs/audit.py`."""
 
     run: RunSection = Field(default_factory=RunSection)
     judge: JudgeSection = Field(default_factory=JudgeSection, description="the student under audit")

@@ -1,4 +1,4 @@
-"""What `jobs/evaluate.py` can be told: which judge, which annotated set, how it is asked."""
+"""Configuration of `jobs/evaluate.py`: which judge, which annotated set, how it is asked."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class EvaluateSection(Section):
 
 
 class EvaluateConfig(Section):
-    """Everything `jobs/evaluate.py` can be told."""
+    """Configuration of `jobs/evaluate.py`."""
 
     run: RunSection = Field(default_factory=RunSection)
     judge: JudgeSection = Field(default_factory=JudgeSection)

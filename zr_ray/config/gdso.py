@@ -61,7 +61,7 @@ class GdsoSection(Section):
 
 
 class GdsoConfig(TrainingConfig):
-    """Everything `jobs/gdso.py` can be told."""
+    """Configuration of `jobs/gdso.py`."""
 
     gdso: GdsoSection = Field(default_factory=GdsoSection)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -62,7 +63,7 @@ def schema_help(model_class: type[BaseModel]) -> str:
 
 def fields_of(model_class: type[BaseModel], prefix: str = "") -> dict[str, Any]:
     """Dotted key -> pydantic field of every leaf, in declaration order."""
-    found = {}
+    found: dict[str, Any] = {}
     for name, field in model_class.model_fields.items():
         section = _section_class(field)
         found |= fields_of(section, f"{prefix}{name}.") if section else {prefix + name: field}
@@ -78,8 +79,8 @@ def differing_keys(one: BaseModel, other: BaseModel) -> list[str]:
 _MISSING = object()
 
 
-def _leaves(tree: dict, prefix: str = "") -> dict[str, Any]:
-    flat = {}
+def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
     for name, value in tree.items():
         flat |= _leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return flat
@@ -88,7 +89,7 @@ def _leaves(tree: dict, prefix: str = "") -> dict[str, Any]:
 class _StrictLoader(yaml.SafeLoader):
     """SafeLoader that refuses a key written twice, where PyYAML silently keeps the last."""
 
-    def construct_mapping(self, node, deep=False):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
@@ -100,7 +101,7 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read_yaml(path: Path) -> dict:
+def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.load(Path(path).read_text(), Loader=_StrictLoader)
     except OSError as error:
@@ -128,13 +129,13 @@ def _parse_override(override: str) -> tuple[str, Any]:
         ) from None
 
 
-def _nested(key: str, value: Any) -> dict:
+def _nested(key: str, value: Any) -> dict[str, Any]:
     for name in reversed(key.split(".")):
         value = {name: value}
     return value
 
 
-def _merge(tree: dict, key: str, value: Any) -> None:
+def _merge(tree: dict[str, Any], key: str, value: Any) -> None:
     *sections, leaf = key.split(".")
     for name in sections:
         if not isinstance(tree.get(name), dict):
@@ -148,7 +149,7 @@ def _merge(tree: dict, key: str, value: Any) -> None:
 
 
 def _refuse_unknown(
-    model_class: type[BaseModel], tree: dict, where: str, prefix: str = "", top: type[BaseModel] | None = None
+    model_class: type[BaseModel], tree: dict[str, Any], where: str, prefix: str = "", top: type[BaseModel] | None = None
 ) -> None:
     """Walk the written keys against the model; the nearest key of the same section, then of the whole config, is
     suggested."""
@@ -180,14 +181,14 @@ def _suggestion(section: type[BaseModel], prefix: str, name: str, top: type[Base
     return f"{prefix.rstrip('.') or 'top level'} knows: {', '.join(section.model_fields)}"
 
 
-def _section_class(field) -> type[BaseModel] | None:
+def _section_class(field: Any) -> type[BaseModel] | None:
     return field.annotation if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel) else None
 
 
 _LIMITS = {"ge": "at least {}", "gt": "above {}", "le": "at most {}", "lt": "below {}"}
 
 
-def _type_name(field) -> str:
+def _type_name(field: Any) -> str:
     """`int, at least 2`, `'std' or 'none'`, `[float, float]`, `path or null`."""
     limits = [
         text.format(f"{getattr(limit, short):.10g}")
@@ -227,7 +228,7 @@ def _one_line(model_class: type[BaseModel], error: ValidationError, overridden: 
     return "; ".join(messages.values())
 
 
-def _dotted(fields: dict[str, Any], loc: tuple) -> str:
+def _dotted(fields: dict[str, Any], loc: tuple[int | str, ...]) -> str:
     """The longest start of a pydantic location that is a key (unions and tuples add parts that are not)."""
     for end in range(len(loc), 0, -1):
         key = ".".join(map(str, loc[:end]))
@@ -236,7 +237,7 @@ def _dotted(fields: dict[str, Any], loc: tuple) -> str:
     return ".".join(map(str, loc))
 
 
-def _wanted(field, problem: dict) -> str:
+def _wanted(field: Any, problem: Mapping[str, Any]) -> str:
     kind, limits = problem["type"], problem.get("ctx", {})
     why = (field.json_schema_extra or {}).get("why", "") if field else ""
     for short, text in _LIMITS.items():

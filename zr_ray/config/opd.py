@@ -1,4 +1,4 @@
-"""What `jobs/opd.py` can be told: the reasoning student, its teacher and on-policy distillation."""
+"""Configuration of `jobs/opd.py`: the reasoning student, its teacher and on-policy distillation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class OpdSection(Section):
 
 
 class OpdConfig(DistillationConfig):
-    """Everything `jobs/opd.py` can be told."""
+    """Configuration of `jobs/opd.py`."""
 
     rollout: RolloutSection = Field(default_factory=RolloutSection, description="the student's engines")
     opd: OpdSection = Field(default_factory=OpdSection)
@@ -27,7 +27,7 @@ class OpdConfig(DistillationConfig):
 
     @property
     def sync_tolerance(self) -> float:
-        """As `TrainingConfig.sync_tolerance`."""
+        """Largest probe difference that a push may leave; nats."""
         return self.weights.tolerance_for(self.rollout.dtype, self.learner.dtype)
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""What `jobs/builtin/pretrain_generator.py` can be told; every field states meaning, unit and the origin of its
+"""Configuration of `jobs/builtin/pretrain_generator.py`; every field states meaning, unit and the origin of its
 default."""
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""What `jobs/risd.py` can be told: the student, its teacher, the teacher's labels and the distillation. `config_opd.py`
-shares it."""
+"""Configuration of `jobs/risd.py`: the student, its teacher, the teacher's labels and the distillation. `config/opd.py`
+shares its sections."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class DistillationConfig(Section):
 
 
 class RisdConfig(DistillationConfig):
-    """Everything `jobs/risd.py` can be told."""
+    """Configuration of `jobs/risd.py`."""
 
     rollout: RolloutSection = Field(default_factory=RolloutSection, description="the teacher's engines")
     risd: RisdSection = Field(default_factory=RisdSection)

@@ -1,4 +1,4 @@
-"""What `jobs/serve_reward.py` and `cluster/serve_reward.yaml` can be told: which judge, how many replicas, which
+"""Configuration of `jobs/serve_reward.py` and `cluster/serve_reward.yaml`: which judge, how many replicas, which
 limits, HTTP or not."""
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class LimitsSection(Section):
 
     items: int = field(_LIMITS.items, "items of a request", ge=1)
     pixels: int = field(_LIMITS.pixels, "width x height of an image", ge=1)
-    request_pixels: int = field(_LIMITS.request_pixels, "the same summed over a request", ge=1)
+    request_pixels: int = field(_LIMITS.request_pixels, "pixels of all images of a request together", ge=1)
     prompt_chars: int = field(_LIMITS.prompt_chars, "characters of a prompt", ge=1)
     body_bytes: int = field(_LIMITS.body_bytes, "bytes of an HTTP body", ge=1)
 
@@ -101,7 +101,7 @@ class LimitsSection(Section):
 
 
 class ServeConfig(Section):
-    """Everything the reward service can be told."""
+    """Configuration of the reward service."""
 
     run: RunSection = Field(default_factory=RunSection)
     judge: ServedJudgeSection = Field(default_factory=ServedJudgeSection)

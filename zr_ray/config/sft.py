@@ -1,4 +1,4 @@
-"""What `jobs/sft.py` can be told: the supervised baselines, with or without reasoning chains."""
+"""Configuration of `jobs/sft.py`: the supervised baselines, with or without reasoning chains."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class SftSection(Section):
 
 
 class SftConfig(TrainingConfig):
-    """Everything `jobs/sft.py` can be told."""
+    """Configuration of `jobs/sft.py`."""
 
     sft: SftSection = Field(default_factory=SftSection)
 

@@ -1,10 +1,10 @@
-"""What a table job (`jobs/reproduce.py`, `jobs/distill_table.py`) can be told: which judges, rows and seeds, with which
+"""Configuration of a table job (`jobs/reproduce.py`, `jobs/distill_table.py`): which judges, rows and seeds, with which
 claims."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -67,7 +67,7 @@ class TableSection(Section):
 
     @field_validator("rows", "judges")
     @classmethod
-    def _folder_names(cls, named: dict) -> dict:
+    def _folder_names(cls, named: dict[str, Any]) -> dict[str, Any]:
         for name in named:
             if name == TEACHER or not name or not all(letter.isalnum() or letter in "-_." for letter in name):
                 raise ValueError(
@@ -96,7 +96,7 @@ class TableSection(Section):
 
 
 class TableConfig(Section):
-    """Everything a table job can be told."""
+    """Configuration of a table job."""
 
     run: RunSection = Field(default_factory=RunSection)
     teacher: TeacherSection = Field(

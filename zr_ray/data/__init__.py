@@ -1,1 +1,1 @@
-"""Annotated text-image data: read, checked, grouped, paired; `world/` makes simulated ones."""
+"""Annotated text-image data: read, checked, grouped, paired; `zr_ray/world` makes simulated ones."""

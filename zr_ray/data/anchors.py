@@ -1,4 +1,5 @@
-"""The same training data on the anchors of its scale alone: labels without half-points (the paper's: five levels).
+"""Copies a data set with its training labels on the anchors of the scale alone: labels without half-points
+(the paper's: five levels).
 
 A label drops to its rubric anchor, the integer below it. That is the annotation workflow without its half-point
 comparison: the paper compares items inside one integer bin [k, k + 1) and moves distinguishable ones by half a point

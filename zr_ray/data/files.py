@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import io
 import json
 import os
 import uuid
@@ -20,22 +19,36 @@ def json_lines(file: Path) -> Iterator[tuple[str, dict]]:
 
     UTF-8, or UTF-16 and UTF-32 with a byte order mark.
     Raises: DataError naming file and line if a line is not one JSON object, or has a key twice."""
-    encoding = text_encoding(file)
-    with open(file, "rb") as raw:
-        lines = raw if encoding == "utf-8-sig" else io.TextIOWrapper(raw, encoding, newline="\n", errors="replace")
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            where = f"{file}: line {number}"
-            try:
-                found = json.loads(line, object_pairs_hook=unique_keys)
-            except (ValueError, RecursionError) as error:  # bad JSON, bad UTF-8, a number of 5,000 digits
-                raise DataError(
-                    f"{where}: wanted one JSON object in UTF-8, got {line[:60]!r} ({error}); correct the line"
-                ) from error
-            if not isinstance(found, dict):
-                raise DataError(f"{where}: wanted a JSON object, got {type(found).__name__}; write one record a line")
-            yield where, found
+    for number, line in _numbered_lines(file):
+        if not line.strip():
+            continue
+        where = f"{file}: line {number}"
+        try:
+            found = json.loads(line, object_pairs_hook=unique_keys)
+        except (ValueError, RecursionError) as error:  # bad JSON, bad UTF-8, a number of 5,000 digits
+            raise DataError(
+                f"{where}: wanted one JSON object in UTF-8, got {line[:60]!r} ({error}); correct the line"
+            ) from error
+        if not isinstance(found, dict):
+            raise DataError(f"{where}: wanted a JSON object, got {type(found).__name__}; write one record a line")
+        yield where, found
+
+
+def _numbered_lines(file: Path) -> Iterator[tuple[int, bytes | str]]:
+    """Lines from 1: as bytes, so that a bad one is found by its number, or as text where a mark names an encoding."""
+    encoding, number = text_encoding(file), 0
+    if encoding == "utf-8-sig":
+        with open(file, "rb") as lines:
+            yield from enumerate(lines, 1)
+        return
+    try:
+        with open(file, encoding=encoding, newline="\n") as text:
+            for number, line in enumerate(text, 1):
+                yield number, line
+    except UnicodeError as error:
+        raise DataError(
+            f"{file}: after line {number}: wanted {encoding.upper()}, got: {error}; save the file again as UTF-8"
+        ) from error
 
 
 def unique_keys(pairs: Sequence[tuple[str, object]]) -> dict:

@@ -79,7 +79,7 @@ def scale_findings(
     low, high = rubric.bins[0], rubric.bins[-1]
     half, step = (low + high) / 2, rubric.margin
     for dimension in rubric.dimensions:
-        given = [item.scores[dimension] for item in train if dimension in item.scores]
+        given = [score for item in train for score in _votes(item, dimension)]
         if len(given) >= ENOUGH and max(given) <= half:
             findings.add(
                 f"no training score of {dimension} is above {max(given):g}, half of the scale {low:g}..{high:g}: were"

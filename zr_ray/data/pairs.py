@@ -93,13 +93,6 @@ class PairSchedule:
         self.pairs_per_step = pairs_per_step
         self.seed = seed
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """Steps after which every pair has been visited at least once (dimensions with fewer pairs come round
-        earlier)."""
-        slots = max((len(pairs) - 1) * len(self.streams) + stream + 1 for stream, pairs in enumerate(self.streams))
-        return -(-slots // self.pairs_per_step)
-
     def batch(self, step: int) -> list[PreferencePair]:
         """The pairs of one step, step >= 0. Returns: pairs_per_step pairs, dimensions in turn."""
         if step < 0:

@@ -127,12 +127,9 @@ def checked_preference(raw: dict, where: str, root: Path, rubric: Rubric = PAPER
 
 
 def _votes(value: object, where: str) -> tuple[float, float]:
-    numbers = (
-        isinstance(value, list)
-        and len(value) == 2
-        and all(type(v) in (int, float) and math.isfinite(v) and v >= 0 for v in value)
-    )
-    if not numbers or sum(value) == 0:
+    numbers = value if isinstance(value, list) and len(value) == 2 else []
+    valid = numbers and all(type(v) in (int, float) and math.isfinite(v) and v >= 0 for v in numbers)
+    if not valid or sum(numbers) == 0:
         raise DataError(
             f"{where}: wanted votes [for the winner, for the loser], at least one in all, got {value!r}; correct them"
         )

@@ -48,7 +48,7 @@ class RunData:
         return {"data": self.line(split)} | {f"warning {n}": line for n, line in enumerate(self.warnings, 1)}
 
     def facts(self) -> dict:
-        """As JSON, for the run folder (`DATA_FILE`)."""
+        """JSON values for the run folder (`DATA_FILE`)."""
         counts = {"train_items": len(self.train), "pairs": len(self.pairs), "held_out_items": len(self.held_out)}
         return {"folder": str(self.folder)} | counts | {"warnings": list(self.warnings)}
 
@@ -95,7 +95,7 @@ def _digest(items: Sequence[AnnotatedImage], prints: dict[str, str]) -> str:
 
 def load_checked_split(folder: Path, split: str, check: ItemCheck | None = None) -> tuple[list[AnnotatedImage], tuple]:
     """(items of one split, warnings), for jobs that only judge.   Raises: DataError as `load_run_data`."""
-    findings, prints = Findings(), {}
+    findings, prints = Findings(), dict[str, str]()
     items = list(_decoded(folder, (split,), check, findings, prints))
     if not items:
         items = list(read_annotations(folder, split=split))  # raises: says that it is empty

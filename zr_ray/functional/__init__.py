@@ -1,1 +1,2 @@
-"""Pure maths: functions of tensors that import torch only, read no config, change no argument. One file per subject."""
+"""Pure maths: functions of tensors that import torch and the standard library only, read no config, change no argument.
+One file per subject."""

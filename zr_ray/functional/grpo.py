@@ -59,14 +59,6 @@ def group_advantages(
     )
 
 
-def token_ratio(logprobs: Tensor, rollout_logprobs: Tensor) -> Tensor:
-    """Importance ratio of each token: exp(logprobs - rollout_logprobs).
-
-    Args: logprobs, rollout_logprobs: [N, T] nats, of the sampled tokens.   Returns: [N, T], above 0, gradient into
-    logprobs only."""
-    return (logprobs - rollout_logprobs.detach()).exp()
-
-
 def sequence_ratio(logprobs: Tensor, rollout_logprobs: Tensor, mask: Tensor) -> Tensor:
     """Length-normalised ratio of each sequence (GSPO, arXiv 2507.18071, Eq. 7).
 
@@ -89,7 +81,8 @@ def clipped_policy_terms(
 ) -> tuple[Tensor, dict[str, float]]:
     """Per-token surrogate LOSS of the clipped policy gradient (PPO / GRPO; clip_high > clip_low is DAPO's clip-higher).
 
-        term[n,t] = -min( r A_n, clip(r, 1 - clip_low, 1 + clip_high) A_n ),   r = token_ratio[n,t] or sequence_ratio[n]
+        term[n,t] = -min( r A_n, clip(r, 1 - clip_low, 1 + clip_high) A_n )
+        r = exp(logprobs[n,t] - rollout_logprobs[n,t]) or sequence_ratio[n]
 
     On-policy (r = 1): term = -A with gradient -A grad log pi, Eq. 4. With ratio "sequence" every token of a sequence
     has the same term, so `aggregate_tokens(..., "sequence_mean")` is GSPO's objective. Engine mismatch: multiply by

@@ -53,27 +53,6 @@ def ratio_interval(
     return percentile_interval(resampled_ratios(correct, total, resamples, seed), level)
 
 
-def paired_ratio_difference_interval(
-    correct_a: Tensor,
-    total_a: Tensor,
-    correct_b: Tensor,
-    total_b: Tensor,
-    resamples: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> tuple[float, float]:
-    """Interval of ratio a minus ratio b for two judges on the same prompts, both seeing the same draws.
-
-    Args: correct_a, total_a, correct_b, total_b: [P], same prompts in the same order. The rest: as
-    `bootstrap_interval`.
-    Returns: (low, high); an interval without 0 is a difference.   Raises: ValueError if shapes differ or a setting is
-    out of range."""
-    if correct_a.shape != correct_b.shape:
-        raise ValueError(f"both judges need the same prompts, got {correct_a.shape[0]} and {correct_b.shape[0]}")
-    a = resampled_ratios(correct_a, total_a, resamples, seed)
-    return percentile_interval(a - resampled_ratios(correct_b, total_b, resamples, seed), level)
-
-
 def plcc_interval(
     predicted: Tensor, human: Tensor, group: Tensor, resamples: int = 2000, seed: int = 0, level: float = 0.95
 ) -> tuple[float, float]:

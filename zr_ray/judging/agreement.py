@@ -104,9 +104,8 @@ def more_agreement(
     for name, values in means.items():
         of = prompt[voted] if name in ("nll", "crps") else clusters
         found[name] = defined(values.mean()) if len(values) else None
-        found[f"{name}_ci"] = defined_interval(
-            intervals.ratio_interval(*_sums(of, values, torch.ones_like(values)), resamples, seed)
-        )
+        sums, counts = _sums(of, values, torch.ones_like(values))
+        found[f"{name}_ci"] = defined_interval(intervals.ratio_interval(sums, counts, resamples, seed))
     found |= _ties(mu, human, group, prompt, resamples, seed)
     return found | _wins(log_q, human, votes, known, group, prompt, resamples, seed)
 

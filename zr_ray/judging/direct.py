@@ -1,6 +1,6 @@
 """Judging without reasoning by the learner itself: no engine, one packed forward for all dimensions of an item.
 
-The same numbers as one-token requests to a vLLM engine with these weights (fp32, 1e-5; tested), without a weight push.
+Gives the numbers of one-token requests to a vLLM engine with these weights (fp32, 1e-5; tested), without a weight push.
 """
 
 from __future__ import annotations

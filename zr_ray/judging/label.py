@@ -51,7 +51,11 @@ RESTARTS = 3
 
 def label_provenance(teacher: Path, text: JudgeText, rollout: RolloutSection, section: LabelSection) -> dict:
     """What decides a label, as JSON values: teacher, template and sampling."""
-    sampling = {"traces": section.traces, "seed": section.seed, "temperature": 1.0 if section.traces else 0.0}
+    sampling: dict[str, object] = {
+        "traces": section.traces,
+        "seed": section.seed,
+        "temperature": 1.0 if section.traces else 0.0,
+    }
     sampling |= {"max_new_tokens": rollout.max_new_tokens, "dtype": rollout.dtype}
     made = {"format": 1, "teacher": judge_hash(teacher), "template": template_hash(text), "sampling": sampling}
     background = configured_background()
@@ -109,6 +113,7 @@ def _pipeline(
         {"fingerprint": name, "id": item.id, "prompt": item.prompt, "image": str(item.image)}
         for name, item in missing.items()
     ]
+    # a block is what one dead worker costs: it is made again from the same seeds, the others are kept
     blocks = -(-len(rows) // section.batch_items)
     data = ray.data.from_items(rows, override_num_blocks=blocks)
     data = data.map_batches(read_images, batch_size=None, batch_format="pyarrow", num_cpus=READER_CPUS)
@@ -131,8 +136,9 @@ def _pipeline(
 
 
 def _within(values: Generator, deadline_s: float, what: str) -> Iterator:
-    """The same values; DeadlineError when one takes longer than `deadline_s`. When the caller stops early, so does
-    `values`."""
+    """Yields `values` unchanged; DeadlineError when one takes longer than `deadline_s`. When the caller stops early, so
+    does `values`."""
+    # Ray Data's iterator has no deadline: a thread waits for it, the caller waits for the thread
     finished: queue.Queue = queue.Queue(1)
     stop = threading.Event()
 

@@ -46,13 +46,13 @@ class _Found:
     """What the check leaves for the body."""
 
     root: Path
-    """Of all runs."""
+    """Folder of all runs."""
     student: Path
     teacher: Path
     text: JudgeText
-    """The teacher's."""
+    """Tokenizer side of the teacher."""
     rubric: Rubric
-    """Of both."""
+    """Dimensions and bins that teacher and student share."""
     items: list[AnnotatedImage] | None
     """None where the simulated world is still to be written."""
 

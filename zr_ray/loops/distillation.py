@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from zr_ray.config.risd import DistillationConfig
 from zr_ray.data.labels import LabelSet, fingerprints
@@ -41,8 +41,8 @@ Engines = Literal["none", "teacher", "student"]
 class DistillationTask:
     """What the driver hands to every learner rank."""
 
-    config: DistillationConfig
-    """The job's own subclass."""
+    config: Any
+    """The job's own subclass of DistillationConfig, with a section for its loop."""
     run_path: Path
     judge: Path
     """Where the student starts."""
@@ -129,7 +129,7 @@ class _Found:
     """What the check leaves for the body."""
 
     root: Path
-    """Of all runs."""
+    """Folder of all runs."""
     teacher: Path
     text: JudgeText
     """The teacher's."""

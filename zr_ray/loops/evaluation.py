@@ -18,7 +18,7 @@ import numpy as np
 from zr_ray.config.evaluate import EvaluateConfig
 from zr_ray.data.files import atomic_file
 from zr_ray.data.load import require_judge
-from zr_ray.data.run_data import load_checked_split
+from zr_ray.data.run_data import DATA_FILE, load_checked_split
 from zr_ray.judging import evaluate
 from zr_ray.judging.agreement import full_row
 from zr_ray.loops.held_out import EXAMPLES
@@ -38,8 +38,10 @@ class _Found:
 
     judge: Path
     text: JudgeText
-    items: list[AnnotatedImage] | None
-    """None where the simulated world is still to be written."""
+    items: list[AnnotatedImage]
+    """Empty where the simulated world is still to be written."""
+    warnings: tuple[str, ...]
+    """What people should know about them."""
 
 
 def launch_evaluation(config: EvaluateConfig, args: argparse.Namespace) -> None:
@@ -59,28 +61,33 @@ def _check(config: EvaluateConfig) -> Plan[_Found]:
     judge = judge_folder(config.judge.path)
     text = JudgeText(judge)  # refuses labels that are not one token
     require_judge(config.data.path, text.rubric)
-    facts, items = {"judge": f"{judge}, labels {text.format.labels} -> tokens {text.label_ids}"}, None
+    facts = {"judge": f"{judge}, labels {text.format.labels} -> tokens {text.label_ids}"}
+    items, warnings = [], ()
     if config.data.path is not None:
-        items = _read(config, config.data.path, text)
+        items, warnings = _read(config, config.data.path, text)
         facts["data"] = f"{len(items)} {config.evaluate.split} items"
-    return Plan(_Found(judge, text, items), facts, phases=({"rollout": worker_bundles(config.rollout)},))
+        facts |= {f"warning {n}": line for n, line in enumerate(warnings, 1)}
+    return Plan(_Found(judge, text, items, warnings), facts, phases=({"rollout": worker_bundles(config.rollout)},))
 
 
-def _read(config: EvaluateConfig, folder: Path, text: JudgeText) -> list[AnnotatedImage]:
-    """Items of the split, each known to fit a question; says what people should know about them."""
+def _read(config: EvaluateConfig, folder: Path, text: JudgeText) -> tuple[list[AnnotatedImage], tuple[str, ...]]:
+    """(items of the split, each known to fit a question; what people should know about the split)."""
     check = JudgeItemCheck.of_engine(text, config.rollout)
     items, warnings = load_checked_split(folder, config.evaluate.split, check)
-    for warning in warnings:
-        say(f"warning: {warning}")
-    return items[: config.evaluate.items]
+    return items[: config.evaluate.items], warnings
 
 
 def _evaluate(config: EvaluateConfig, found: _Found, started: Started) -> None:
     from zr_ray.workers.rollout import rollout_fleet
 
     c, run, since = config.evaluate, started.run, started.started_at
-    items = found.items or _read(config, data_folder(config.data, run.path), found.text)
+    folder, items, warnings = data_folder(config.data, run.path), found.items, found.warnings
+    if not items:
+        items, warnings = _read(config, folder, found.text)
+    run.write_json(DATA_FILE, {"folder": str(folder), "held_out_items": len(items), "warnings": warnings})
     say(f"judge {found.judge}; {len(items)} {c.split} items")
+    for warning in warnings:
+        say(f"warning: {warning}")
     with rollout_fleet(run.run_id, found.judge, config.rollout, config.run.wait_for_nodes_s) as fleet:
         say(f"{len(fleet.workers)} rollout engine(s) ready after {duration(time.time() - since)}")
         answers = _ask(fleet.workers, found.text, items, config)

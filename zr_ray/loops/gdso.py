@@ -31,6 +31,7 @@ def train(loop_config: dict) -> None:
     task: TrainingTask = loop_config["task"]
     config: GdsoConfig = task.config
     c = config.gdso
+    # without a KL term nothing reads pi_ref, and a copy of the model is saved
     learner = Learner(task.judge, config.learner, keep_reference=c.beta_kl > 0)
     journal = Journal(task.run_path, learner, config.checkpoint, c.steps, task.started_at)
     held_out = HeldOut(journal, learner, task, method="gdso", reasoning=True, ask=by_engines(learner, task))
@@ -40,14 +41,15 @@ def train(loop_config: dict) -> None:
 
     start = journal.restore()  # also drops what a killed run wrote after its checkpoint
     version = start
-    journal.note(push(learner, version))
-    if start == 0:
+    journal.note(push(learner, version))  # proves engine and learner equal before the first rollout
+    if start == 0:  # a resumed run has these rows in its folder
         held_out.before()
 
     for step in journal.steps(start):
         if step % c.reference_refresh_steps == 0:
             learner.refresh_reference()
         with journal.timer("rollout"):
+            # positions in the step's global batch also seed the requests: any number of ranks samples the same traces
             indices = range(learner.rank, c.pairs_per_step, learner.world)
             batch = schedule.batch(step)
             pairs = [batch[i] for i in indices]
@@ -57,6 +59,7 @@ def train(loop_config: dict) -> None:
             )
             text = learner.text
             rollouts = collect(pairs, requests, groups, c, text.rubric, text.label_ids, len(text.marker_ids))
+            # denominators of the whole step, known before its first loss
             totals = reduced(rollout_metrics(rollouts, step), learner.reduce_sum)
         if not totals["valid"]:
             raise RolloutError(f"step {step + 1}: {nothing_scored(totals['samples'], config)}; {journal.kept()}")
@@ -66,10 +69,11 @@ def train(loop_config: dict) -> None:
                 stats = learner.accumulate(rollouts.units, objective)
                 rate = config.learner.rate(step * c.updates_per_rollout + k, c.steps * c.updates_per_rollout)
                 applied = learner.apply(rate)
-                if k == 0:
+                if k == 0:  # later updates are off-policy by design; the first must show a ratio of 1
                     on_policy = learner.reduce_max(objective.ratio_max_abs_diff)
         metrics = mean_metrics(totals | reduced(stats.sums, learner.reduce_sum)) | applied
         metrics |= {"policy/ratio_max_abs_diff": on_policy, "learner/microbatches": float(stats.microbatches)}
+        # after the last step too: the held-out set is judged through the engines
         if (step + 1) % config.weights.push_every_steps == 0 or step + 1 == c.steps:
             version = step + 1
             with journal.timer("push"):

@@ -26,7 +26,7 @@ EXAMPLES = 16
 DURING = ("hpa", "margin_hpa", "plcc", "srcc")
 """What is measured during training, as `eval/<name>`."""
 DURING_RESAMPLES = 20
-"""Of the intervals during training, which nobody reads."""
+"""Bootstrap resamples during training: the intervals are computed with the values, and nobody reads them."""
 
 Ask = Callable[[Sequence[AnnotatedImage], bool, int], evaluate.Judged]
 """(items, whether to reason, traces per question or 0 for a greedy one) -> answers. All ranks call it together."""
@@ -64,7 +64,7 @@ class HeldOut:
         if not self.is_due(step):
             return {}
         with self.journal.timer("evaluate"):
-            items = self.items[: self.c.items]
+            items = self.items[: self.c.items]  # always the same ones: points of a curve
             judged = self.ask(items, self.reasoning, 0)
             human, rubric = evaluate.human_scores(items, judged.rubric), judged.rubric
             pooled = evaluate.agreement(judged.mu, human, items, rubric, DURING_RESAMPLES, self.seed)["pooled"]
@@ -95,6 +95,7 @@ class HeldOut:
         if not self.journal.is_writer:
             return
         row = self.row(method, judged)
+        # mu stays with the row: examples compare before and after, also in a resumed run
         rows = [r for r in self._rows() if r["method"] != method] + [row | {"mu": evaluate.rounded(judged.mu)}]
         self.journal.run.write_json(ROWS_FILE, rows)
         pooled = row["pooled"]

@@ -43,7 +43,7 @@ class TaughtHeldOut(HeldOut):
         self.store(TEACHER_ROW, self.teacher)
 
     def row(self, method: str, judged: Judged) -> dict:
-        """With calibration and likelihood of the distributions."""
+        """One row of result.json, with calibration and likelihood of the distributions."""
         row = full_row(method, judged, self.items, self.c.bootstrap_resamples, self.seed)
         if method == TEACHER_ROW:
             for entry in (row["pooled"], *row["dimensions"].values()):
@@ -51,7 +51,7 @@ class TaughtHeldOut(HeldOut):
         return row
 
     def result(self, judged: Judged) -> dict:
-        """With "teacher_gap" (`compared`); leaves predictions.npz."""
+        """The keys of `HeldOut.result` and "teacher_gap" (`compared`); leaves predictions.npz."""
         teacher, student = mean_log_q(self.teacher), mean_log_q(judged)
         gap = compared(teacher, student, self.items, judged.rubric, self.c.bootstrap_resamples, self.seed)
         with atomic_file(self.journal.run.path / PREDICTIONS_FILE) as file:

@@ -70,6 +70,7 @@ class Journal:
     def say(self, line: str) -> None:
         """One line of the job log."""
         if self.is_writer:
+            # opened for each line: what a killed process had said is on disk
             with open(self.run.path / PROGRESS_FILE, "a") as file:
                 file.write(line + "\n")
 
@@ -78,7 +79,7 @@ class Journal:
     def steps(self, start: int) -> Iterator[int]:
         """The steps still to be done, 0-based. The clock starts when the first one is asked for: what came before it
         (engines, a first push, evaluation) is no step, and is no part of its time or of the ETA."""
-        self._timer.take()
+        self._timer.take()  # forget what was timed before
         self._progress = Progress(self.total, done=start)
         for step in range(start, self.total):
             self._step = step + 1
@@ -126,7 +127,9 @@ class Journal:
         if found is not None:
             step, folder = found
             state = self.trained.load(folder)
-            torch.set_rng_state(state["torch_rng"])
+            torch.set_rng_state(
+                state["torch_rng"]
+            )  # rank 0's; loops draw from (seed, step), models may draw from torch
             self._elapsed_before_s = float(state["elapsed_s"])
             self.say(f"resumed after step {step} from {folder}")
         if self.is_writer:
@@ -147,7 +150,7 @@ class Journal:
         with self.timer("checkpoint"):
             if self.is_writer:
                 begin_checkpoint(self.run.checkpoints, step)
-            self.trained.barrier()
+            self.trained.barrier()  # the folder is there before other ranks write into it
             temporary = temporary_folder(self.run.checkpoints, step)
             state = {
                 "step": step,
@@ -156,7 +159,7 @@ class Journal:
                 "torch_rng": torch.get_rng_state(),
             }
             self.trained.save(temporary, state)
-            if self.is_writer:
+            if self.is_writer:  # `save` ends with a barrier: all ranks' files are closed
                 finish_checkpoint(temporary, self._checkpoint.keep)
             self.trained.barrier()
             _report_to_ray(self._last)

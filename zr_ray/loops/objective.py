@@ -189,6 +189,7 @@ class GdsoObjective:
         "fixed_length" only."""
         self.rollouts, self.config = rollouts, config
         self.bins = rollouts.bins
+        # at least 1: a step of malformed outputs has loss 0, not 0 / 0
         self.valid_total, self.gap_total = max(totals["valid"], 1.0), max(totals["gap_valid"], 1.0)
         self.fixed_length = length_limit if config.token_aggregation == "fixed_length" else None
         self.policy_total = (
@@ -235,6 +236,7 @@ class GdsoObjective:
         old = self._old_logprobs(units, logprobs)
         advantages = self.rollouts.advantages[units].reshape(-1).to(logprobs.device)
         terms, ratio = grpo.clipped_policy_terms(logprobs, old, advantages, mask, c.clip_low, c.clip_high, c.ratio)
+        # two ratios: new / old is clipped (updates), old / rollout only weighs what the engine computed differently
         correction = grpo.truncated_correction(old, rollout, c.truncate_ratio)
         terms = terms * torch.where(mask, correction, torch.ones_like(correction))
         mismatch = (torch.where(mask, logprobs.detach() - rollout, torch.zeros_like(rollout)).exp() - 1).abs().max()
@@ -266,7 +268,7 @@ class GdsoObjective:
         for i, unit in enumerate(units):
             rows = slice(i * per_unit, (i + 1) * per_unit)
             kept = self._old.setdefault(unit, logprobs[rows].detach().clone())
-            shared = min(width, kept.shape[1])
+            shared = min(width, kept.shape[1])  # the padded width may differ from the first update's
             old[rows, :shared] = kept[:, :shared]
         return old
 

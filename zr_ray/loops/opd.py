@@ -62,6 +62,7 @@ def train(loop_config: dict) -> None:
 
     for step in journal.steps(start):
         with journal.timer("rollout"):
+            # all ranks draw the whole step and take their share by position, which also seeds the request
             asked = step_questions(step, c.questions_per_step, len(task.items), len(dimensions), config.run.seed)
             mine = range(learner.rank, len(asked), learner.world)
             requests = [
@@ -112,6 +113,7 @@ class FrozenTeacher:
         compared."""
         self.learner = learner
         text = JudgeText(folder)
+        # forbidden tokens count, too: both normalize over what may be sampled
         same = (text.label_ids, text.vocab_size, text.forbidden_ids, text.tokenizer.get_vocab())
         if same != (
             learner.text.label_ids,
@@ -131,7 +133,7 @@ class FrozenTeacher:
     def logprobs(self, rows: Sequence[Row]) -> list[np.ndarray]:
         """[T_i] float32 nats per completion, row by row: log pi_teacher of the tokens in it."""
         found: list[list[np.ndarray]] = [[] for _ in rows]
-        for batch in self.learner.microbatches([[row] for row in rows]):
+        for batch in self.learner.microbatches([[row] for row in rows]):  # fits the memory that training fits
             outputs = self.judge(self.packer.pack([rows[i] for i in batch]).to(self.learner.device))
             values = iter(zip(outputs.logprobs.float().cpu().numpy(), outputs.mask.sum(-1).tolist(), strict=True))
             for i in batch:

@@ -53,6 +53,7 @@ class WeightPush:
         """Push as `version`; returns `sync/max_abs_diff` (nats). Raises NonFiniteError, before anything is sent, if a
         weight is not finite, and if the learner's own log-probs are not; WeightSyncError on a breach."""
         learner.require_finite_weights()
+        # lazy: parameters are gathered while the buckets are iterated
         buckets = make_buckets(learner.named_weights(), self.config.bucket_mib * 2**20)
         if learner.rank == 0:
             handles = self.transport.send(buckets)
@@ -62,12 +63,13 @@ class WeightPush:
                 f"the push of weights {version}",
             )
         else:
-            held = [version] * len(self.workers)
+            held = [version] * len(self.workers)  # only rank 0 hears from the engines; it would raise
             for _ in buckets:  # ZeRO-3 gathers on every rank
                 pass
-        learner.barrier()
+        learner.barrier()  # nobody asks an engine before all engines hold the version
         if not self.config.verify:
             return {}
+        # every rank probes: under ZeRO-3 the learner's forward is a collective, and all must stop together
         difference = learner.reduce_max(self._probe(learner))
         check_probe(difference, self.tolerance, version, held)
         return {"sync/max_abs_diff": difference, "sync/version": float(version)}

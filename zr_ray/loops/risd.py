@@ -46,6 +46,7 @@ def train(loop_config: dict) -> None:
     task: DistillationTask = loop_config["task"]
     config, c = task.config, task.config.risd
     preprocess = PixelPreprocessor.load(task.judge)
+    # the student's questions branch from one prompt, image included; the learner packs whatever rows it is given
     make_packer = lambda judge, text: QuestionPacker(judge.model, text, preprocess)
     learner = Learner(task.judge, config.learner, make_packer=make_packer)
     rubric = learner.text.rubric
@@ -64,7 +65,9 @@ def train(loop_config: dict) -> None:
         with journal.timer("rollout"):
             log_q, valid = teacher.distributions(batch, step)
             targets = distillation_targets(log_q, valid, [task.items[i] for i in batch], c, rubric)
+            # items without a valid label are left out, so the denominator is only known once all ranks have counted
             total, tokens = learner.reduce_sum([float(valid.sum()), float(teacher.tokens)])
+        # from disk in every step: the page cache holds what is used, the driver need not send pixels
         images = [load_image(task.items[i].image) for i in batch]
         units = [
             [QuestionRow(image, task.items[i].prompt, rubric.dimensions)]
@@ -138,7 +141,7 @@ class OnlineTeacher:
         self.tokens = 0
 
     def distributions(self, batch: Sequence[int], step: int) -> tuple[Tensor, Tensor]:
-        """As OfflineTeacher; `tokens` holds what this batch cost."""
+        """(log_q [B, D, K] nats, valid [B, D] bool) of items by index; `tokens` holds what this batch cost."""
         items = [self.task.items[i] for i in batch]
         asked = [
             (name, item.prompt, load_image(item.image)) for name, item in zip(fingerprints(items), items, strict=True)

@@ -63,8 +63,10 @@ def train(loop_config: dict) -> None:
                 [answer_row(learner.text, item, dimension, score, c.reasoning)] for item, dimension, score in sides
             ]
             targets = score_targets(torch.tensor([score for _, _, score in sides]), c, bins)
+            # every side counts, on every rank: the denominator needs no reduction
             stats = learner.accumulate(units, SftObjective(targets, 2 * c.pairs_per_step, c.chain_weight))
             metrics = reduced(stats.sums, learner.reduce_sum) | learner.apply(config.learner.rate(step, c.steps))
+        # the engines only judge the held-out set, so they get weights only when it is judged
         if held_out.is_due(step + 1) or step + 1 == c.steps:
             with journal.timer("push"):
                 metrics |= push(learner, step + 1)
@@ -108,9 +110,8 @@ class SftObjective:
         score = -(targets * outputs.score_logprobs).sum() / self.total
         at_score = torch.arange(outputs.mask.shape[1], device=outputs.mask.device) == outputs.score_index[:, None]
         others = outputs.mask & ~at_score
-        chain = -(outputs.logprobs * others).sum(-1) / others.sum(-1).clamp_min(
-            1
-        )  # 0 for a direct answer, which has no other tokens
+        # 0 for a direct answer, which has no other tokens
+        chain = -(outputs.logprobs * others).sum(-1) / others.sum(-1).clamp_min(1)
         chain = chain.sum() / self.total
         loss = score + self.chain_weight * chain
         log_q = scores.score_log_distribution(outputs.score_logprobs.detach())

@@ -8,6 +8,6 @@ ReduceSum = Callable[[Sequence[float]], list[float]]
 
 
 def reduced(sums: dict[str, float], reduce_sum: ReduceSum) -> dict[str, float]:
-    """The same keys with values summed over ranks; every rank must bring the same keys."""
+    """Values summed over ranks, key by key; every rank must bring the same keys."""
     names = sorted(sums)
     return dict(zip(names, reduce_sum([sums[n] for n in names]), strict=True))

@@ -81,7 +81,7 @@ def _check(config: TableConfig, jobs: Path, resumed: RunFolder | None) -> Plan[_
     judges = {name: judge_folder(path) for name, path in config.table.judges.items()}
     for judge in judges.values():
         require_judge(config.data.path, ScoringFormat.load(judge).rubric)
-        if taught:
+        if teacher is not None:
             shared_rubric(teacher, judge)
     if config.data.path is not None:
         load_split(config.data.path, "train")
@@ -215,8 +215,9 @@ def _run(run: RowRun, jobs: Path, folder: RunFolder, running: set[subprocess.Pop
     log.parent.mkdir(exist_ok=True)
     say(f"{run.name}: log {log}")
     start = time.time()
+    # a process of its own per run: what one leaves in memory, or its death, is no business of the next
     environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "PYTHONPATH": str(jobs.parent)}
-    with open(log, "a") as file:
+    with open(log, "a") as file:  # a resumed run goes on in its log
         process = subprocess.Popen(
             run.command(jobs), env=environment, stdout=file, stderr=subprocess.STDOUT, cwd=jobs.parent
         )

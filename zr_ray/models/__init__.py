@@ -1,1 +1,1 @@
-"""Models: the judge (any Hugging Face VLM) and the builder of the tiny built-in one."""
+"""Models: text, packing, forward and pixels of a judge, and the student as a differentiable function of pixels."""

@@ -64,6 +64,7 @@ class PackedJudge(nn.Module):
         logprobs = token_logprobs.new_zeros(count, width).masked_scatter(mask, token_logprobs)
         valid = batch.score_position >= 0
         chosen = label_logprobs[batch.score_position.clamp_min(0)]
+        # a malformed output has no score position: uniform keeps what is computed from it finite, `valid` leaves it out
         neutral = torch.full_like(chosen, -float(np.log(chosen.shape[-1])))
         score_index = torch.where(valid, batch.score_position - (batch.lengths.cumsum(0) - batch.lengths), -1)
         return JudgeOutputs(logprobs, mask, torch.where(valid[:, None], chosen, neutral), valid, score_index)
@@ -80,6 +81,7 @@ class PackedJudge(nn.Module):
         frozen = not batch.pixel_values.requires_grad and self.tower_is_frozen
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
             features = core.get_image_features(batch.pixel_values, batch.image_grid, return_dict=True)
+        # unrolled rows share an image: its features are computed once and repeated, not the forward
         repeats = batch.image_index.tolist()
         if repeats != list(range(len(features.pooler_output))):
             features.pooler_output = [features.pooler_output[i] for i in repeats]
@@ -104,12 +106,14 @@ class PackedJudge(nn.Module):
         if len(hidden) <= self.PROJECTION_CHUNK:
             return self._project_chunk(hidden, token_ids)
         parts = [
+            # logits are the largest tensor by far: computed again in the backward pass instead of kept
             checkpoint(self._project_chunk, h, t, use_reentrant=False)
             for h, t in zip(hidden.split(self.PROJECTION_CHUNK), token_ids.split(self.PROJECTION_CHUNK), strict=True)
         ]
         return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
     def _project_chunk(self, hidden: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor]:
+        # float32 before the sum: in bf16 a softmax over the vocabulary loses what the importance ratio is made of
         logits = self.model.lm_head(hidden).float().masked_fill(self.forbidden, -torch.inf)
         total = torch.logsumexp(logits, dim=-1)
         return logits.gather(-1, token_ids[:, None]).squeeze(-1) - total, logits[:, self.label_ids] - total[:, None]

@@ -84,8 +84,8 @@ class RowPacker:
 
     def length(self, row: Row, image_tokens: int) -> int:
         """Tokens of the longest sequence that `row` becomes, for micro-batching by tokens."""
-        prompt = len(row.question) - 1 + image_tokens
-        bodies = [len(c) - 1 for c in row.completions]
+        prompt = len(row.question) - 1 + image_tokens  # the placeholder is replaced
+        bodies = [len(c) - 1 for c in row.completions]  # the last token predicts nothing and is not fed
         return prompt + (sum(bodies) if self.branching else max(bodies))
 
     def sequences(self, row: Row) -> int:
@@ -101,9 +101,8 @@ class RowPacker:
         """Pack rows into one rectangle; see the module's first lines for the layout."""
         pixel_values, grid = self.pixels([row.image for row in rows])
         tokens_per_image = (grid.prod(-1) // self.merge**2).tolist()
-        sequences: list[
-            tuple[int, np.ndarray, list[int]]
-        ] = []  # image, prompt, indices of completions that branch from it
+        # (image, prompt, indices of the completions that branch from it)
+        sequences: list[tuple[int, np.ndarray, list[int]]] = []
         completions = [c for row in rows for c in row.completions]
         first = 0
         for image, row in enumerate(rows):
@@ -121,11 +120,14 @@ class RowPacker:
             length, image_at = len(prompt), int((prompt == self.image_token_id).argmax())
             rope = self._positions(length, image_at, tuple(grid[image, 1:].tolist())).T
             ids[r, :length], branch[r, :length], positions[:, r, :length] = prompt, 0, rope
+            # an image takes fewer positions than tokens, so text goes on after the largest position, not the length
             next_position, cursor = int(rope.max()) + 1, length
             for b, i in enumerate(own, start=1):
                 end = cursor + len(completions[i]) - 1
                 ids[r, cursor:end], branch[r, cursor:end] = completions[i][:-1], b
+                # every branch starts at the same position: none of them knows of the others
                 positions[:, r, cursor:end] = np.arange(next_position, next_position + end - cursor)
+                # the prompt's last token predicts each completion's first one
                 sources[i] = r * width + np.array([length - 1, *range(cursor, end)])
                 cursor = end
         lengths = torch.tensor([len(c) for c in completions])
@@ -153,7 +155,7 @@ class RotaryPositions:
 
     def __init__(self, model) -> None:
         self._rope_index, self._merge = model.model.get_rope_index, model.config.vision_config.spatial_merge_size
-        self._known = lru_cache(1024)(self._ask)
+        self._known = lru_cache(1024)(self._ask)  # per instance: a decorated method would keep the model alive
 
     def __call__(self, length: int, image_at: int, grid: tuple[int, int]) -> Tensor:
         """[length, 3] long (t, h, w). Args: image_at: index of the first image token. grid: rows and columns of
@@ -162,6 +164,7 @@ class RotaryPositions:
 
     def _ask(self, length: int, image_at: int, grid: tuple[int, int]) -> Tensor:
         types = torch.zeros(1, length, dtype=torch.int32)
+        # get_rope_index only asks which tokens are image tokens, whatever their ids
         types[0, image_at : image_at + grid[0] * grid[1] // self._merge**2] = 1
         positions, _ = self._rope_index(
             types.long(), mm_token_type_ids=types, image_grid_thw=torch.tensor([[1, *grid]])

@@ -156,7 +156,7 @@ class PixelPreprocessor:
         return frames.reshape(count * rows * columns, -1), grid
 
     def patches_of(self, images: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
-        """The same for [H, W, 3] uint8 arrays of any sizes, in order: (patches [sum, C] float32, grid [images, 3])."""
+        """(patches [sum, C] float32, grid [images, 3]) of [H, W, 3] uint8 arrays of any sizes, in order."""
         by_size: dict[tuple[int, ...], list[int]] = {}
         for i, image in enumerate(images):
             by_size.setdefault(image.shape, []).append(i)

@@ -138,7 +138,7 @@ class QuestionPacker:
         return packed.to(pixel_values.device)
 
     def pack(self, rows: Sequence[QuestionRow]) -> PackedBatch:
-        """The same for images as bytes, of any sizes."""
+        """Tensors of rows whose images are uint8 arrays of any sizes, each with its own dimensions."""
         pixel_values, grid = self.preprocess.patches_of([row.image for row in rows])
         return self.batch(pixel_values, grid, [self._layout_of(row) for row in rows])
 

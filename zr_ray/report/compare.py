@@ -22,7 +22,7 @@ from zr_ray.judging.evaluate import pooled_groups
 from zr_ray.rubric import Rubric
 
 METRICS = ("hpa", "margin_hpa", "plcc")
-"""Those with intervals and differences."""
+"""Metrics with intervals and differences."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class TestSet:
     """[I] long, prompt of each item."""
     resamples: int
     seed: int
-    """Of the bootstrap."""
+    """Seed of the bootstrap draws."""
     rubric: Rubric
     """Names of D, and the scale."""
 
@@ -54,7 +54,7 @@ class TestSet:
 
     @property
     def dimensions(self) -> list[str]:
-        """Those with a human score."""
+        """Dimensions with a human score."""
         return [name for d, name in enumerate(self.rubric.dimensions) if self.human[:, d].isfinite().any()]
 
 

@@ -112,7 +112,7 @@ def _series(panel: Panel, metrics: Sequence[dict]) -> dict[str, tuple[list[int],
     for name in wanted:
         points = [(line["step"], line[name]) for line in metrics if line.get(name) is not None]
         if points:
-            series[name] = tuple(map(list, zip(*points, strict=True)))
+            series[name] = ([step for step, _ in points], [value for _, value in points])
     return series
 
 

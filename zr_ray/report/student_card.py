@@ -60,7 +60,7 @@ respect to the pixels.
 
 def write_student_card(run: RunFolder, data: Path) -> Path:
     """Write README.md and the loading example into the run's judge folder; returns the card. `data`: folder the run
-    learnt from."""
+    learned from."""
     result, config = run.read_result(), yaml.safe_load((run.path / CONFIG_FILE).read_text())
     teacher = json.loads((run.path / "teacher.json").read_text())
     section, label = config["risd"], config["label"]

@@ -48,6 +48,7 @@ def begin_checkpoint(parent: Path, step: int) -> Path:
     close their files)."""
     parent = Path(parent)
     parent.mkdir(parents=True, exist_ok=True)
+    # one writer per folder, so whatever bears a temporary name is of a writer that died
     for stale in parent.glob(f"{_TEMPORARY}*"):
         shutil.rmtree(stale)
     temporary = temporary_folder(parent, step)
@@ -68,18 +69,20 @@ def finish_checkpoint(temporary: Path, keep: int) -> Path:
     names = sorted(_files(temporary))
     if not names:
         raise CheckpointError(f"checkpoint of step {step} is empty: nothing was written into {temporary}")
-    with ThreadPoolExecutor(4) as pool:
+    with ThreadPoolExecutor(4) as pool:  # hashing and fsync release the interpreter lock
         entries = dict(zip(names, pool.map(lambda name: _digest(temporary / name, sync=True), names), strict=True))
     with open(temporary / MANIFEST, "w") as file:
         json.dump({"step": step, "files": entries}, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
+    # a file is durable only when the folder that names it is
     for folder in [*(path for path in temporary.rglob("*") if path.is_dir()), temporary]:
         _sync_folder(folder)
-    if final.exists():
+    if final.exists():  # a folder cannot be renamed onto a full one
         _remove(final)
-    os.rename(temporary, final)
+    os.rename(temporary, final)  # the moment from which the checkpoint exists
     _sync_folder(final.parent)
+    # only now: until the new one has its name, the old ones are all there is
     earlier = [path for other, path in _steps(final.parent) if other < step]
     later = [path for other, path in _steps(final.parent) if other > step]
     for path in [*later, *earlier[keep - 1 :]]:
@@ -111,8 +114,9 @@ def verify_checkpoint(path: Path) -> None:
         raise CheckpointError(f"{path} has no {MANIFEST}: it was never finished; use an earlier checkpoint") from None
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path / MANIFEST} is damaged ({error}); use an earlier checkpoint") from None
-    if step != _step_of(path):
+    if step != _step_of(path):  # copied or renamed by hand; the loop would go on from a wrong step
         raise CheckpointError(f"{path} holds the checkpoint of step {step}; give the folder its own name back")
+    # names before contents: a missing shard is said as such, before anything is hashed
     present = set(_files(path)) - {MANIFEST}
     if present != set(files):
         missing, foreign = sorted(set(files) - present), sorted(present - set(files))
@@ -148,14 +152,14 @@ def gate_deepspeed_files(path: Path) -> int:
         with torch.serialization.safe_globals([ZeroStageEnum, LossScaler, fragment_address]):
             for file in files:
                 try:
-                    torch.load(file, map_location="meta", weights_only=True)
+                    torch.load(file, map_location="meta", weights_only=True)  # meta: the names count, not the tensors
                 except Exception as error:  # any failure to read is a refusal
                     reason = " ".join(str(error).split())[:300]
                     raise CheckpointError(
                         f"{file} is refused, it is damaged or holds more than tensors and plain values: {reason}"
                     ) from None
     finally:
-        torch.serialization.add_safe_globals(allowed)
+        torch.serialization.add_safe_globals(allowed)  # the list is process-wide
     return len(files)
 
 
@@ -200,6 +204,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _remove(path: Path) -> None:
+    # renamed first: a crash inside rmtree must not leave half a checkpoint under a checkpoint's name
     doomed = path.with_name(f"{_TEMPORARY}removed_{path.name}")
     os.rename(path, doomed)
     shutil.rmtree(doomed)

@@ -40,7 +40,7 @@ def arguments(doc: str, config_class: type, argv: list[str] | None = None) -> ar
         "--resume", nargs="?", const="latest", metavar="RUN", help="continue the newest run, or this run id or folder"
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example gdso.steps=20 learner.lr=1e-4")
-    return parser.parse_args(argv)
+    return parser.parse_intermixed_args(argv)  # overrides may stand on both sides of a switch
 
 
 def resolve(args: argparse.Namespace, config_class: type):

@@ -239,7 +239,7 @@ def _point_latest(root: Path, run_id: str) -> None:
 
 
 def _finite(value):
-    """The same tree with nan and infinities as None, numpy scalars and arrays as Python values, paths as text."""
+    """A JSON tree: nan and infinities as None, numpy scalars and arrays as Python values, paths as text."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, dict):

@@ -11,6 +11,7 @@ import sys
 import time
 from contextlib import contextmanager
 from statistics import median
+from typing import Any
 
 from zr_ray.errors import DeadlineError
 from zr_ray.run.folder import RunFolder
@@ -50,7 +51,7 @@ class Metrics:
             run.rewind_metrics(resumed_after_step)
             purge = resumed_after_step + 1
         self._writer = SummaryWriter(str(run.tensorboard), purge_step=purge, flush_secs=30)
-        self._gauges: dict[str, object] = {}
+        self._gauges: dict[str, Any] = {}  # ray.util.metrics.Gauge, where Ray is there
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Record all values of one step; call once per step with everything known about it."""
@@ -63,7 +64,7 @@ class Metrics:
     def gauge(self, values: dict[str, float]) -> None:
         """Show values in the dashboard and to Prometheus only. Does nothing outside Ray; a non-finite value keeps the
         old one."""
-        ray = sys.modules.get("ray")
+        ray = sys.modules.get("ray")  # not imported here: in a test without Ray it must stay away
         if ray is None or not ray.is_initialized():
             return
         from ray.util.metrics import Gauge

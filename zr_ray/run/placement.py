@@ -1,7 +1,8 @@
 """Asks Ray for the resources of a run: feasibility first, then fleets of actors, then Ray Train for the learners.
 
-Ray Data (`judging/label.py`) and Ray Serve (`serving/application.py`) ask for what their pipelines and deployments
-declare. Nothing expensive starts before `check_feasible` passes. Waits have deadlines and say what is missing.
+Ray Data (`judging/label.py`), Ray Serve (`serving/application.py`) and the tasks of an audit (`loops/audit.py`) ask for
+what they declare themselves. Nothing expensive starts before `check_feasible` passes. Waits have deadlines and say what
+is missing.
 Left out on purpose: scheduling. Placement groups and Ray Train place, restart and release.
 """
 

@@ -31,11 +31,11 @@ class RowRun:
 
     @property
     def finished(self) -> bool:
-        """Whether its result is there."""
+        """Whether the run's result is there."""
         return (self.folder / RESULT_FILE).is_file()
 
     def result(self) -> dict:
-        """Its result.json."""
+        """Content of the run's result.json."""
         return json.loads((self.folder / RESULT_FILE).read_text())
 
     def command(self, jobs: Path) -> list[str]:

@@ -1,2 +1,2 @@
-"""What the reward service is made of, none of it needs Ray: limits, batching, wire formats, drift. `serve.py` puts it
-into deployments."""
+"""The reward service: batching, wire formats, drift and retries as plain classes; `application.py`, `gateway.py` and
+`launch.py` put them into Ray Serve deployments."""

@@ -54,11 +54,12 @@ class Batcher:
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
+        # no timer: a batch is what came while the last one was computed, so an idle judge answers at once
         while self._waiting:
             taken = []
             while self._waiting and len(taken) < self.max_items:
                 entry = self._waiting.popleft()
-                if not entry[1].done():
+                if not entry[1].done():  # done: its caller went away while it waited
                     taken.append(entry)
             if not taken:
                 continue

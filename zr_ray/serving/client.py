@@ -21,6 +21,7 @@ import weakref
 from collections import Counter
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ from zr_ray.records import RewardReply, RewardRequest
 from zr_ray.serving.retry import Retry
 from zr_ray.serving.transport import HandleTransport, HttpTransport
 
-Images = Tensor | Sequence[Tensor]
+Images: TypeAlias = Tensor | Sequence[Tensor]
 """[B, 3, H, W], or B tensors [3, H, W] of any sizes; uint8, or float in [0, 1]."""
 
 
@@ -89,6 +90,7 @@ class RewardClient:
         self._items, self._deadline_s, self._attempts = items_per_request, deadline_s, attempts
         self.counters: Counter[str] = Counter()
         """requests, answered, failed, and repeated/<reason>."""
+        # a loop of its own: callers may have none, or one that must not be blocked
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=_turn, args=(self._loop,), name="reward-client", daemon=True)
         self._thread.start()
@@ -126,7 +128,7 @@ class RewardClient:
         risk: float = 0.0,
         dimensions: Sequence[str] | None = None,
     ) -> Scores:
-        """The same with R = sum_d w_d (mu_d - k sigma_d) and dR/dimages. weights: [D] or [B, D]; None: 1/D each. risk:
+        """Distributions, R = sum_d w_d (mu_d - k sigma_d) and dR/dimages. weights: [D] or [B, D]; None: 1/D each. risk:
         k."""
         return self._wait(self._ask_gradient(images, prompts, weights, risk, dimensions))
 
@@ -263,9 +265,9 @@ class _ServedReward(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, outer):
-        (slopes,) = ctx.saved_tensors
+        (gradients,) = ctx.saved_tensors
         outer = outer.view(-1, 1, 1, 1)
-        return torch.where(outer == 0, torch.zeros_like(slopes), outer * slopes), *[None] * 6
+        return torch.where(outer == 0, torch.zeros_like(gradients), outer * gradients), *[None] * 6
 
 
 def _refuse_failed(scores: Scores, allow_failed: bool) -> None:
@@ -302,11 +304,11 @@ def _joined(replies: Sequence[RewardReply], images) -> Scores:
     gradient = {}
     if replies[0].reward is not None:
         pairs = [(g, s) for r in replies for g, s in zip(r.gradients, r.scale, strict=True)]
-        slopes = tuple(
+        gradients = tuple(
             torch.full(image.shape, torch.nan) if g is None else torch.from_numpy(np.array(g) * np.asarray(s, g.dtype))
             for image, (g, s) in zip(images, pairs, strict=True)
         )
-        gradient = {"reward": torch.from_numpy(np.concatenate([r.reward for r in replies])), "gradients": slopes}
+        gradient = {"reward": torch.from_numpy(np.concatenate([r.reward for r in replies])), "gradients": gradients}
     return Scores(
         **columns,
         status=sum((tuple(r.status) for r in replies), ()),

@@ -60,6 +60,7 @@ class Gateway:
             )
         self._config, self._token, self._judges = config, token_sha256, judges
         self._limits = config.limits.bounds()
+        # decoding blocks; threads of its own, so that a flood of images cannot starve what asyncio's pool serves
         self._decoders = ThreadPoolExecutor(4, thread_name_prefix="decode")
         self._in_flight = self._buffered = 0
         self._rubrics: dict[str, Rubric] = {}
@@ -102,6 +103,7 @@ class Gateway:
     async def _guarded(self, request: Request, work) -> Response:
         """The reply of `work`, or an error reply for what it raises."""
         given = request.headers.get("x-request-id", "")
+        # a caller's id ends up in logs and headers: nothing but a plain word gets there
         request_id = given if re.fullmatch(r"[\w.\-]{1,64}", given) else uuid.uuid4().hex
         try:
             response = await asyncio.wait_for(work(request_id), self._config.http.request_deadline_s)
@@ -143,18 +145,22 @@ class Gateway:
         if self._in_flight >= self._config.http.max_in_flight:
             raise Refusal(429, "too_many", f"this gateway works on {self._in_flight} requests; retry later")
         self._in_flight += 1
-        held = [0]
+        held = [0]  # bytes of this request, given back below even when reading it fails half-way
         try:
             body = await self._read(request, held)
             loop, query = asyncio.get_running_loop(), dict(request.query_params)
             wanted = await loop.run_in_executor(
                 self._decoders, wire.read_request, content_type, body, query, gradient, self._limits, request_id, rubric
             )
-            del body
+            del body  # decoded now; a waiting request should not hold both
             reply = await Retry(deadline_s=self._config.http.request_deadline_s, attempts=4).call(
                 lambda _: handle.score.remote(wanted)
             )
             return await loop.run_in_executor(self._decoders, response_of, reply, request.headers.get("accept", ""))
+        except (wire.WireError, RewardError) as error:
+            if not isinstance(error, OverloadError):
+                self._rubrics.pop(judge, None)  # an update may have brought a judge of another rubric: ask again
+            raise
         finally:
             self._in_flight -= 1
             self._buffered -= held[0]
@@ -170,7 +176,7 @@ class Gateway:
                 "body_too_large",
                 f"a body may have {limit} bytes, got Content-Length {length[:20]}; split the request",
             )
-        parts, size = [], 0
+        parts, size = [], 0  # counted as it comes: Content-Length may be false, and chunks have none
         async for chunk in request.stream():
             size += len(chunk)
             if size > limit:
@@ -188,6 +194,7 @@ class Gateway:
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not token:
             raise Refusal(401, "no_token", "send the header Authorization: Bearer <token>")
+        # hashes in constant time: neither the token nor its length can be guessed from how long a refusal takes
         if not hmac.compare_digest(hashlib.sha256(token.strip().encode("latin-1", "replace")).hexdigest(), self._token):
             raise Refusal(403, "wrong_token", "the bearer token is not this service's")
 
@@ -197,8 +204,7 @@ class Gateway:
         return self._judges[name]
 
     async def _rubric(self, name: str) -> Rubric:
-        """Dimensions and bins of a judge, as its replica says; asked once. A replica of another judge, during an
-        update, checks every request again."""
+        """Dimensions and bins of a judge, as one of its replicas says. Each replica checks every request again."""
         if name not in self._rubrics:
             handle = self._judge(name)
             described = await Retry(deadline_s=self._config.http.request_deadline_s, attempts=4).call(

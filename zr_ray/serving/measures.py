@@ -68,7 +68,7 @@ class Measures:
             metric.set(value, tags=self._tags | tags)
 
     def refresh(self) -> None:
-        """Say again what holds still: Ray forgets a gauge after two export intervals (20 s). Call it more often."""
+        """Repeat unchanged gauges: Ray forgets a gauge after two export intervals (20 s). Call it more often."""
         self._gauge("zr_reward_replicas", "judges alive: sum over the tag", 1.0)
         for about, value, tags in list(self._gauges.values()):
             self._gauge(about=about, value=value, **tags)

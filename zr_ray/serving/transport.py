@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from typing import Any
 
 from zr_ray.errors import RewardError
 from zr_ray.records import RewardReply, RewardRequest
@@ -44,7 +45,7 @@ class HttpTransport:
         self._headers = {"Accept": wire.SAFETENSORS, "Content-Type": wire.SAFETENSORS}
         if token:
             self._headers["Authorization"] = f"Bearer {token}"
-        self._session = None
+        self._session: Any = None  # aiohttp is imported where the first call is made
 
     async def send(self, request: RewardRequest, left_s: float) -> RewardReply:
         path = "score" if request.weights is None else "score_and_grad"
@@ -55,7 +56,7 @@ class HttpTransport:
         return wire.read_reply(content)
 
     async def describe(self, left_s: float) -> dict:
-        """As HandleTransport."""
+        """What the judge says about itself: dimensions, bins, hashes, limits."""
         _, content = await self._call("GET", "judge", {})
         return json.loads(content)
 

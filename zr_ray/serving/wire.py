@@ -265,8 +265,8 @@ def read_reply(body: bytes) -> RewardReply:
     identity = JudgeIdentity(head["judge"], head["model_hash"], head["template_hash"], head["preprocess_hash"])
     gradient = {}
     if "reward" in tensors:
-        slopes = tuple(tensors.get(f"gradient.{i}") for i in range(len(head["status"])))
-        gradient = {"reward": tensors["reward"], "scale": tensors["scale"], "gradients": slopes}
+        gradients = tuple(tensors.get(f"gradient.{i}") for i in range(len(head["status"])))
+        gradient = {"reward": tensors["reward"], "scale": tensors["scale"], "gradients": gradients}
     columns = {name: tensors[name] for name in COLUMNS}
     return RewardReply(
         head["request_id"],

@@ -1,2 +1,2 @@
-"""Effects: one engine each. Plain classes that become Ray actors in `placement.py` and can be built in a test without
+"""Effects: one engine each. Plain classes that `run/placement.py` makes Ray actors of and that a test can build without
 Ray."""

@@ -29,7 +29,7 @@ class Ranks:
 
     def __init__(self, config: LearnerSection) -> None:
         self.device = torch.device("cuda", torch.cuda.current_device()) if config.gpus > 0 else torch.device("cpu")
-        _prepare_process(config)
+        _prepare_process(config)  # DeepSpeed reads the accelerator from the environment while it is imported
         import deepspeed
 
         deepspeed.init_distributed("nccl" if config.gpus > 0 else "gloo", auto_mpi_discovery=False)
@@ -104,7 +104,7 @@ class Engine:
         if self.config.zero_stage == 0:  # the ZeRO optimizers look themselves, and leave the weights alone
             self._require_finite([p.grad for p in self.module.parameters() if p.grad is not None])
         self._deepspeed.step()
-        norm = self._deepspeed.get_global_grad_norm()
+        norm = self._deepspeed.get_global_grad_norm()  # None where the engine does not compute one
         if getattr(self._deepspeed.optimizer, "overflow", False) or (norm is not None and not norm < float("inf")):
             raise NonFiniteError(f"the gradient norm is not finite; {REMEDY}")
         return {"learner/grad_norm": float(norm) if norm is not None else float("nan"), "learner/lr": lr}
@@ -115,6 +115,7 @@ class Engine:
 
     def require_finite_weights(self) -> None:
         """Raises NonFiniteError on all ranks unless every weight is finite; each looks at what it holds."""
+        # under ZeRO-3 a parameter is empty here and its shard is ds_tensor: no gathering for a look
         held = [getattr(p, "ds_tensor", p) for p in self.module.parameters() if p.requires_grad]
         if not self.ranks.all_finite([value.detach() for value in held]):
             raise NonFiniteError(f"the weights are not finite; {REMEDY}")
@@ -129,6 +130,7 @@ class Engine:
 
     def save(self, folder: Path, state: dict) -> None:
         """Write weights, optimizer and `state` (ints, floats, strings, tensors) under `folder`. All ranks call it."""
+        # no `latest` file: which checkpoint is the newest complete one is run/checkpoints.py's business
         self._deepspeed.save_checkpoint(str(folder), tag="deepspeed", client_state=state, save_latest=False)
 
     def load(self, folder: Path) -> dict:
@@ -136,7 +138,7 @@ class Engine:
         writes."""
         from zr_ray.run.checkpoints import gate_deepspeed_files
 
-        gate_deepspeed_files(folder / "deepspeed")
+        gate_deepspeed_files(folder / "deepspeed")  # DeepSpeed unpickles whatever it finds
         loaded, state = self._deepspeed.load_checkpoint(str(folder), tag="deepspeed")
         if loaded is None:
             raise CheckpointError(f"DeepSpeed could not load {folder}; resume from another checkpoint or start anew")
@@ -153,7 +155,7 @@ def _prepare_process(config: LearnerSection) -> None:
         "MASTER_PORT": str(_free_port()),
     }
     for name, value in defaults.items():
-        os.environ.setdefault(name, value)
+        os.environ.setdefault(name, value)  # Ray Train has set them already in a run
     if config.gpus == 0:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     torch.set_num_threads(config.threads)
@@ -176,7 +178,7 @@ def _deepspeed_config(config: LearnerSection) -> dict:
         "bf16": {"enabled": config.dtype == "bfloat16"},
         "gradient_clipping": config.grad_clip,
         "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": 10**9,
+        "zero_force_ds_cpu_optimizer": False,  # keep torch's AdamW
+        "steps_per_print": 10**9,  # the journal writes the step lines
         "wall_clock_breakdown": False,
     }

@@ -21,6 +21,7 @@ from zr_ray.errors import ConfigError, NonFiniteError
 from zr_ray.models.judge import JudgeOutputs, PackedJudge, load_packed_judge
 from zr_ray.models.judge_text import JudgeText
 from zr_ray.models.packing import Row
+from zr_ray.models.questions import QuestionRow
 from zr_ray.workers.engine import REMEDY, Engine, Ranks
 
 Objective = Callable[[JudgeOutputs, list[int], Tensor | None], tuple[Tensor, dict[str, float]]]
@@ -58,6 +59,7 @@ class Learner:
         dtype = torch.float32 if config.dtype == "float32" else torch.bfloat16
         module, self.text, self.packer = load_packed_judge(self.judge, dtype)
         _freeze(module, config.freeze)
+        # copied before DeepSpeed wraps the module: under ZeRO-3 its parameters are shards afterwards
         self.reference = copy.deepcopy(module).requires_grad_(False).eval().to(self.device) if keep_reference else None
         if make_packer is not None:
             self.packer = make_packer(module, self.text)
@@ -65,11 +67,12 @@ class Learner:
 
     # ---- forward and backward ----
 
-    def microbatches(self, units: Sequence[Sequence[Row]]) -> list[list[int]]:
+    def microbatches(self, units: Sequence[Sequence[Row | QuestionRow]]) -> list[list[int]]:
         """Indices of units, longest first, in batches whose padded rectangles hold at most max_tokens_per_microbatch
         tokens (one unit at least)."""
         lengths = [max(self.packer.length(row, self.packer.image_tokens(row.image)) for row in unit) for unit in units]
         rows = [sum(self.packer.sequences(row) for row in unit) for unit in units]
+        # units of like length share a rectangle; ties in order of the units
         order = sorted(range(len(units)), key=lambda i: (-lengths[i], i))
         ends = cheapest_batches(
             [lengths[i] for i in order], [rows[i] for i in order], self.config.max_tokens_per_microbatch
@@ -77,7 +80,7 @@ class Learner:
         return [order[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
     @torch.no_grad()
-    def forward(self, rows: Sequence[Row]) -> JudgeOutputs:
+    def forward(self, rows: Sequence[Row | QuestionRow]) -> JudgeOutputs:
         """Outputs for rows without gradient. Under ZeRO-3 every rank must call it."""
         return self.engine.forward(self.packer.pack(rows).to(self.device))
 
@@ -86,6 +89,8 @@ class Learner:
 
         Raises: NonFiniteError on all ranks, naming what is not finite, if the loss of a micro-batch is not."""
         batches = self.microbatches(units)
+        # Ranks cut by tokens and may differ in number of micro-batches, but a collective that one rank leaves out
+        # hangs the others: all do as many rounds as the longest.
         rounds = int(self.reduce_max(float(len(batches))))
         sums: dict[str, float] = {}
         tokens, broken = 0, ""
@@ -95,16 +100,19 @@ class Learner:
             reference = features = None
             if self.reference is not None:
                 with torch.no_grad():
+                    # a frozen tower is the same in policy and reference: one vision forward serves both
                     features = self.reference.image_features(packed) if self.engine.module.tower_is_frozen else None
                     reference = self.reference(packed, features).logprobs
             loss, metrics = objective(self.engine.forward(packed, features), indices, reference)
             counted = i < len(batches)
             self.engine.backward(loss, counted)
             if counted:
+                # padding is at position 0, as is each row's first token
                 tokens += int((packed.position_ids[0] > 0).sum())
                 for name, value in metrics.items():
                     sums[name] = sums.get(name, 0.0) + value
                 broken = broken or not_finite(loss, metrics)
+        # after all rounds and on all ranks: one that raises alone leaves the others waiting in a collective
         if self.reduce_max(float(bool(broken))):
             raise NonFiniteError(f"{broken or 'the loss of another rank'} is not finite; {REMEDY}")
         return UpdateStats(sums, tokens, len(batches))
@@ -129,6 +137,7 @@ class Learner:
         """pi_ref <- pi (Algorithm 1, outer iteration)."""
         if self.reference is None:
             return
+        # through `named_weights`, not a state dict: it gathers what ZeRO-3 has sharded, one parameter at a time
         targets = dict(self.reference.model.named_parameters())
         for name, value in self.named_weights():
             targets[name].data.copy_(value)
@@ -156,15 +165,17 @@ class Learner:
 
         state = self.engine.load(folder)
         if self.reference is not None:
+            # not strict: `save` writes parameters, which lists tied weights once and leaves out buffers
             self.reference.load_state_dict(load_file(folder / "reference.safetensors"), strict=False)
         return state
 
     def save_judge(self, folder: Path) -> None:
         """Write a Hugging Face folder (weights, config, tokenizer, processor, scoring format) that transformers and
         vLLM load."""
-        weights = {n: v.cpu().clone() for n, v in self.named_weights()}
+        weights = {n: v.cpu().clone() for n, v in self.named_weights()}  # every rank: gathering is a collective
         if self.rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
+            # tokenizer, templates, processor and scoring format as they were; weights and model card are new
             for source in self.judge.iterdir():
                 if (
                     source.is_file()
@@ -189,6 +200,7 @@ def cheapest_batches(lengths: Sequence[int], rows: Sequence[int], limit: int) ->
     A batch takes as long as its padded rectangle, rows * longest, plus a start that counts as limit / 16 tokens; the
     total is least among all cuts whose rectangles hold at most `limit` tokens (a unit that is larger is a batch of its
     own)."""
+    # dynamic programming over prefixes; greedy filling leaves one long unit to pad a batch of short ones (LOG.md)
     best, cut = [0.0], [0]  # of the first n units: cost, and start of their last batch
     for end in range(1, len(lengths) + 1):
         held, choices = 0, []

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -87,13 +88,13 @@ class RewardWorker:
         self._max_tokens = getattr(self.student.judge.model.config.get_text_config(), "max_position_embeddings", 32768)
         self._pixels = torch.float64 if dtype == "float64" else torch.float32
         self._cached_chars = 0
-        self._entered = self._preprocessed = 0.0
+        self._forward_started_s = self._preprocess_ended_s = 0.0
         self.phases: dict[str, float] = {}
         self.student.judge.register_forward_pre_hook(self._mark_preprocessed)
 
     def _mark_preprocessed(self, *_) -> None:
         self._synchronise()
-        self._preprocessed = time.perf_counter()
+        self._preprocess_ended_s = time.perf_counter()
 
     def warm_up(self) -> None:
         """Forward and backward on a grey and a random image. Raises JudgeError unless the loaded weights give finite
@@ -160,7 +161,7 @@ class RewardWorker:
                 part = members[start : start + size]
                 for i, answer in zip(part, self._answer_group([items[i] for i in part]), strict=True):
                     answers[i] = answer
-        return answers
+        return cast(list[RewardAnswer | ItemFault], answers)  # every place is filled by now
 
     def _answer_group(self, items: list[RewardItem]) -> list[RewardAnswer | ItemFault]:
         try:
@@ -177,18 +178,18 @@ class RewardWorker:
             .to(self.device)
             .requires_grad_(gradient)
         )
-        self._entered = time.perf_counter()
-        self.phases["batch"] += self._entered - started
+        self._forward_started_s = time.perf_counter()
+        self.phases["batch"] += self._forward_started_s - started
         with torch.set_grad_enabled(gradient):
             scores = self.student(images, [item.prompt for item in items], items[0].dimensions)
             self._synchronise()
             forwarded = time.perf_counter()
-            reward, slopes = self._differentiate(scores, images, items) if gradient else (None, None)
+            reward, gradients = self._differentiate(scores, images, items) if gradient else (None, None)
         self._synchronise()
-        self.phases["preprocess"] += self._preprocessed - self._entered
-        self.phases["forward"] += forwarded - self._preprocessed
+        self.phases["preprocess"] += self._preprocess_ended_s - self._forward_started_s
+        self.phases["forward"] += forwarded - self._preprocess_ended_s
         self.phases["backward"] += time.perf_counter() - forwarded if gradient else 0.0
-        return self._rows(scores, reward, slopes)
+        return self._rows(scores, reward, gradients)
 
     def _differentiate(self, scores: StudentScores, images: Tensor, items: list[RewardItem]) -> tuple[Tensor, Tensor]:
         weights = torch.tensor([item.weights for item in items], dtype=scores.log_q.dtype, device=self.device)
@@ -196,7 +197,7 @@ class RewardWorker:
         return reward.detach(), torch.autograd.grad(reward.sum(), images)[0]
 
     def _rows(
-        self, scores: StudentScores, reward: Tensor | None, slopes: Tensor | None
+        self, scores: StudentScores, reward: Tensor | None, gradients: Tensor | None
     ) -> list[RewardAnswer | ItemFault]:
         log_q = scores.log_q.detach()
         columns = (
@@ -208,14 +209,14 @@ class RewardWorker:
         )
         arrays = [column.cpu().numpy() for column in columns]
         finite = np.isfinite(arrays[0]).all((1, 2)) & np.isfinite(arrays[4]).all(1)
-        if slopes is None:
-            extras = [(None, None, None)] * len(log_q)
+        if gradients is None:
+            extras: list[tuple[Any, Any, Any]] = [(None, None, None)] * len(log_q)
         else:
-            slopes, reward = slopes.cpu(), reward.cpu()
-            finite &= slopes.isfinite().flatten(1).all(1).numpy()
-            extras = [(float(r), *scaled(g)) for r, g in zip(reward, slopes, strict=True)]
+            gradients, reward = gradients.cpu(), reward.cpu()
+            finite &= gradients.isfinite().flatten(1).all(1).numpy()
+            extras = [(float(r), *scaled(g)) for r, g in zip(reward, gradients, strict=True)]
         fault = ItemFault("failed", "the judge's answer is not finite; report the image")
-        return [RewardAnswer(*(a[i] for a in arrays), *extras[i]) if finite[i] else fault for i in range(len(log_q))]
+        return [RewardAnswer(*[a[i] for a in arrays], *extras[i]) if finite[i] else fault for i in range(len(log_q))]  # type: ignore[call-arg]
 
     def _synchronise(self) -> None:
         if self.device != "cpu":

@@ -12,6 +12,7 @@ import time
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -72,7 +73,7 @@ class TeacherWorker:
         for i, item in enumerate(items):
             if answers[i] is None:
                 answers[i] = self._answer_item([found[i, d] for d in item.dimensions])
-        return answers
+        return cast(list[RewardAnswer | ItemFault], answers)  # every place is filled by now
 
     def _check(self, item: RewardItem) -> ItemFault | None:
         if item.weights is not None:

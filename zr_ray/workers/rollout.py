@@ -63,9 +63,8 @@ class RolloutWorker:
         os.environ.update(engine_environment(config))
         self.text = JudgeText(Path(judge))
         self.config = config
-        self.policy_version = (
-            -1
-        )  # nobody has pushed weights yet; the folder's own weights are never rolled out unverified
+        # nobody has pushed weights yet; the folder's own weights are never rolled out unverified
+        self.policy_version = -1
         from vllm import LLM
 
         self._llm = LLM(
@@ -76,13 +75,15 @@ class RolloutWorker:
             max_model_len=config.max_model_len,
             limit_mm_per_prompt={"image": 1},
             enforce_eager=config.enforce_eager,
-            enable_chunked_prefill=config.gpus > 0,  # vLLM cannot rewind a seeded CPU generator after a partial prefill
-            distributed_executor_backend="uni",
+            # off on CPU: vLLM cannot rewind a seeded CPU generator after a partial prefill
+            enable_chunked_prefill=config.gpus > 0,
+            distributed_executor_backend="uni",  # the model in this process: pushes need no second hop
+            # log-probs after masking and temperature, which is the distribution that was sampled from
             logprobs_mode="processed_logprobs",
             max_logprobs=len(self.text.label_ids),
             logits_processors=["zr_ray.workers.vocabulary:ForbidTokens"],
             additional_config={FORBIDDEN_KEY: list(self.text.forbidden_ids)},
-            seed=0,
+            seed=0,  # of the engine; every request brings its own
             disable_log_stats=True,
         )
 
@@ -117,9 +118,10 @@ class RolloutWorker:
                 seed=r.seed if temperature > 0 else None,
                 max_tokens=max_tokens,
                 stop_token_ids=[self.text.end_id],
+                # q needs the labels at the score position, which is known only afterwards: asked for at every token
                 logprob_token_ids=list(self.text.label_ids),
-                flat_logprobs=True,
-                detokenize=False,
+                flat_logprobs=True,  # arrays instead of an object per token
+                detokenize=False,  # the text side reads tokens; reports make words of the few they show
             )
             for r in requests
         ]
@@ -142,7 +144,7 @@ class RolloutWorker:
         tokens = np.asarray(completion.token_ids, dtype=np.int32)
         flat = completion.logprobs
         starts = np.asarray(flat.start_indices)
-        values = np.asarray(flat.logprobs, dtype=np.float32)
+        values = np.asarray(flat.logprobs, dtype=np.float32)  # per position: the sampled token first, then the labels
         score_index = 0 if direct else self.text.score_index(tokens)
         score_logprobs = None
         if score_index is not None:
@@ -159,12 +161,13 @@ class RolloutWorker:
         Returns: the version now held. The caller proves the push with a probe (see `weights.py`)."""
         from zr_ray.workers.weights import read_buckets
 
+        # vLLM's own loader maps Hugging Face names to fused layers, so nothing here knows the architecture
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": read_buckets(buckets)})
         if not self._llm.reset_prefix_cache():
             raise RolloutError(
                 "vLLM refused to drop its prefix cache after a weight push; requests must not be in flight"
             )
-        self._llm.llm_engine.reset_encoder_cache()
+        self._llm.llm_engine.reset_encoder_cache()  # image features of the old vision tower
         self.policy_version = version
         return version
 

@@ -43,9 +43,10 @@ def make_buckets(named_weights: Iterable[tuple[str, Tensor]], bucket_bytes: int)
     bucket: dict[str, Tensor] = {}
     size = 0
     for name, tensor in named_weights:
+        # copied now: under ZeRO-3 the gathered tensor is gone when the next name is asked for
         value = tensor.detach().to("cpu").contiguous()
         nbytes = value.numel() * value.element_size()
-        if bucket and size + nbytes > bucket_bytes:
+        if bucket and size + nbytes > bucket_bytes:  # never inside a tensor: a reader needs it whole
             yield save(bucket)
             bucket, size = {}, 0
         bucket[name] = value
@@ -62,7 +63,7 @@ def read_buckets(handles: Iterable) -> Iterator[tuple[str, Tensor]]:
         if not isinstance(handle, bytes):
             import ray
 
-            handle = ray.get(handle, timeout=300)
+            handle = ray.get(handle, timeout=300)  # s; no wait without a deadline
         yield from load(handle).items()
 
 
@@ -76,7 +77,7 @@ def logprob_difference(judgements: Sequence[Judgement], logprobs: Tensor, score_
         differences = [np.abs(judgement.logprobs - logprobs[i, : len(judgement.logprobs)].float().cpu().numpy())]
         if judgement.score_logprobs is not None:
             differences.append(np.abs(judgement.score_logprobs - score_logprobs[i].float().cpu().numpy()))
-        largest = float(np.concatenate(differences).max())
+        largest = float(np.concatenate(differences).max())  # max of an array with nan is nan, caught below
         worst = max(worst, largest if np.isfinite(largest) else float("inf"))
     return worst
 
@@ -88,7 +89,7 @@ def check_probe(difference: float, tolerance: float, version: int, held: Sequenc
             f"every rollout worker must hold policy version {version} after the push, they hold {list(held)}; restart"
             " the run with --resume"
         )
-    if not difference <= tolerance:
+    if not difference <= tolerance:  # not `>`: nan must be refused, too
         raise WeightSyncError(
             f"after the push of version {version} engine and learner log-probs must agree within {tolerance:g}, the"
             f" probe differs by {difference:g}: the engine holds stale or wrongly mapped weights, or computes in"

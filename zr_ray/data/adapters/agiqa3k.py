@@ -26,7 +26,7 @@ from zr_ray.data.adapters.sources import csv_columns, csv_rows, source_files
 from zr_ray.data.adapters.summary import Summary
 from zr_ray.errors import ConfigError
 from zr_ray.records import AnnotatedImage
-from zr_ray.rubric import DIMENSIONS
+from zr_ray.rubric import PAPER
 
 OPINIONS = {"realism": "mos_quality", "alignment": "mos_align"}
 ONE_OPINION = "mos"
@@ -53,8 +53,8 @@ def convert(
     low, high = mos_range
     if not low < high:
         raise ConfigError(f"wanted mos_range from the worst to the best value, got {low:g} {high:g}; swap them")
-    if mos_to not in DIMENSIONS:
-        raise ConfigError(f"wanted mos_to one of {', '.join(DIMENSIONS)}, got {mos_to!r}; correct the name")
+    if mos_to not in PAPER.dimensions:
+        raise ConfigError(f"wanted mos_to one of {', '.join(PAPER.dimensions)}, got {mos_to!r}; correct the name")
     to = Conversion("agiqa3k", images, root, **options)
     files = source_files(Path(source), ("data.csv",))
     columns = {file: _opinions(file, mos_to) for file in files}

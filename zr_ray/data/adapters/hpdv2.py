@@ -72,13 +72,13 @@ def _preferences(to: Conversion, where: str, split: str, row: dict) -> list[Pref
 
 
 def _choice(row: dict, where: str, files: tuple[str, ...]) -> _Order:
-    """Of a train record; no votes."""
+    """Preferred of two images of a train record; no votes."""
     chosen = numbers(row, "human_preference", where, 0, 1, length=len(files))
     return lambda a, b: (None if chosen[a] == chosen[b] else a if chosen[a] > chosen[b] else b, None)
 
 
 def _ranking(row: dict, where: str, files: tuple[str, ...]) -> _Order:
-    """Of a test record: the averaged rank decides, the raw rankings vote."""
+    """Preferred of two images of a test record: the averaged rank decides, the raw rankings vote."""
     rank = numbers(row, "rank", where, 0, 1000, length=len(files))
     raw = row.get("raw_annotations") or []
     if not isinstance(raw, list) or not all(isinstance(one, dict) for one in raw):

@@ -41,7 +41,7 @@ SPLITS = {"train": "train", "validation": "dev", "test": "test"}
 RATINGS = {"alignment": "image_text_alignment_rating", "realism": "fidelity_rating"}
 LOW, HIGH = 1, 7
 _SPLIT_OF_FILE = {"train": "train", "valid": "dev", "test": "test"}
-"""Of the repository's layout: its records do not say."""
+"""File name -> split in the repository's layout, whose records do not say."""
 _COLUMNS = ("image_path", "prompt_id", "prompt", "rank", *RATINGS.values())
 
 

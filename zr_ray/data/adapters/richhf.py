@@ -78,7 +78,7 @@ def convert(
             " them"
         )
     to = Conversion("richhf", images, root, **options)
-    rated = to.parsed(_rows(files), lambda where, at: _rated(where, *at, artifact_to))
+    rated = to.parsed(_rows(files), lambda where, at: _rated(where, at[0], at[1], artifact_to))
     known: dict[str, tuple[str, bool]] = {}
     if pickapic is not None:
         rated = list(rated)  # numbers only: Pick-a-Pic is read once, for these

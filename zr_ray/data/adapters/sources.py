@@ -174,21 +174,21 @@ def csv_rows(file: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str
     with open(file, newline="", encoding=text_encoding(file)) as handle:
         reader = csv.DictReader(handle, strict=True, delimiter=_delimiter(handle, file, columns))
         try:
-            missing = [name for name in columns if name not in (reader.fieldnames or ())]
+            header = list(reader.fieldnames or ())
+            missing = [name for name in columns if name not in header]
             if missing:
-                got = ", ".join(reader.fieldnames or ()) or "an empty file"
+                found = ", ".join(header) or "an empty file"
                 raise DataError(
                     f"{file}: line 1: wanted columns {', '.join(columns)}, missing {', '.join(missing)} (got"
-                    f" {got[:200]}); name this data set's file"
+                    f" {found[:200]}); name this data set's file"
                 )
             for row in reader:
                 where = f"{file}: line {reader.line_num}"
                 cells = [value for name, value in row.items() if name is not None and value is not None]
-                if None in row or len(cells) != len(reader.fieldnames):
+                if None in row or len(cells) != len(header):
                     got = len(cells) + len(row.get(None) or ())
                     raise DataError(
-                        f"{where}: wanted {len(reader.fieldnames)} cells, got {got}; correct the line (commas in"
-                        " quotes?)"
+                        f"{where}: wanted {len(header)} cells, got {got}; correct the line (commas in quotes?)"
                     )
                 yield where, row
         except (csv.Error, UnicodeError) as error:

@@ -15,6 +15,7 @@ complain about.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
@@ -88,7 +89,7 @@ def fit_objects(
                 most = float(gain[template, colour])
                 squares = templates[template].reshape(-1, 5)[:, 2:] * terms[:, which, colour].reshape(-1, 5)[:, 2:]
                 fitted[index] = Found(kind, colour, x, y, most / max(1.0, -float(squares.sum())), most)
-    return fitted
+    return cast(list[Found], fitted)  # the last step fits whatever still moved
 
 
 def _cell_terms(layers: list[np.ndarray], x: int, y: int, coarse: bool, met: tuple[Found, ...]) -> np.ndarray:
