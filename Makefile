@@ -1,6 +1,7 @@
 # The two commands of the README, and their helpers. `make help` lists them.
 #
 # EXTRA=gpu   installs vLLM's CUDA build instead of the CPU one (default cpu; never both in one environment)
+# DETACH=1    leaves the job running unwatched; otherwise Ctrl-C stops it (a training saves a checkpoint first)
 # RAY_ADDRESS in the environment: submit to that cluster, start nothing here
 
 EXTRA ?= cpu
@@ -34,14 +35,11 @@ help:
 
 gdso: $(STAMP)
 	@if [ -z "$$RAY_ADDRESS" ]; then exports=$$($(VENV)/bin/python cluster/local_head.py start) || exit 1; eval "$$exports"; fi; \
-	exec $(VENV)/bin/ray job submit --working-dir . -- python jobs/gdso.py --config $(CONFIG) $(ARGS)
+	exec $(VENV)/bin/python cluster/submit.py --name gdso $(if $(DETACH),--detach) -- python jobs/gdso.py --config $(CONFIG) $(ARGS)
 
-# Ctrl-C ends the log; the trap ends the job, which deletes its application
 serve: $(STAMP)
 	@if [ -z "$$RAY_ADDRESS" ]; then exports=$$($(VENV)/bin/python cluster/local_head.py start) || exit 1; eval "$$exports"; fi; \
-	id=serve-$$(date +%m%d-%H%M%S); trap "$(VENV)/bin/ray job stop $$id" INT TERM; \
-	$(VENV)/bin/ray job submit --submission-id $$id --runtime-env-json '{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}}' --working-dir . \
-		-- python jobs/serve_reward.py $(ARGS)
+	exec $(VENV)/bin/python cluster/submit.py --name serve $(if $(DETACH),--detach) -- python jobs/serve_reward.py $(ARGS)
 
 t2i: $(STAMP)
 	@if [ -z "$$RAY_ADDRESS" ]; then exports=$$($(VENV)/bin/python cluster/local_head.py start) || exit 1; eval "$$exports"; fi; \

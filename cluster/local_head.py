@@ -31,6 +31,10 @@ import psutil
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 STATE = CHECKOUT / ".cache" / "ray_head"
+STARTING = Path("/tmp") / f"zr_ray-{os.getuid()}-starting"
+"""Lock of this user's checkouts: a port is free until another head takes it, so heads start one after the other."""
+RAY_WORKER_PORTS = range(10002, 20000)
+"""Where the workers of a head with Ray's defaults listen, here or in another checkout; nothing of ours goes there."""
 TEMPORARY = Path("/tmp") / f"zr_ray-{os.getuid()}-{hashlib.sha256(str(CHECKOUT).encode()).hexdigest()[:8]}"
 """Ray's session folder; short, because Unix socket paths end at 107 characters."""
 OBJECT_STORE_BYTES = 1_000_000_000
@@ -48,7 +52,9 @@ def start() -> int:
         fcntl.flock(lock, fcntl.LOCK_EX)
         head = _running()
         if head is None:
-            head = _launch()
+            with open(STARTING, "w") as starting:
+                fcntl.flock(starting, fcntl.LOCK_EX)
+                head = _launch()
         else:
             _say(f"using the local Ray head of this checkout: {head['address']}")
     for name, value in _client_environment(head["address"]).items():
@@ -90,7 +96,7 @@ def status() -> int:
 
 def _launch() -> dict:
     bin_folder = Path(sys.executable).parent
-    port, agent_port, client_port = _free_port(8265), _free_port(52365), _free_port(10001)
+    port, agent_port, client_port = _free_port(8265), _free_port(52365), _free_port(20001)
     address = f"http://127.0.0.1:{port}"
     environment = (
         os.environ
@@ -112,6 +118,8 @@ def _launch() -> dict:
         "--block",
         "--port=0",
         f"--ray-client-server-port={client_port}",
+        "--min-worker-port=0",  # any free port: with a range, two heads would give out the same ones
+        "--max-worker-port=0",
         f"--temp-dir={TEMPORARY}",
         "--include-dashboard=true",
         "--dashboard-host=127.0.0.1",
@@ -198,14 +206,15 @@ def _answers(address: str) -> bool:
 
 
 def _free_port(preferred: int) -> int:
-    for port in [*range(preferred, preferred + 50), 0]:
+    for port in [*range(preferred, preferred + 50), *[0] * 20]:
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:
                 continue
-            return probe.getsockname()[1]
-    raise SystemExit(f"no free port at or above {preferred}")
+            if (found := probe.getsockname()[1]) not in RAY_WORKER_PORTS:
+                return found
+    raise SystemExit(f"no free port at or above {preferred}, or none outside {RAY_WORKER_PORTS}; end other heads")
 
 
 def _say(line: str) -> None:

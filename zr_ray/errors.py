@@ -41,6 +41,10 @@ class NonFiniteError(ZrRayError):
     """A loss, gradient, weight or log-prob became nan or infinite; nothing of it was kept."""
 
 
+class StoppedError(ZrRayError):
+    """A run was told to stop and did, after a checkpoint."""
+
+
 class DeadlineError(ZrRayError):
     """A wait passed its deadline; the message names what was waited for."""
 

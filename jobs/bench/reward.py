@@ -293,6 +293,7 @@ def _service(judge: str) -> Iterator[str]:
     from ray import serve
 
     from zr_ray.serving.application import application
+    from zr_ray.serving.instance import end_serve
     from zr_ray.serving.launch import start_serve
 
     driver.connect(namespace="zr_ray")
@@ -305,7 +306,7 @@ def _service(judge: str) -> Iterator[str]:
     finally:
         serve.delete(APP)
         if ours:
-            serve.shutdown()
+            end_serve()
 
 
 @contextmanager

@@ -44,6 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     from zr_ray.serving.application import application
     from zr_ray.serving.client import RewardClient
     from zr_ray.serving.faults import fault_run
+    from zr_ray.serving.instance import end_serve
     from zr_ray.serving.launch import start_serve
 
     driver.connect(namespace="zr_ray")
@@ -62,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     finally:
         serve.delete(app)
         if ours:
-            serve.shutdown()
+            end_serve()
     say(json.dumps(dict(sorted(counts.items()))))
     good = counts["sent"] == counts["answered"] and not any(
         counts[name] for name in ("lost", "errors", "wrong", "zero")

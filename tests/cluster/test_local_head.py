@@ -83,3 +83,27 @@ def test_a_taken_port_is_passed_over(local_head):
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
         assert local_head._free_port(port) != port
+
+
+def test_no_port_is_one_that_workers_are_given(local_head):
+    """Ray's default range for workers, 10002 to 19999, belongs to the workers of other heads."""
+    assert local_head._free_port(20001) not in range(10002, 20000)
+    assert local_head._free_port(10002) not in range(10002, 20000)
+
+
+@pytest.mark.slow
+def test_heads_of_two_checkouts_side_by_side(local_head, tmp_path, monkeypatch, capfd):
+    assert local_head.start() == 0
+    first = exports(capfd.readouterr().out)["RAY_ADDRESS"]
+    other = Path(tempfile.mkdtemp(prefix="zrt", dir="/tmp"))
+    with monkeypatch.context() as second:
+        second.setattr(local_head, "STATE", tmp_path / "other")
+        second.setattr(local_head, "TEMPORARY", other)
+        try:
+            assert local_head.start() == 0
+            assert exports(capfd.readouterr().out)["RAY_ADDRESS"] != first
+            assert local_head.status() == 0
+        finally:
+            local_head.stop()
+            shutil.rmtree(other)
+    assert local_head.status() == 0

@@ -14,6 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster import dashboard
+from zr_ray.run.observe import gauge_name
+from zr_ray.run.room import groups_of
+
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
     "gdso.steps=4",
@@ -58,6 +62,16 @@ def uninterrupted(ray_cluster, run_job, tmp_path_factory):
     with redirect_stdout(log):
         assert run_job("gdso", *SMALL, f"run.root={root}", "run.name=whole") == 0, log.getvalue()
     return root / "whole", log.getvalue()
+
+
+def test_the_dashboard_asks_for_what_a_run_records(uninterrupted):
+    lines = (uninterrupted[0] / "metrics.jsonl").read_text().splitlines()
+    exported = {f"ray_{gauge_name(key)}" for line in lines for key in json.loads(line)}
+    exported |= {"ray_zr_progress_step", "ray_zr_progress_since_step_s"}
+    queries = [*dashboard.dashboard_queries(), *dashboard.alert_queries()]
+    of_runs = [query for query in queries if dashboard.labels_of(query) == {"run_id"}]
+    assert len(of_runs) > 15
+    assert {metric for query in of_runs for metric in dashboard.metrics_of(query)} <= exported
 
 
 def test_run_folder_holds_everything(uninterrupted):
@@ -108,6 +122,31 @@ def test_killed_run_resumes_to_the_same_numbers(job_environment, uninterrupted, 
     assert metrics_of(tmp_path / "killed") == metrics_of(uninterrupted[0])
     rows = [json.loads((run / "result.json").read_text())["rows"] for run in (tmp_path / "killed", uninterrupted[0])]
     assert rows[0] == rows[1]
+
+
+@pytest.mark.slow
+def test_a_stopped_run_writes_a_checkpoint_and_leaves_nothing(job_environment, uninterrupted, gdso, tmp_path):
+    """What `ray job stop` sends a driver: SIGTERM, and time before the kill. Resumed, it ends as if nothing had
+    been."""
+    run = [*SMALL, "checkpoint.every_steps=4", f"run.root={tmp_path}"]
+    command = [sys.executable, str(ROOT / "jobs" / "gdso.py"), *run, "run.name=stopped"]
+    environment = job_environment | {"RAY_JOB_STOP_WAIT_TIME_S": "200"}
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        file = tmp_path / "stopped" / "metrics.jsonl"
+        deadline = time.time() + 240
+        while not (file.is_file() and file.read_text().count("\n")):
+            assert time.time() < deadline and process.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(180) == 1
+    said = (tmp_path / "log").read_text()
+    step = int(re.search(r"error: stopped on request after step (\d) of 4", said).group(1))
+    assert step < 4 and (tmp_path / "stopped" / "checkpoints" / f"step_{step:06d}").is_dir(), said
+    assert groups_of("stopped") == [], "no placement group is left"
+    code, again, errors = gdso(*run, "--resume", "latest")
+    assert code == 0 and f"resumed after step {step}" in again, again + errors
+    assert metrics_of(tmp_path / "stopped") == metrics_of(uninterrupted[0])
 
 
 def test_two_ranks_follow_one_rank(ray_cluster, uninterrupted, gdso, tmp_path):

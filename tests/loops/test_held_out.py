@@ -2,7 +2,9 @@
 nothing."""
 
 import json
+import math
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +15,9 @@ from zr_ray.functional.scores import two_hot
 from zr_ray.judging.evaluate import Judged, human_scores
 from zr_ray.loops.held_out import HeldOut
 from zr_ray.loops.journal import Journal
+from zr_ray.report.page import format_table
 from zr_ray.rubric import PAPER
+from zr_ray.run.folder import PROGRESS_FILE
 
 BINS = torch.tensor(PAPER.bins, dtype=torch.float64)
 
@@ -78,3 +82,17 @@ def test_a_judge_that_scores_nothing_has_not_succeeded(parts):
     result = journal.run.read_result()
     assert result["status"] == "FAILED" and "gave no score in any of 64 outputs" in result["problem"]
     assert result["rows"][-1]["malformed_frac"] == 1.0 and result["rows"][0]["pooled"]["hpa"] == 1.0
+
+
+def test_held_out_data_without_pairs_goes_through_to_the_table(parts):
+    journal, held_out, _ = parts
+    held_out.items = [replace(item, group=item.id) for item in held_out.items]  # one image a prompt
+    held_out.before()
+    curve = held_out.during(2)
+    assert math.isnan(curve["eval/hpa"]) and curve["eval/plcc"] == pytest.approx(1.0, abs=1e-3)
+    journal.finish("gdso", held_out.finish())
+    result = journal.run.read_result()
+    assert result["status"] == "SUCCEEDED" and result["noise_ceiling"]["pooled"]["hpa"] is None
+    assert all(row["pooled"]["hpa"] is None and row["pooled"]["plcc"] > 0.99 for row in result["rows"])
+    assert (journal.run.path / PROGRESS_FILE).read_text().count("HPA no pairs") == 3
+    assert format_table(result).count("no pairs") >= 8 and "nan" not in format_table(result)

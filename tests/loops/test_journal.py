@@ -19,6 +19,9 @@ class Counter:
     def barrier(self):
         pass
 
+    def reduce_max(self, value):
+        return value
+
     def save(self, folder, state):
         pass
 

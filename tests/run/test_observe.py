@@ -69,4 +69,7 @@ def test_metrics_reach_the_node_s_prometheus_endpoint(ray_cluster, tmp_path):
             break
         time.sleep(1)
     assert lines and lines[0].endswith(" 0.125") and 'run_id="seen"' in lines[0]
+    assert sink._refresher.is_alive(), "a step may take longer than Ray remembers a gauge"
     sink.close()
+    sink._refresher.join(30)
+    assert not sink._refresher.is_alive()

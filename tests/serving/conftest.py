@@ -35,7 +35,11 @@ def small_service(judge: str = "builtin", **sections):
     tree = {
         "judge": {"path": judge},
         "replica": SMALL,
-        "http": {"token_sha256": hashlib.sha256(TOKEN.encode()).hexdigest(), "max_in_flight": 8},
+        "http": {
+            "token_sha256": hashlib.sha256(TOKEN.encode()).hexdigest(),
+            "max_in_flight": 8,
+            "body_deadline_s": 3.0,
+        },
         "limits": {
             "items": 16,
             "pixels": 65536,

@@ -10,11 +10,14 @@ import pytest
 import requests
 import torch
 
+from tests.cluster.dashboard import alert_queries, dashboard_queries, labels_of, missing_in_scrape
 from zr_ray.records import RewardRequest
 from zr_ray.rubric import DIMENSIONS
 from zr_ray.serving import wire
 from zr_ray.serving.client import RewardClient
 
+SERVICE_QUERIES = [q for q in [*dashboard_queries(), *alert_queries()] if "run_id" not in labels_of(q)]
+"""What the dashboard asks of a service and of its nodes."""
 PROMPTS = ["a small red circle"] * 16
 
 
@@ -83,5 +86,6 @@ def _wrong(text: str, totals: dict) -> str:
             f"drifts {drifts}; " if drifts != set(DIMENSIONS) else "",
             "no batch sizes; " if "ray_zr_reward_batch_items_bucket" not in text else "",
             "no replicas; " if "ray_zr_reward_replicas" not in text else "",
+            *(f"the dashboard asks for {name}; " for name in missing_in_scrape(SERVICE_QUERIES, text)),
         )
     )

@@ -138,7 +138,7 @@ def test_a_forgotten_client_closes_itself(reward_url, images):
 
     client = RewardClient(reward_url, token="a-token-for-tests")
     client.score(images, PROMPTS)
-    session, thread = client._transport._session, client._thread
+    session, thread = client._line.transport._session, client._line.thread
     del client
     gc.collect()
     assert session.closed and not thread.is_alive()

@@ -4,6 +4,8 @@ import base64
 import io
 import json
 import pickle
+import time
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -13,6 +15,7 @@ from PIL import Image
 from zr_ray.records import ItemFault, JudgeIdentity, Limits, RewardReply, RewardRequest
 from zr_ray.rubric import DIMENSIONS, PAPER
 from zr_ray.serving import wire
+from zr_ray.serving.bounded_json import bounded_json
 
 LIMITS = Limits(items=4, pixels=10_000, request_pixels=12_000, prompt_chars=50, body_bytes=10_000_000)
 ARRAY = np.random.default_rng(0).integers(0, 256, (80, 100, 3), dtype=np.uint8)
@@ -35,7 +38,7 @@ def body_of(*items, **more):
 
 
 def test_json_decodes_each_image_on_its_own():
-    files = [encoded()[:-200], encoded(), encoded(kind="WEBP", lossless=True), encoded(kind="PPM")]
+    files = [encoded()[:-200], encoded(), encoded(kind="WEBP", lossless=True), b"no image"]
     request = read(wire.JSON, body_of(*zip(files, "abcd", strict=True)))
     np.testing.assert_array_equal(request.images[1], ARRAY.transpose(2, 0, 1))
     assert [getattr(i, "status", "ok") for i in request.images] == [
@@ -79,15 +82,15 @@ def test_dimensions_of_items():
     tree = json.loads(body_of((encoded(), "a"), (encoded(), "b")))
     tree["items"][0]["dimensions"], tree["items"][1]["dimensions"] = ["realism"], ["beauty"]
     request = read(wire.JSON, json.dumps(tree).encode())
-    assert (
-        request.dimensions == ("realism",)
-        and request.prompts[1].status == "unknown_dimension"
-        and request.prompts[0] == "a"
-    )
+    assert request.dimensions == ("realism",) and request.prompts[0] == "a"
+    assert request.prompts[1].status == "unknown_dimension"
+    tree["items"][1]["dimensions"] = ["alignment"]
+    assert read(wire.JSON, json.dumps(tree).encode()).dimensions == ("alignment", "realism")
     del tree["items"][1]["dimensions"]
     assert read(wire.JSON, json.dumps(tree).encode()).dimensions == DIMENSIONS
-    with pytest.raises(wire.WireError, match="different names"):
-        read(wire.JSON, body_of((encoded(), "a"), dimensions=["beauty"]))
+    for wrong in (["beauty"], ["realism"] * 2):
+        with pytest.raises(wire.WireError, match="different names"):
+            read(wire.JSON, body_of((encoded(), "a"), dimensions=wrong))
 
 
 def test_safetensors_request_there_and_back():
@@ -108,11 +111,27 @@ BROKEN = {
     "negative size": (wire.SAFETENSORS, len(HEADER).to_bytes(8, "little") + HEADER + bytes(768), 400),
     "huge header": (wire.SAFETENSORS, (2**62).to_bytes(8, "little") + b"{}", 400),
     "empty": (wire.SAFETENSORS, b"", 400),
-    "deep": (wire.JSON, b"[" * 200_000, 400),
+    "deep": (wire.JSON, b"[" * 1_500, 400),
+    "20 million empty lists": (wire.JSON, b'{"items": [' + b"[]," * 20_000_000 + b"[]]}", 422),
+    "a key twice": (wire.JSON, b'{"items": [{"image": "", "prompt": "a", "prompt": "b"}]}', 422),
+    "nan": (wire.JSON, b'{"items": [{"image": "", "prompt": "a"}], "risk": NaN}', 400),
+    "a number for an image": (wire.JSON, b'{"items": [{"image": 7, "prompt": "a"}]}', 422),
+    "a misspelt key": (wire.JSON, b'{"items": [{"image": "", "promt": "a"}]}', 422),
+    "weights without a reward": (wire.JSON, b'{"items": [{"image": "", "prompt": "a"}], "weights": [1]}', 422),
+    "a header of a million tensors": (
+        wire.SAFETENSORS,
+        (3_000_000).to_bytes(8, "little") + b"{" + b" " * 2_999_998 + b"}",
+        422,
+    ),
+    "other metadata": (
+        wire.SAFETENSORS,
+        wire.pack({"images": np.zeros((1, 3, 8, 8))}, request={"prompts": ["a"]}, risk=1),
+        422,
+    ),
     "no items": (wire.JSON, b"{}", 422),
     "too many": (wire.JSON, json.dumps({"items": [{"image": "", "prompt": ""}] * 5}).encode(), 422),
     "unknown key": (wire.JSON, json.dumps({"items": [{"url": "http://127.0.0.1/"}]}).encode(), 422),
-    "nan risk": (wire.JSON, b'{"items": [{"image": "", "prompt": "a"}], "risk": "x"}', 400),
+    "nan risk": (wire.JSON, b'{"items": [{"image": "", "prompt": "a"}], "risk": "x"}', 422),
     "zip": ("application/zip", b"PK\x03\x04", 415),
     "no metadata": (wire.SAFETENSORS, wire.pack({"images": np.zeros((1, 3, 8, 8), np.float32)}), 422),
     "other tensors": (wire.SAFETENSORS, wire.pack({"weights": np.ones(4)}, request={"prompts": ["a"]}), 422),
@@ -163,4 +182,37 @@ def test_reply_there_and_back():
 
 
 def test_faults_are_no_images():
-    assert isinstance(read(wire.JSON, b'{"items": [{"image": 7, "prompt": "a"}]}').images[0], ItemFault)
+    assert isinstance(read(wire.JSON, b'{"items": [{"image": "7", "prompt": "a"}]}').images[0], ItemFault)
+
+
+def test_json_is_bounded_before_it_is_parsed():
+    body = b"[" + b"[]," * 20_000_000 + b"[]]"
+    tracemalloc.start()
+    started = time.perf_counter()
+    with pytest.raises(wire.WireError, match="may hold 130000 values"):
+        bounded_json(body, 130_000)
+    spent, (_, peak) = time.perf_counter() - started, tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4e6 and spent < 1.0
+
+
+def test_a_query_is_used_or_refused():
+    known = ("judge", *wire.IMAGE_QUERY)
+    assert wire.check_query([("prompt", "a"), ("risk", "1")], known) == {"prompt": "a", "risk": "1"}
+    with pytest.raises(wire.WireError, match="no key 'dimension' here; did you mean 'dimensions'?"):
+        wire.check_query([("prompt", "a"), ("dimension", "alignment")], known)
+    with pytest.raises(wire.WireError, match="prompt may be there once"):
+        wire.check_query([("prompt", "a"), ("prompt", "b")], known)
+    for wrong in ({"risk": "1_0"}, {"risk": "nan"}, {"risk": "1,2"}, {"weights": "1,,2"}, {"dimensions": ""}):
+        with pytest.raises(wire.WireError):
+            read("image/png", encoded(), gradient=True, prompt="a", **wrong)
+    with pytest.raises(wire.WireError, match="score_and_grad"):
+        read("image/png", encoded(), prompt="a", risk="1")
+
+
+def test_formats_and_transparency_are_those_of_the_loader():
+    clear = np.dstack([ARRAY[..., 0], ARRAY[..., 1], ARRAY[..., 2], np.zeros(ARRAY.shape[:2], np.uint8)])
+    for kind in ("PNG", "BMP", "TIFF", "GIF", "WEBP", "AVIF"):
+        assert not isinstance(read("image/png", encoded(kind=kind), prompt="a").images[0], ItemFault), kind
+    (seen,) = read("image/png", encoded(clear), prompt="a").images
+    assert (seen == 255).all()  # hidden colors are not shown to the judge

@@ -86,12 +86,14 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-class _StrictLoader(yaml.SafeLoader):
+class StrictLoader(yaml.SafeLoader):
     """SafeLoader that refuses a key written twice, where PyYAML silently keeps the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *anchor`: what it brings may be written again
+                continue
             key = self.construct_object(key_node, deep=True)
             if key in seen:
                 raise yaml.constructor.ConstructorError(
@@ -103,7 +105,7 @@ class _StrictLoader(yaml.SafeLoader):
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.load(Path(path).read_text(), Loader=_StrictLoader)
+        tree = yaml.load(Path(path).read_text(), Loader=StrictLoader)
     except OSError as error:
         raise ConfigError(
             f"cannot read config {path}: {error.strerror}; give a YAML file, for example one of jobs/configs"
@@ -122,7 +124,7 @@ def _parse_override(override: str) -> tuple[str, Any]:
     if not equals or not key.strip("."):
         raise ConfigError(f"override must look like section.key=value, got {override!r}")
     try:
-        return key.strip(), yaml.load(text, Loader=_StrictLoader)
+        return key.strip(), yaml.load(text, Loader=StrictLoader)
     except yaml.YAMLError as error:
         raise ConfigError(
             f"override {override!r}: the value is not valid YAML: {' '.join(str(error).split())}"

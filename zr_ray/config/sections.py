@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from zr_ray.functional.schedule import learning_rate
 
 Dtype = Literal["float32", "bfloat16"]
+RESOURCE = r"^[A-Za-z_][\w\-.]*$"
+"""Names that Ray takes for a custom resource."""
 FP32_SYNC_TOLERANCE = 1e-5
 """Largest log-prob difference engine - learner after a push in fp32; measured 5e-7 with vLLM 0.32 against transformers
 5.19."""
@@ -54,6 +56,12 @@ class RunSection(Section):
     wait_for_nodes_s: float = field(
         0.0, "seconds to wait for nodes that an autoscaler may still add; 0 refuses what the cluster cannot hold", ge=0
     )
+    wait_for_room_s: float = field(600.0, "seconds to wait while others hold what this job needs", ge=0)
+
+    @property
+    def room_deadline_s(self) -> float:
+        """Seconds until the job's resources must be granted, whether nodes or other jobs are waited for."""
+        return max(self.wait_for_nodes_s, self.wait_for_room_s)
 
     @field_validator("root")
     @classmethod
@@ -109,6 +117,12 @@ class WorkerSection(Section):
     workers: int = field(1, "number of actors", ge=1)
     cpus: float = field(1.0, "CPU cores reserved per actor", ge=0)
     gpus: float = field(0.0, "GPUs reserved per actor; a fraction lets actors share one GPU", ge=0)
+    resource: str | None = field(
+        None,
+        "custom resource a node must offer to hold these actors, for example zr_rollout (cluster/aws.yaml); null: any"
+        " node",
+        pattern=RESOURCE,
+    )
     threads: int = field(
         2, "OMP threads per actor; phases alternate, so both kinds may use all cores (2 in the reference machine)", ge=1
     )

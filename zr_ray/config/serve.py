@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from zr_ray.config.sections import RunSection, Section, field
+from zr_ray.config.sections import RESOURCE, RunSection, Section, field
 from zr_ray.records import Limits
 
 _LIMITS = Limits()
@@ -31,6 +31,10 @@ class HttpSection(Section):
     gateway_cpus: float = field(0.0, "CPUs reserved for each; they decode images on up to four threads", ge=0)
     max_in_flight: int = field(64, "requests one gateway works on; more get 429", ge=1)
     max_buffered_bytes: int = field(268_435_456, "bytes of bodies one gateway holds; more get 429", ge=1)
+    body_deadline_s: float = field(
+        10.0, "a body must end, or bring body_bytes_per_s on average, every so many seconds; else 408", gt=0
+    )
+    body_bytes_per_s: float = field(65536.0, "bytes per second below which a body counts as too slow", ge=0)
     request_deadline_s: float = field(120.0, "seconds until a request gets 504", gt=0)
 
 
@@ -52,6 +56,9 @@ class ReplicaSection(Section):
     target_ongoing: float = field(8.0, "requests per replica the autoscaler aims at", gt=0)
     cpus: float = field(1.0, "CPUs reserved for a replica", gt=0)
     gpus: float = field(0.0, "GPUs reserved for a replica", ge=0)
+    resource: str | None = field(
+        None, "custom resource a node must offer to hold replicas, for example zr_reward", pattern=RESOURCE
+    )
     threads: int = field(1, "torch threads of a replica", ge=1)
     dtype: Literal["float32", "bfloat16", "float64"] = field("float32", "what the judge computes in")
     batch_items: int = field(64, "items computed together", ge=1)
@@ -81,6 +88,9 @@ class ServedTeacherSection(Section):
     replicas: int = field(1, "teacher replicas", ge=1)
     cpus: float = field(1.0, "CPUs of a teacher replica", gt=0)
     gpus: float = field(0.0, "GPUs of a teacher replica", ge=0)
+    resource: str | None = field(
+        None, "custom resource a node must offer to hold teachers, for example zr_reward", pattern=RESOURCE
+    )
     threads: int = field(1, "threads of a teacher's engine", ge=1)
     max_model_len: int = field(256, "tokens of question and reasoning", ge=16)
     max_new_tokens: int = field(64, "length limit of one trace with its score, tokens", ge=2)

@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from zr_ray.functional.draws import percentile_interval, resampled_ratios
 from zr_ray.functional.gsb import gsb
 from zr_ray.functional.image_statistics import image_statistics, seed_distance
+from zr_ray.functional.intervals import ratio_interval
 from zr_ray.rubric import DIMENSIONS
 
 TIE_POINTS = 0.1
@@ -115,8 +115,7 @@ def compare(before: Look, after: Look, resamples: int = 2000, seed: int = 0) -> 
             continue
         means = [float(value.sum() / count.sum()) for value in sums]
         each = ((sums[1] - sums[0]) / count.clamp_min(1))[count > 0]
-        draws = [resampled_ratios(value, count, resamples, seed) for value in sums]  # the same prompts for both
-        low, high = percentile_interval(draws[1] - draws[0])
+        low, high = ratio_interval(sums[1] - sums[0], count, resamples, seed)
         error = float(each.std() / len(each) ** 0.5) if len(each) > 1 else float("nan")
         rows[name] = {"before": means[0], "after": means[1], "difference": means[1] - means[0]}
         rows[name] |= {"low": low, "high": high, "error": error, "spread": float(np.nanstd(before.figures[name]))}
@@ -135,8 +134,8 @@ def gsb_rows(before: Look, after: Look, resamples: int = 2000, seed: int = 0) ->
             and name in after.figures
         ):
             tie = TIE_POINTS * (len(DIMENSIONS) if name.endswith("/sum") else 1)
-            first, last = (torch.from_numpy(look.figures[name]).flatten() for look in (before, after))
-            rows[name] = gsb(first, last, prompt, tie, resamples, seed)
+            first, second = (torch.from_numpy(look.figures[name]).flatten() for look in (before, after))
+            rows[name] = gsb(first, second, prompt, tie, resamples, seed)
     return rows
 
 

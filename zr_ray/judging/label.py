@@ -40,7 +40,7 @@ from zr_ray.models.judge_text import JudgeText
 from zr_ray.records import AnnotatedImage, Judgement, JudgeRequest
 from zr_ray.rubric import Rubric
 from zr_ray.run.observe import duration
-from zr_ray.run.placement import bundle, worker_bundles
+from zr_ray.run.placement import bundle, custom, worker_bundles
 from zr_ray.workers.rollout import RolloutWorker, engine_environment
 
 READER_CPUS = 0.25
@@ -125,6 +125,7 @@ def _pipeline(
         fn_constructor_args=(str(teacher), rollout, section.traces, section.seed),
         num_cpus=rollout.cpus,
         num_gpus=rollout.gpus or None,
+        resources=custom(rollout.resource),
         runtime_env={"env_vars": engine_environment(rollout)},
         ray_remote_args_fn=lambda: {"max_restarts": RESTARTS},
     )

@@ -28,7 +28,7 @@ from zr_ray.records import AnnotatedImage
 from zr_ray.rubric import FORMAT_FILE, Rubric
 from zr_ray.run import driver
 from zr_ray.run.folder import RESULT_FILE, RunFolder, default_root
-from zr_ray.run.launch import Plan, Started, launch
+from zr_ray.run.launch import Bundles, Plan, Started, launch
 from zr_ray.run.observe import say
 from zr_ray.world.build import data_folder
 
@@ -184,6 +184,8 @@ def _check(config: DistillationConfig, engines: Engines, resumed: RunFolder | No
 def _distil(
     config: DistillationConfig, loop: Callable, engines: Engines, label_training: bool, found: _Found, started: Started
 ) -> None:
+    from zr_ray.run.room import reserve
+
     run, teacher = started.run, found.teacher
     write_teacher(run, teacher)
     data = found.data or read_data(config, data_folder(config.data, run.path), found.text)
@@ -191,10 +193,12 @@ def _distil(
     say(f"teacher {teacher}")
     items, test = data.train, data.held_out
     labels = open_labels(config, teacher, found.text, found.root)
+    with reserve(run.run_id, started.phases[0], config.run.room_deadline_s):
+        pass  # the labels' pipeline places itself: Ray Data waits for ever, and silently, for what is not free
     kept = _label(config, labels, teacher, items if label_training else (), test)
     items = tuple(kept if label_training else items)
     task = DistillationTask(config, run.path, found.judge, items, tuple(test), labels, (), teacher, started.started_at)
-    _learn(config, run, loop, engines, task)
+    _learn(config, run, loop, engines, task, started.phases[1])
     _report(run, data.folder, started.started_at)
 
 
@@ -221,17 +225,19 @@ def _label(
     return kept
 
 
-def _learn(config, run: RunFolder, loop: Callable, engines: Engines, task: DistillationTask) -> None:
+def _learn(config, run: RunFolder, loop: Callable, engines: Engines, task: DistillationTask, wanted: Bundles) -> None:
     from zr_ray.run.placement import run_learners
+    from zr_ray.run.room import reserve
     from zr_ray.workers.rollout import rollout_fleet
 
     with ExitStack() as stack:
         stack.enter_context(driver.follow(run))
+        room = stack.enter_context(reserve(run.run_id, wanted, config.run.room_deadline_s))
         if engines != "none":
             served = task.teacher if engines == "teacher" else task.judge
-            fleet = stack.enter_context(rollout_fleet(run.run_id, served, config.rollout, config.run.wait_for_nodes_s))
+            fleet = stack.enter_context(rollout_fleet(run.run_id, served, config.rollout, group=room.take("rollout")))
             task = replace(task, workers=tuple(fleet.workers))
-        run_learners(loop, task, config.learner, run.path, run.run_id)
+        run_learners(loop, task, config.learner, run.path, run.run_id, room)
 
 
 def _report(run: RunFolder, data: Path, started_at: float) -> None:

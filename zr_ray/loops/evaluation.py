@@ -78,6 +78,7 @@ def _read(config: EvaluateConfig, folder: Path, text: JudgeText) -> tuple[list[A
 
 
 def _evaluate(config: EvaluateConfig, found: _Found, started: Started) -> None:
+    from zr_ray.run.room import reserve
     from zr_ray.workers.rollout import rollout_fleet
 
     c, run, since = config.evaluate, started.run, started.started_at
@@ -88,7 +89,11 @@ def _evaluate(config: EvaluateConfig, found: _Found, started: Started) -> None:
     say(f"judge {found.judge}; {len(items)} {c.split} items")
     for warning in warnings:
         say(f"warning: {warning}")
-    with rollout_fleet(run.run_id, found.judge, config.rollout, config.run.wait_for_nodes_s) as fleet:
+    with (
+        reserve(run.run_id, started.phases[0], config.run.room_deadline_s) as room,
+        rollout_fleet(run.run_id, found.judge, config.rollout, group=room.take("rollout")) as fleet,
+    ):
+        room.settled()
         say(f"{len(fleet.workers)} rollout engine(s) ready after {duration(time.time() - since)}")
         answers = _ask(fleet.workers, found.text, items, config)
         swap = _swap(fleet.workers, found.text, items, config) if c.swap and c.mode != "direct" else None

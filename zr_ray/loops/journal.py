@@ -28,10 +28,11 @@ from typing import Protocol
 import torch
 
 from zr_ray.config.sections import CheckpointSection
-from zr_ray.errors import NonFiniteError
+from zr_ray.errors import NonFiniteError, StoppedError
 from zr_ray.run.checkpoints import begin_checkpoint, finish_checkpoint, latest_checkpoint, temporary_folder
 from zr_ray.run.folder import PROGRESS_FILE, RunFolder
 from zr_ray.run.observe import Metrics, Progress, Timer, console_line
+from zr_ray.run.stop import forget, is_requested
 
 
 class Trained(Protocol):
@@ -41,6 +42,9 @@ class Trained(Protocol):
 
     def barrier(self) -> None:
         """Wait for all ranks."""
+
+    def reduce_max(self, value: float) -> float:
+        """Maximum over ranks."""
 
     def save(self, folder: Path, state: dict) -> None:
         """Write everything that training goes on from, and `state` (ints, floats, tensors). All ranks call it."""
@@ -133,14 +137,22 @@ class Journal:
             self._elapsed_before_s = float(state["elapsed_s"])
             self.say(f"resumed after step {step} from {folder}")
         if self.is_writer:
+            forget(self.run.path)
             self._metrics = Metrics(self.run, resumed_after_step=step)
         self.trained.barrier()
         return step
 
     def checkpoint(self, step: int, now: bool = False) -> None:
-        """Save after `step` (1-based) if it is due: every checkpoint.every_steps, after the last step, or `now`."""
-        if now or step % self._checkpoint.every_steps == 0 or step == self.total:
+        """Save after `step` (1-based) if it is due: every checkpoint.every_steps, after the last step, `now`, and when
+        the run has been told to stop.   Raises: StoppedError then, on all ranks, unless it was the last step."""
+        stop = self.trained.reduce_max(float(self.is_writer and is_requested(self.run.path))) > 0
+        if stop or now or step % self._checkpoint.every_steps == 0 or step == self.total:
             self._save(step)
+        if stop and step < self.total:
+            raise StoppedError(
+                f"stopped on request after step {step} of {self.total}, its checkpoint is complete; continue with"
+                f" --resume {self.run.run_id}"
+            )
 
     def _save(self, step: int) -> None:
         """Checkpoint after `step`; returns when it is durable. All ranks call it.

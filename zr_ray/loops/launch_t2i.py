@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from zr_ray.config.serve import ServeConfig
 from zr_ray.config.t2i import T2iConfig
@@ -26,6 +27,9 @@ from zr_ray.run import driver
 from zr_ray.run.launch import Plan, Started, launch
 from zr_ray.run.observe import duration, say
 from zr_ray.workers.reward_source import named_function
+
+if TYPE_CHECKING:
+    from zr_ray.run.room import Room
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 WORLD_PROMPTS = 4096
@@ -90,7 +94,7 @@ def _check(config: T2iConfig) -> Plan[_Found]:
         judge, _ = served_judge(reward.judge)
         JudgeText(judge)  # refuses labels that are not one token
         inputs["reward.judge"] = judge_hash(judge)
-    bundles = {"actor": [bundle(actor.cpus, actor.gpus)] * actor.workers}
+    bundles = {"actor": [bundle(actor.cpus, actor.gpus, actor.resource)] * actor.workers}
     if service is not None:
         bundles["reward"] = [bundle(reward.cpus, reward.gpus)] * reward.replicas
     facts = {
@@ -105,16 +109,21 @@ def _check(config: T2iConfig) -> Plan[_Found]:
 def _train(config: T2iConfig, loop, found: _Found, started: Started) -> None:
     from zr_ray.report.t2i_page import format_rows, write_report
     from zr_ray.run.placement import run_learners
+    from zr_ray.run.room import reserve
 
     run, since = started.run, started.started_at
     say(f"generator {found.generator}: {len(found.training)} training and {len(found.held_out)} held-out prompts")
-    with driver.follow(run), reward_target(config, found.service, run.run_id) as target:
+    with (
+        driver.follow(run),
+        reserve(run.run_id, started.phases[0], config.run.room_deadline_s) as room,
+        reward_target(config, found.service, run.run_id, room) as target,
+    ):
         say(
             f"reward {target or config.reward.function} ready after {duration(time.time() - since)}; starting"
             f" {config.actor.workers} diffusion actor(s)"
         )
         task = T2iTask(config, run.path, found.generator, found.training, found.held_out, target, since, found.referee)
-        run_learners(loop, task, config.actor, run.path, run.run_id)
+        run_learners(loop, task, config.actor, run.path, run.run_id, room, "actor")
     report, result = write_report(run), run.read_result()
     say(format_rows(result))
     say(f"status {result['status']} in {duration(time.time() - since)}; report {report}")
@@ -179,12 +188,12 @@ def own_service(config: T2iConfig) -> ServeConfig | None:
 
 
 @contextmanager
-def reward_target(config: T2iConfig, service: ServeConfig | None, run_id: str) -> Iterator[str | None]:
+def reward_target(config: T2iConfig, service: ServeConfig | None, run_id: str, room: Room) -> Iterator[str | None]:
     """What actors ask, while the block runs."""
     if service is None:
         yield config.reward.target
         return
     from zr_ray.serving.launch import running_service
 
-    with running_service(service, name := f"reward-{run_id}"):
+    with running_service(service, name := f"reward-{run_id}", room, ("reward",)):
         yield name

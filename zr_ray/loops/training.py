@@ -98,6 +98,7 @@ def keep_facts(run: RunFolder, data: RunData, split: str) -> None:
 
 def _train(config, loop, found: _Found, started: Started) -> None:
     from zr_ray.run.placement import run_learners
+    from zr_ray.run.room import reserve
     from zr_ray.workers.rollout import rollout_fleet
 
     run, since = started.run, started.started_at
@@ -106,14 +107,15 @@ def _train(config, loop, found: _Found, started: Started) -> None:
     keep_facts(run, data, config.evaluation.split)
     with (
         driver.follow(run),
-        rollout_fleet(run.run_id, found.judge, config.rollout, config.run.wait_for_nodes_s) as fleet,
+        reserve(run.run_id, started.phases[0], config.run.room_deadline_s) as room,
+        rollout_fleet(run.run_id, found.judge, config.rollout, group=room.take("rollout")) as fleet,
     ):
         say(
             f"{len(fleet.workers)} rollout engine(s) ready after {duration(time.time() - since)}; starting"
             f" {config.learner.workers} learner(s)"
         )
         task = TrainingTask(config, run.path, found.judge, tuple(fleet.workers), data.pairs, data.held_out, since)
-        run_learners(loop, task, config.learner, run.path, run.run_id)
+        run_learners(loop, task, config.learner, run.path, run.run_id, room)
     say_result(run, since)
     say(f"next: the trained judge is {run.judge}; use it anywhere with judge.path={run.judge}")
 

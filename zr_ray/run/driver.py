@@ -19,8 +19,10 @@ from pathlib import Path
 
 from zr_ray.config.loader import dump_yaml, load_config, schema_help
 from zr_ray.errors import ZrRayError
+from zr_ray.run import console
 from zr_ray.run.folder import PROGRESS_FILE, RunFolder
 from zr_ray.run.observe import say
+from zr_ray.run.ray_address import check_ray_address
 
 
 def arguments(doc: str, config_class: type, argv: list[str] | None = None) -> argparse.Namespace:
@@ -40,7 +42,9 @@ def arguments(doc: str, config_class: type, argv: list[str] | None = None) -> ar
         "--resume", nargs="?", const="latest", metavar="RUN", help="continue the newest run, or this run id or folder"
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example gdso.steps=20 learner.lr=1e-4")
-    return parser.parse_intermixed_args(argv)  # overrides may stand on both sides of a switch
+    args = parser.parse_intermixed_args(argv)  # overrides may stand on both sides of a switch
+    console.part()  # from here on, the job log holds our lines
+    return args
 
 
 def resolve(args: argparse.Namespace, config_class: type):
@@ -52,7 +56,8 @@ def resolve(args: argparse.Namespace, config_class: type):
 def run_job(main: Callable[[], None]) -> int:
     """Exit code of a job: 0, or 1 with one line for a problem the user can fix and a traceback for one they cannot."""
     try:
-        main()
+        with console.may_part():
+            main()
         return 0
     except ZrRayError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
@@ -109,6 +114,7 @@ def connect(namespace: str) -> str:
     import ray
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    check_ray_address(os.environ.get("RAY_ADDRESS"))
     context = ray.init(namespace=namespace, log_to_driver=False, ignore_reinit_error=True, configure_logging=False)
     signal.signal(signal.SIGTERM, _stop)  # after ray.init, which installs its own
     url = context.dashboard_url
@@ -153,7 +159,10 @@ def follow(run: RunFolder) -> Iterator[None]:
 
 def first_lines(run: RunFolder, dashboard: str, started_at: float) -> None:
     """Run id, folder and dashboard, before anything is waited for."""
+    console.move_to(run.path)
     say(f"run {run.run_id}")
     say(f"folder {run.path}")
     say(f"dashboard {dashboard or 'none (started without ray[default])'}")
+    if console.library_file():
+        say(f"messages of libraries {console.library_file()}")
     say(f"started {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(started_at))}")

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from zr_ray.errors import ConfigError
-from zr_ray.run import driver
+from zr_ray.run import console, driver
 from zr_ray.run.folder import INPUTS_FILE, RunFolder, find_run
+from zr_ray.run.observe import say
 
 Found = TypeVar("Found")
 Bundles = Mapping[str, Sequence[dict[str, float]]]
@@ -48,6 +49,8 @@ class Started:
     """time.time() of the job's first line."""
     dashboard: str
     """URL, empty without one."""
+    phases: tuple[Bundles, ...] = ()
+    """The plan's, for `run.room.reserve`."""
 
 
 def launch(
@@ -83,7 +86,9 @@ def launch(
         if resumed is None:
             run.write_json(INPUTS_FILE, plan.inputs)
         driver.first_lines(run, dashboard, started_at)
-    body(plan.found, Started(run, started_at, dashboard))
+    elif console.library_file():
+        say(f"messages of libraries {console.library_file()}")
+    body(plan.found, Started(run, started_at, dashboard, plan.phases))
 
 
 def _resumed(config, keeps_folder: bool) -> RunFolder | None:

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import math
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING
 
 from zr_ray.errors import DeadlineError
+from zr_ray.run import console
 from zr_ray.run.folder import RunFolder
+
+if TYPE_CHECKING:
+    from ray.util.metrics import Gauge
 
 HEADLINE = (
     ("reward/total", "reward {:.4f}"),
@@ -35,11 +40,17 @@ HEADLINE = (
 
 def say(line: str) -> None:
     """One line of the job log, at once (Ray forwards the driver's standard output)."""
-    print(line, flush=True)
+    console.write(line)
+
+
+REFRESH_S = 5.0
+"""Gauges are said again this often: Ray forgets one that was not set for two export intervals (20 s), and a step may
+take minutes."""
 
 
 class Metrics:
-    """Sends one step's values to metrics.jsonl, TensorBoard and, inside Ray, to gauges `zr_<name>`."""
+    """Sends one step's values to metrics.jsonl, TensorBoard and, inside Ray, to gauges `zr_<name>`, which stay there
+    until `close`. `progress/since_step_s`, seconds since the last step, is a gauge only: it shows a run that hangs."""
 
     def __init__(self, run: RunFolder, resumed_after_step: int | None = None) -> None:
         """`resumed_after_step`: drop what an interrupted attempt wrote for later steps, in both files."""
@@ -51,7 +62,11 @@ class Metrics:
             run.rewind_metrics(resumed_after_step)
             purge = resumed_after_step + 1
         self._writer = SummaryWriter(str(run.tensorboard), purge_step=purge, flush_secs=30)
-        self._gauges: dict[str, Any] = {}  # ray.util.metrics.Gauge, where Ray is there
+        self._gauges: dict[str, Gauge] = {}
+        self._shown: dict[str, float] = {}
+        self._stepped_at = time.monotonic()
+        self._lock, self._closed = threading.Lock(), threading.Event()
+        self._refresher: threading.Thread | None = None
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Record all values of one step; call once per step with everything known about it."""
@@ -59,6 +74,7 @@ class Metrics:
         for name, value in values.items():
             if math.isfinite(value):
                 self._writer.add_scalar(name, value, step)
+        self._stepped_at = time.monotonic()
         self.gauge(values | {"progress/step": float(step)})
 
     def gauge(self, values: dict[str, float]) -> None:
@@ -67,16 +83,29 @@ class Metrics:
         ray = sys.modules.get("ray")  # not imported here: in a test without Ray it must stay away
         if ray is None or not ray.is_initialized():
             return
+        self._shown = self._shown | {name: float(value) for name, value in values.items() if math.isfinite(value)}
+        self._show()
+        if self._refresher is None:
+            self._refresher = threading.Thread(target=self._refresh, name="gauges", daemon=True)
+            self._refresher.start()
+
+    def _show(self) -> None:
         from ray.util.metrics import Gauge
 
-        for name, value in values.items():
-            if name not in self._gauges:
-                self._gauges[name] = Gauge(gauge_name(name), description=name, tag_keys=("run_id",))
-            if math.isfinite(value):
-                self._gauges[name].set(float(value), tags={"run_id": self.run.run_id})
+        with self._lock:  # two gauges of one name would count as two metrics
+            shown = self._shown | {"progress/since_step_s": time.monotonic() - self._stepped_at}
+            for name, value in shown.items():
+                if name not in self._gauges:
+                    self._gauges[name] = Gauge(gauge_name(name), description=name, tag_keys=("run_id",))
+                self._gauges[name].set(value, tags={"run_id": self.run.run_id})
+
+    def _refresh(self) -> None:
+        while not self._closed.wait(REFRESH_S):
+            self._show()
 
     def close(self) -> None:
-        """Flush the event files."""
+        """Flush the event files, let the gauges go."""
+        self._closed.set()
         self._writer.close()
 
 

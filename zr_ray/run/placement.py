@@ -10,24 +10,34 @@ from __future__ import annotations
 
 import os
 import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from zr_ray.config.sections import LearnerSection, WorkerSection
 from zr_ray.config.t2i import ActorSection
 from zr_ray.errors import PlacementError
 from zr_ray.run.observe import duration, say, wait_for
+from zr_ray.run.room import HANDOVER_S, Room, release_lock, wait_for_group
+from zr_ray.run.shortage import bundle_text, bundles_text, held_text, missing_text
+from zr_ray.run.stop import checkpoint_first
 from zr_ray.startup.torchvision_shim import child_environment
 
+ROLE_SHARE = 0.001
+"""What one worker takes of its node's custom resource: enough to be placed there, so little that it never runs out."""
 
-def bundle(cpus: float, gpus: float) -> dict[str, float]:
-    """Resources of one worker as a placement-group bundle."""
-    return {name: amount for name, amount in (("CPU", cpus), ("GPU", gpus)) if amount > 0}
+
+def bundle(cpus: float, gpus: float, resource: str | None = None) -> dict[str, float]:
+    """Resources of one worker as a placement-group bundle. resource: custom resource its node must offer."""
+    return {name: amount for name, amount in (("CPU", cpus), ("GPU", gpus)) if amount > 0} | custom(resource)
+
+
+def custom(resource: str | None) -> dict[str, float]:
+    """The custom-resource part of a bundle."""
+    return {resource: ROLE_SHARE} if resource else {}
 
 
 def check_feasible(
@@ -42,7 +52,7 @@ def check_feasible(
         for i, one in enumerate(bundles):
             if not any(all(node.get(r, 0.0) >= amount for r, amount in one.items()) for node in nodes):
                 best = ", ".join(f"{{{', '.join(f'{r}: {n.get(r, 0.0):g}' for r in one)}}}" for n in nodes) or "no node"
-                _refuse(f"no node can hold {role} bundle {i} {_text(one)}; nodes have {best}", wait_for_nodes_s)
+                _refuse(f"no node can hold {role} bundle {i} {bundle_text(one)}; nodes have {best}", wait_for_nodes_s)
                 return
     total: dict[str, float] = {}
     for one in (b for bundles in wanted.values() for b in bundles):
@@ -51,7 +61,7 @@ def check_feasible(
     for resource, amount in total.items():
         have = sum(node.get(resource, 0.0) for node in nodes)
         if amount > have:
-            parts = ", ".join(f"{len(b)} x {role} {_text(b[0])}" for role, b in wanted.items() if b)
+            parts = ", ".join(f"{len(b)} x {role} {bundle_text(b[0])}" for role, b in wanted.items() if b)
             _refuse(f"the job wants {amount:g} {resource} in all ({parts}), the cluster has {have:g}", wait_for_nodes_s)
             return
 
@@ -66,13 +76,9 @@ def _refuse(problem: str, wait_for_nodes_s: float) -> None:
     )
 
 
-def _text(one: dict[str, float]) -> str:
-    return "{" + ", ".join(f"{r}: {a:g}" for r, a in one.items()) + "}"
-
-
 def worker_bundles(section: WorkerSection) -> list[dict[str, float]]:
     """The bundles of one kind of worker."""
-    return [bundle(section.cpus, section.gpus)] * section.workers
+    return [bundle(section.cpus, section.gpus, section.resource)] * section.workers
 
 
 def living_nodes() -> list[dict[str, float]]:
@@ -94,20 +100,23 @@ class Fleet:
         environment: Mapping[str, str],
         start_deadline_s: float,
         wait_for_nodes_s: float = 0.0,
+        group: PlacementGroup | None = None,
     ) -> None:
         """Reserve, start, and wait until every actor has answered `describe()`.
 
         Args: actor_class: a plain class with `describe()`. section: how many, and what each asks for. name:
             "<run>/<role>", of the group and, numbered, of the actors. arguments: of the class, the same for every
             actor. environment: variables of the actors' processes. start_deadline_s: until all have answered.
+            group: granted already, one bundle an actor, for example `Room.take(role)`; None asks for one here.
         Raises: PlacementError, DeadlineError, or what an actor raised at its start."""
-        self._group = _reserve(worker_bundles(section), name, max(wait_for_nodes_s, 60.0))
+        self._group = group or wait_for_group(worker_bundles(section), name, max(wait_for_nodes_s, 60.0))
         actor = ray.remote(actor_class)
         self.workers = [
             actor.options(
                 name=f"{name}-{i}",
                 num_cpus=section.cpus,
                 num_gpus=section.gpus,
+                resources=custom(section.resource),
                 scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=i),
                 runtime_env={"env_vars": dict(environment)},
             ).remote(*arguments)
@@ -136,25 +145,6 @@ class Fleet:
         remove_placement_group(self._group)
 
 
-def _reserve(bundles: list[dict[str, float]], name: str, deadline_s: float) -> PlacementGroup:
-    group = placement_group(bundles, strategy="PACK", name=name)
-    start = time.monotonic()
-    while not group.wait(10):
-        waited = time.monotonic() - start
-        free = {r: a for r, a in ray.available_resources().items() if r in ("CPU", "GPU")}
-        if waited > deadline_s:
-            remove_placement_group(group)
-            raise PlacementError(
-                f"{name} did not get {[_text(b) for b in bundles]} within {duration(deadline_s)}; free now:"
-                f" {_text(free)}; stop other jobs, add nodes, or raise run.wait_for_nodes_s"
-            )
-        say(
-            f"waiting for {name}: wants {[_text(b) for b in bundles]}, free now {_text(free)}, {duration(waited)} of"
-            f" {duration(deadline_s)}"
-        )
-    return group
-
-
 def learner_environment(config: WorkerSection, nodes: int) -> dict[str, str]:
     """Environment of a learner process; must be set before torch and DeepSpeed are imported."""
     environment = child_environment() | {
@@ -175,23 +165,58 @@ def learner_environment(config: WorkerSection, nodes: int) -> dict[str, str]:
     return environment
 
 
-def run_learners(loop, task, config: LearnerSection | ActorSection, run_path: Path, run_id: str) -> None:
-    """Run `loop(task)` on every learner rank under Ray Train and wait for the end. Raises what the loop raised."""
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+"""What Ray Train's controller reads its deadline for a placement group from."""
+
+
+def run_learners(
+    loop: Callable[[dict], None],
+    task,
+    config: LearnerSection | ActorSection,
+    run_path: Path,
+    run_id: str,
+    room: Room | None = None,
+    role: str = "learner",
+) -> None:
+    """Run `loop(task)` on every learner rank under Ray Train and wait for the end.
+
+    Args: room: what the job reserved; Ray Train, which places itself, is handed `role`, and the next job may look for
+        room once the first rank runs.
+    Raises: PlacementError if Ray Train did not get its resources in time; what the loop raised."""
+    from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, get_context
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    def begin(loop_config: dict) -> None:
+        if get_context().get_world_rank() == 0:
+            release_lock(run_id)
+        loop(loop_config)
+
+    os.environ[START_TIMEOUT] = str(HANDOVER_S)  # its resources were reserved until a moment ago
+    if room is not None:
+        room.hand_over(role)
     trainer = TorchTrainer(
-        loop,
+        begin,
         train_loop_config={"task": task},
         torch_config=TorchConfig(backend="nccl" if config.gpus > 0 else "gloo", timeout_s=int(config.deadline_s)),
         scaling_config=ScalingConfig(
-            num_workers=config.workers, use_gpu=config.gpus > 0, resources_per_worker=bundle(config.cpus, config.gpus)
+            num_workers=config.workers,
+            use_gpu=config.gpus > 0,
+            resources_per_worker=bundle(config.cpus, config.gpus, config.resource),
         ),
         run_config=RunConfig(
             name=run_id,
             storage_path=str(run_path / "ray_train"),
-            failure_config=FailureConfig(max_failures=0),
+            # Ray Train's default, -1, asks for the resources again for ever and says nothing
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
             worker_runtime_env={"env_vars": learner_environment(config, len(living_nodes()))},
         ),
     )
-    trainer.fit()
+    try:
+        with checkpoint_first(run_path):
+            trainer.fit()
+    except ControllerError as error:
+        wanted = worker_bundles(config)
+        raise PlacementError(
+            f"Ray Train could not start {config.workers} learner(s), it wanted {bundles_text(wanted)}:"
+            f" {missing_text(wanted)}; {held_text(f'{run_id}/{role}')}; {str(error.controller_failure).splitlines()[0]}"
+        ) from error

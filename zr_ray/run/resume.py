@@ -17,6 +17,7 @@ TAKEN = (
     "learner.grad_clip",
     "learner.max_tokens_per_microbatch",
     "learner.cpus",
+    "learner.resource",
     "learner.threads",
     "rollout.*",
     "weights.*",

@@ -13,14 +13,6 @@ from zr_ray.serving import wire
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
-class Refusal(Exception):
-    """An HTTP error reply."""
-
-    def __init__(self, http_status: int, status: str, message: str) -> None:
-        super().__init__(message)
-        self.http_status, self.status = http_status, status
-
-
 def response_of(reply: RewardReply, accept: str) -> Response:
     """A reply in the format the caller accepts: 200, or 422 if no item was scored."""
     status = 200 if "ok" in reply.status else 422

@@ -153,7 +153,7 @@ def application(config: ServeConfig) -> serve.Application:
     gateway = serve.deployment(Gateway).options(
         name=GATEWAY,
         num_replicas=http.gateways,
-        max_ongoing_requests=2 * http.max_in_flight,  # the gateway itself says 429 at max_in_flight
+        max_ongoing_requests=max(1024, 4 * http.max_in_flight),  # slow bodies too; the gateway itself says 429
         max_queued_requests=4 * http.max_in_flight,
         backpressure_config={"status_code": 503, "retry_after_s": 1},
         ray_actor_options={"num_cpus": http.gateway_cpus},
@@ -164,6 +164,8 @@ def application(config: ServeConfig) -> serve.Application:
 
 
 def _model(config: ServeConfig, name: str) -> serve.Application:
+    from zr_ray.run.placement import custom
+
     replica, teacher = config.replica, config.teacher
     if name == TEACHER:
         from zr_ray.config.sections import RolloutSection
@@ -172,8 +174,9 @@ def _model(config: ServeConfig, name: str) -> serve.Application:
         environment = {"env_vars": engine_environment(RolloutSection(threads=teacher.threads, gpus=teacher.gpus))}
         scale: dict = {"num_replicas": teacher.replicas}
         actor = {"num_cpus": teacher.cpus, "num_gpus": teacher.gpus, "runtime_env": environment}
+        actor["resources"] = custom(teacher.resource)
     else:
-        actor = {"num_cpus": replica.cpus, "num_gpus": replica.gpus}
+        actor = {"num_cpus": replica.cpus, "num_gpus": replica.gpus, "resources": custom(replica.resource)}
         autoscaling = {
             "min_replicas": replica.replicas,
             "initial_replicas": replica.replicas,

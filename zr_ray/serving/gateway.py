@@ -6,9 +6,9 @@
 
 200 if at least one item was scored, 422 if none was; every item has its own status. Errors are {"error": {"status",
 "message"}, "request_id"}:
-400 unreadable body, 401 no token, 403 wrong token, 404 unknown judge, 411 neither length nor chunks, 413 body too
-large, 415 content type, 422 wrong request, 429 this gateway is full, 503 the judge is full or not there (429, 503:
-Retry-After), 504 deadline.
+400 unreadable body, 401 no token, 403 wrong token, 404 unknown judge, 408 body too slow, 411 neither length nor
+chunks, 413 body too large, 415 content type, 422 wrong request, 429 this gateway is full, 503 the judge is full or not
+there (429, 503: Retry-After), 504 deadline. A request takes a place when its body is complete.
 Left out on purpose: fetching images from URLs, cookies, CORS.
 """
 
@@ -20,31 +20,37 @@ import hmac
 import re
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from ray import serve
+from starlette.exceptions import HTTPException
 
 from zr_ray.config.serve import ServeConfig
 from zr_ray.errors import ConfigError, DeadlineError, OverloadError, RewardError
 from zr_ray.rubric import Rubric
-from zr_ray.serving import wire
-from zr_ray.serving.admission import LOOPBACK, Refusal, proxy_host, response_of
+from zr_ray.serving import openapi, schema, wire
+from zr_ray.serving.admission import LOOPBACK, proxy_host, response_of
+from zr_ray.serving.bodies import Bodies
 from zr_ray.serving.measures import Measures
+from zr_ray.serving.refusals import Refusal, WireError
 from zr_ray.serving.retry import Retry
 
 api = FastAPI(title="zr_ray reward service", description=__doc__, version="1")
-_IMAGES = {name: {"schema": {"type": "string", "format": "binary"}} for name in (wire.SAFETENSORS, *wire.IMAGE_FORMATS)}
-_EXAMPLE = {
-    "items": [{"image": "<base64 of an image file>", "prompt": "a small red circle"}],
-    "dimensions": ["alignment"],
-}
-_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {wire.JSON: {"schema": {"type": "object"}, "example": _EXAMPLE}} | _IMAGES,
-    }
-}
+api.openapi = partial(openapi.document, api)
+_SCORING = (400, 401, 403, 404, 408, 411, 413, 415, 422, 429, 503, 504)
+_BEARER: dict = {"security": [{"bearer": []}]}
+_TAKES = (wire.JSON, wire.SAFETENSORS, *wire.IMAGE_TYPES)
+
+
+@api.exception_handler(HTTPException)
+async def _no_such_page(request: Request, error: HTTPException) -> Response:
+    """404 and 405 of the framework in the form of all others."""
+    code = {404: "unknown_page", 405: "wrong_method"}.get(error.status_code, "bad_request")
+    message = f"{error.detail}: {request.method} {request.url.path[:80]}; GET /openapi.json lists what there is"
+    body = {"error": {"status": code, "message": message}, "request_id": uuid.uuid4().hex}
+    return JSONResponse(body, error.status_code, headers=error.headers)
 
 
 @serve.ingress(api)
@@ -62,43 +68,64 @@ class Gateway:
         self._limits = config.limits.bounds()
         # decoding blocks; threads of its own, so that a flood of images cannot starve what asyncio's pool serves
         self._decoders = ThreadPoolExecutor(4, thread_name_prefix="decode")
-        self._in_flight = self._buffered = 0
+        http = config.http
+        self._bodies = Bodies(
+            self._limits.body_bytes, http.max_buffered_bytes, http.body_deadline_s, http.body_bytes_per_s
+        )
+        self._in_flight = 0
         self._rubrics: dict[str, Rubric] = {}
         self._measures = Measures(serve.get_replica_context().replica_id.unique_id)
 
-    @api.post("/v1/score", openapi_extra=_BODY, summary="Score distributions of images")
-    async def score(self, request: Request, judge: str = "student") -> Response:
-        return await self._answer(request, judge, gradient=False)
+    @api.post(
+        "/v1/score",
+        responses=openapi.responses(schema.ScoreReply, *_SCORING, scores=True),
+        openapi_extra=openapi.scoring(schema.ScoreRequest, rewards=False) | _BEARER,
+        summary="Score distributions of images",
+    )
+    async def score(self, request: Request) -> Response:
+        return await self._answer(request, gradient=False)
 
     @api.post(
         "/v1/score_and_grad",
-        openapi_extra=_BODY,
+        responses=openapi.responses(schema.ScoreReply, *_SCORING, scores=True),
+        openapi_extra=openapi.scoring(schema.GradientRequest, rewards=True) | _BEARER,
         summary="Score distributions, R = sum_d w_d (mu_d - k sigma_d) and dR/dimages",
     )
-    async def score_and_grad(self, request: Request, judge: str = "student") -> Response:
-        return await self._answer(request, judge, gradient=True)
+    async def score_and_grad(self, request: Request) -> Response:
+        return await self._answer(request, gradient=True)
 
-    @api.get("/v1/judge", summary="What answers: hashes, dimensions, score bins, limits")
-    async def describe(self, request: Request, judge: str = "student") -> Response:
-        return await self._guarded(request, lambda _: self._describe(request, judge))
+    @api.get(
+        "/v1/judge",
+        responses=openapi.responses(schema.JudgeReply, 401, 403, 404, 422, 503, 504),
+        openapi_extra=openapi.judge_parameter() | _BEARER,
+        summary="What answers: hashes, score bins, limits",
+    )
+    async def describe(self, request: Request) -> Response:
+        return await self._guarded(request, lambda _: self._describe(request))
 
-    @api.get("/v1/health", summary="200 when a judge answers; needs no token")
+    @api.get(
+        "/v1/health",
+        responses=openapi.responses(schema.HealthReply, 422, 503, 504),
+        summary="200 when a judge answers; needs no token",
+    )
     async def health(self, request: Request) -> Response:
-        return await self._guarded(request, lambda _: self._health())
+        return await self._guarded(request, lambda _: self._health(request))
 
-    async def _health(self) -> Response:
+    async def _health(self, request: Request) -> Response:
+        wire.check_query(request.query_params.multi_items(), ())
         described = await self._judges["student"].describe.remote()
         return JSONResponse({"status": "ok", "model_hash": described["model_hash"]})
 
-    async def _describe(self, request: Request, judge: str) -> Response:
+    async def _describe(self, request: Request) -> Response:
         self._authorise(request)
-        described = await self._judge(judge).describe.remote()
+        query = wire.check_query(request.query_params.multi_items(), ("judge",))
+        described = await self._judge(query.get("judge", "student")).describe.remote()
         return JSONResponse(
             {k: v for k, v in described.items() if k not in ("pid", "totals")} | {"judges": list(self._judges)}
         )
 
-    async def _answer(self, request: Request, judge: str, gradient: bool) -> Response:
-        return await self._guarded(request, lambda request_id: self._scored(request, request_id, judge, gradient))
+    async def _answer(self, request: Request, gradient: bool) -> Response:
+        return await self._guarded(request, lambda request_id: self._scored(request, request_id, gradient))
 
     async def _guarded(self, request: Request, work) -> Response:
         """The reply of `work`, or an error reply for what it raises."""
@@ -109,7 +136,7 @@ class Gateway:
             response = await asyncio.wait_for(work(request_id), self._config.http.request_deadline_s)
         except Refusal as error:
             response = self._refused(error, request_id)
-        except wire.WireError as error:
+        except WireError as error:
             response = self._refused(Refusal(error.http_status, "bad_request", str(error)), request_id)
         except OverloadError as error:
             response = self._refused(Refusal(503, "overloaded", str(error)), request_id)
@@ -123,70 +150,45 @@ class Gateway:
     def _refused(self, refusal: Refusal, request_id: str) -> Response:
         self._measures.refused(refusal.status)
         body = {"error": {"status": refusal.status, "message": str(refusal)[:500]}, "request_id": request_id}
-        again = {"Retry-After": "1"} if refusal.http_status in (429, 503) else {}
-        return JSONResponse(
-            body, refusal.http_status, headers=again | {"Connection": "close"} if refusal.http_status == 413 else again
-        )
+        headers = {"Retry-After": "1"} if refusal.http_status in (429, 503) else {}
+        if refusal.http_status in (408, 413):
+            headers["Connection"] = "close"  # the rest of the body is not read
+        return JSONResponse(body, refusal.http_status, headers=headers)
 
-    async def _scored(self, request: Request, request_id: str, judge: str, gradient: bool) -> Response:
+    async def _scored(self, request: Request, request_id: str, gradient: bool) -> Response:
         self._authorise(request)
-        handle = self._judge(judge)
         content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if content_type not in (wire.JSON, wire.SAFETENSORS, *wire.IMAGE_FORMATS) or request.headers.get(
-            "content-encoding"
-        ):
-            raise Refusal(
-                415,
-                "bad_type",
-                f"send {wire.JSON}, {wire.SAFETENSORS} or {list(wire.IMAGE_FORMATS)}, uncompressed; got"
-                f" {content_type[:80]!r}",
-            )
-        rubric = await self._rubric(judge)
+        if content_type not in _TAKES or request.headers.get("content-encoding"):
+            raise Refusal(415, "bad_type", f"send one of {', '.join(_TAKES)}, uncompressed; got {content_type[:80]!r}")
+        own = wire.IMAGE_QUERY if content_type in wire.IMAGE_TYPES else ()
+        query = wire.check_query(request.query_params.multi_items(), ("judge", *own))
+        name = query.get("judge", "student")
+        handle, rubric = self._judge(name), await self._rubric(name)
+        self._check_place()  # before a body is read for nothing
+        async with self._bodies.read(request) as body:
+            self._check_place()
+            self._in_flight += 1
+            try:
+                return await self._judged(handle, (content_type, body, query, gradient), rubric, request, request_id)
+            except (WireError, RewardError) as error:
+                if not isinstance(error, OverloadError):
+                    self._rubrics.pop(name, None)  # an update may have brought a judge of another rubric: ask again
+                raise
+            finally:
+                self._in_flight -= 1
+
+    async def _judged(self, handle, sent: tuple, rubric: Rubric, request: Request, request_id: str) -> Response:
+        """sent: content type, body, query, whether a gradient is asked for."""
+        loop = asyncio.get_running_loop()
+        wanted = await loop.run_in_executor(self._decoders, wire.read_request, *sent, self._limits, request_id, rubric)
+        reply = await Retry(deadline_s=self._config.http.request_deadline_s, attempts=4).call(
+            lambda _: handle.score.remote(wanted)
+        )
+        return await loop.run_in_executor(self._decoders, response_of, reply, request.headers.get("accept", ""))
+
+    def _check_place(self) -> None:
         if self._in_flight >= self._config.http.max_in_flight:
             raise Refusal(429, "too_many", f"this gateway works on {self._in_flight} requests; retry later")
-        self._in_flight += 1
-        held = [0]  # bytes of this request, given back below even when reading it fails half-way
-        try:
-            body = await self._read(request, held)
-            loop, query = asyncio.get_running_loop(), dict(request.query_params)
-            wanted = await loop.run_in_executor(
-                self._decoders, wire.read_request, content_type, body, query, gradient, self._limits, request_id, rubric
-            )
-            del body  # decoded now; a waiting request should not hold both
-            reply = await Retry(deadline_s=self._config.http.request_deadline_s, attempts=4).call(
-                lambda _: handle.score.remote(wanted)
-            )
-            return await loop.run_in_executor(self._decoders, response_of, reply, request.headers.get("accept", ""))
-        except (wire.WireError, RewardError) as error:
-            if not isinstance(error, OverloadError):
-                self._rubrics.pop(judge, None)  # an update may have brought a judge of another rubric: ask again
-            raise
-        finally:
-            self._in_flight -= 1
-            self._buffered -= held[0]
-
-    async def _read(self, request: Request, held: list[int]) -> bytes:
-        """The body, refused as soon as it is known to be too large; `held` counts what is buffered."""
-        limit, length = self._limits.body_bytes, request.headers.get("content-length")
-        if length is None and "chunked" not in request.headers.get("transfer-encoding", ""):
-            raise Refusal(411, "no_length", "send Content-Length, or chunks")
-        if length is not None and (not length.isascii() or not length.isdigit() or int(length[:20]) > limit):
-            raise Refusal(
-                413,
-                "body_too_large",
-                f"a body may have {limit} bytes, got Content-Length {length[:20]}; split the request",
-            )
-        parts, size = [], 0  # counted as it comes: Content-Length may be false, and chunks have none
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size > limit:
-                raise Refusal(413, "body_too_large", f"a body may have {limit} bytes, got more; split the request")
-            if self._buffered + len(chunk) > self._config.http.max_buffered_bytes:
-                raise Refusal(429, "too_many", f"this gateway holds {self._buffered} bytes of requests; retry later")
-            self._buffered += len(chunk)
-            held[0] += len(chunk)
-            parts.append(chunk)
-        return b"".join(parts)
 
     def _authorise(self, request: Request) -> None:
         if self._token is None:

@@ -11,10 +11,11 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from zr_ray.config.serve import ServeConfig
 from zr_ray.errors import ConfigError, DeadlineError, JudgeError
@@ -22,9 +23,15 @@ from zr_ray.models.identity import judge_hash
 from zr_ray.models.judge_text import JudgeText, judge_folder
 from zr_ray.run.launch import Plan, Started, launch
 from zr_ray.run.observe import duration, say
+from zr_ray.serving.instance import end_serve, refuse_taken_port
+
+if TYPE_CHECKING:
+    from zr_ray.run.room import Room
 
 LEASE_POLL_S = 5.0
 """The keeper looks this often whether the run still lives."""
+SAY_EVERY_S = 30.0
+"""A wait says this often what it waits for."""
 LEASE_MISSES = 3
 """So many times in a row the lease must be gone."""
 
@@ -58,10 +65,14 @@ def _check(config: ServeConfig) -> Plan[_Found]:
     JudgeText(judge)  # refuses labels that are not one token
     token = token_sha256(config)
     refuse_open_port(config, token)
-    bundles = {"student": [bundle(config.replica.cpus, config.replica.gpus)] * config.replica.replicas}
+    bundles = {
+        "student": [bundle(config.replica.cpus, config.replica.gpus, config.replica.resource)] * config.replica.replicas
+    }
     if config.teacher.path is not None:
         JudgeText(judge_folder(config.teacher.path))
-        bundles["teacher"] = [bundle(config.teacher.cpus, config.teacher.gpus)] * config.teacher.replicas
+        bundles["teacher"] = [
+            bundle(config.teacher.cpus, config.teacher.gpus, config.teacher.resource)
+        ] * config.teacher.replicas
     facts = {
         "judge": f"{what}: {judge}, sha256 {judge_hash(judge)}",
         "http": _http_text(config, config.http.port),
@@ -71,10 +82,15 @@ def _check(config: ServeConfig) -> Plan[_Found]:
 
 
 def _serve(config: ServeConfig, until: threading.Event | None, found: _Found, started: Started) -> None:
+    from zr_ray.run.room import reserve
+
     name = config.run.name or f"reward-{time.strftime('%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     say(f"app {name}, judge: {found.what}")
     say(f"dashboard {started.dashboard or 'none (started without ray[default])'}")
-    with running_service(config, name) as port:
+    with (
+        reserve(name, started.phases[0], config.run.room_deadline_s) as room,
+        running_service(config, name, room, room.roles) as port,
+    ):
         say(
             f"ready after {duration(time.time() - started.started_at)}: judge {found.judge}, sha256"
             f" {judge_hash(found.judge)[:16]}, {config.replica.replicas} replica(s)"
@@ -86,10 +102,13 @@ def _serve(config: ServeConfig, until: threading.Event | None, found: _Found, st
 
 
 @contextmanager
-def running_service(config: ServeConfig, name: str) -> Iterator[int]:
+def running_service(
+    config: ServeConfig, name: str, room: Room | None = None, roles: Sequence[str] = ()
+) -> Iterator[int]:
     """The application while the block runs; yields its HTTP port, or 0. It is deleted afterwards, also when this
     process dies.
 
+    Args: room: what the job reserved; Serve, which places replicas itself, is handed `roles` of it.
     Raises: DeadlineError, JudgeError if it does not come up."""
     import ray
     from ray import serve
@@ -99,9 +118,13 @@ def running_service(config: ServeConfig, name: str) -> Iterator[int]:
     port, ours = start_serve(config)
     lease, keeper = _take_lease(name, ours)
     try:
+        for role in roles if room is not None else ():
+            room.hand_over(role)
         route = config.http.route if config.http.enabled else None
         serve.run_many([serve.RunTarget(application(config), name, route)], wait_for_applications_running=False)
         wait_until_running(name, config.replica.start_deadline_s)
+        if room is not None and not room.roles:  # otherwise somebody of this job still has to be placed
+            room.settled()
         yield port
     finally:
         say(f"deleting app {name}")
@@ -131,6 +154,7 @@ def start_serve(config: ServeConfig) -> tuple[int, bool]:
     if running is None:
         port = http.port or free_port(http.host)
         if http.enabled:
+            refuse_taken_port(http.host, port)
             serve.start(
                 proxy_location="EveryNode" if http.host not in ("127.0.0.1", "localhost") else "HeadOnly",
                 http_options={"host": http.host, "port": port},
@@ -152,7 +176,9 @@ def wait_until_running(name: str, deadline_s: float) -> None:
     said."""
     from ray import serve
 
-    end = time.monotonic() + deadline_s
+    from zr_ray.run.shortage import held_text
+
+    end, said = time.monotonic() + deadline_s, time.monotonic()
     while True:
         app = serve.status().applications.get(name)
         if app is not None and app.status == "RUNNING":
@@ -165,6 +191,9 @@ def wait_until_running(name: str, deadline_s: float) -> None:
                 f"{name} was not ready in {duration(deadline_s)}, it is {app.status if app else 'not there'}; "
                 "look at its replicas in the dashboard, or raise replica.start_deadline_s"
             )
+        if time.monotonic() - said >= SAY_EVERY_S:
+            said = time.monotonic()
+            say(f"waiting for {name}, which is {app.status if app else 'not there'}; {held_text(name)}")
         time.sleep(0.3)
 
 
@@ -188,7 +217,7 @@ def _delete(name: str, shut_down: bool) -> None:
 
     serve.delete(name)
     if shut_down and not serve.status().applications:
-        serve.shutdown()
+        end_serve()
 
 
 class _Lease:

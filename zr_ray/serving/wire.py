@@ -1,13 +1,13 @@
-"""HTTP bodies to requests, and replies to bodies. Nothing here executes what it reads: JSON, safetensors and the image
-formats of `data.images.FORMATS`, which the loader reads as well.
+"""HTTP bodies to requests, and replies to bodies. Nothing here executes what it reads: JSON, safetensors and image
+files.
 
-    application/json           {"items": [{"image": base64 of an image file, "prompt": text, "dimensions": [..]}],
-    "dimensions", "weights", "risk"} application/x-safetensors  images [B, 3, H, W] or image.0, image.1, ...; weights;
-    metadata "request": {"prompts", "dimensions", "risk"} as JSON
+    application/json           schema.ScoreRequest: {"items": [{"image": base64 of an image file, "prompt": text}], ...}
+    application/x-safetensors  images [B, 3, H, W] or image.0, image.1, ...; weights; metadata "request":
+                               {"prompts", "dimensions", "risk"} as JSON
     image/png, jpeg, ...       one image; prompt, dimensions, weights (comma-separated) and risk in the query
 
-Replies are JSON, or safetensors with metadata "reply". Left out on purpose: pickle, URLs to fetch, multipart forms,
-compressed bodies.
+Replies are JSON, or safetensors with metadata "reply". Whatever a body or query says is used or refused.
+Left out on purpose: pickle, URLs to fetch, multipart forms, compressed bodies.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import base64
 import binascii
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -24,22 +25,14 @@ from zr_ray.data.images import FORMATS, ImageTooLarge, decode_image
 from zr_ray.errors import DataError
 from zr_ray.records import ItemFault, JudgeIdentity, Limits, RewardReply, RewardRequest
 from zr_ray.rubric import PAPER, Rubric
+from zr_ray.serving import schema
+from zr_ray.serving.bounded_json import bounded_json
+from zr_ray.serving.refusals import WireError
+from zr_ray.serving.schema import IMAGE_TYPES, JSON, SAFETENSORS
 
-JSON, SAFETENSORS = "application/json", "application/x-safetensors"
-IMAGE_FORMATS = {media_type: name for name, media_type in FORMATS.items()}
+IMAGE_QUERY = ("prompt", "dimensions", "weights", "risk")
+"""Query keys of a body that is an image file; other bodies say these things themselves."""
 COLUMNS = ("q", "mu", "sigma", "entropy", "outside")
-
-
-class WireError(DataError):
-    """The body as a whole cannot be read. First argument: one line; second: the HTTP status, 400 unless said
-    otherwise."""
-
-    @property
-    def http_status(self) -> int:
-        return self.args[1] if len(self.args) > 1 else 400
-
-    def __str__(self) -> str:
-        return self.args[0]
 
 
 def read_request(
@@ -54,31 +47,49 @@ def read_request(
     """The request in a body. Items that do not decode become faults. rubric: of the judge that is asked.   Raises:
     WireError with the HTTP status it should get."""
     if content_type == JSON:
-        images, prompts, options = _read_json(body, limits)
+        images, prompts, options = _read_json(body, gradient, limits)
     elif content_type == SAFETENSORS:
-        images, prompts, options = _read_safetensors(body, limits)
-    elif content_type in IMAGE_FORMATS:
-        images, prompts = _decode_all([body], limits), (query.get("prompt", ""),)
-        options = {
-            name: _numbers(query[name]) if name == "weights" else query[name]
-            for name in ("dimensions", "weights", "risk")
-            if name in query
-        }
-        if "dimensions" in options:
-            options["dimensions"] = options["dimensions"].split(",")
+        images, prompts, options = _read_safetensors(body, gradient, limits)
+    elif content_type in IMAGE_TYPES:
+        images, prompts, options = _decode_all([body], limits), (query.get("prompt", ""),), _image_options(query)
     else:
         raise WireError(
-            f"content type must be {JSON}, {SAFETENSORS} or one of {list(IMAGE_FORMATS)}, got {content_type!r}", 415
+            f"content type must be {JSON}, {SAFETENSORS} or one of {list(IMAGE_TYPES)}, got {content_type!r}", 415
         )
+    if not gradient and {"weights", "risk"} & set(options):
+        raise WireError("weights and risk belong to a reward; ask /v1/score_and_grad, or leave them out", 422)
     dimensions, prompts = _dimensions(options, prompts, rubric.dimensions)
     try:
         risk = float(options.get("risk", 0.0))
         weights = np.asarray(options["weights"], np.float64) if options.get("weights") is not None else None
     except (TypeError, ValueError, OverflowError) as error:
-        raise WireError(f"weights and risk must be numbers: {error}") from None
+        raise WireError(f"weights and risk must be numbers: {error}", 422) from None
     if gradient and weights is None:
         weights = np.full(len(dimensions), 1 / len(dimensions))
-    return RewardRequest(images, prompts, dimensions, weights if gradient else None, risk, request_id)
+    return RewardRequest(images, prompts, dimensions, weights, risk, request_id)
+
+
+def check_query(query: Sequence[tuple[str, str]], known: Sequence[str]) -> dict[str, str]:
+    """A query as a dictionary. Raises WireError (422) for a key that nothing reads, or that is there twice."""
+    found: dict[str, str] = {}
+    for name, value in query:
+        if name not in known:
+            raise WireError(schema.unknown_key(name, list(known)), 422)
+        if name in found:
+            raise WireError(f"the query key {name} may be there once, got it twice; remove one", 422)
+        found[name] = value
+    return found
+
+
+def _image_options(query: Mapping[str, str]) -> dict:
+    options: dict = {name: _numbers(name, query[name]) for name in ("weights", "risk") if name in query}
+    if "dimensions" in query:
+        options["dimensions"] = query["dimensions"].split(",")
+    if "risk" in options:
+        if len(options["risk"]) > 1:
+            raise WireError(f"risk must be one number, got {query['risk'][:80]!r}", 422)
+        options["risk"] = options["risk"][0]
+    return options
 
 
 def _dimensions(options: dict, prompts: tuple, known: tuple[str, ...]) -> tuple[tuple[str, ...], tuple]:
@@ -102,37 +113,31 @@ def _dimensions(options: dict, prompts: tuple, known: tuple[str, ...]) -> tuple[
         fault = ItemFault("unknown_dimension", f"dimensions must be names of {list(known)}, got {unknown!r}"[:300])
         checked.append(fault if unknown else prompt)
     if asked is not None and union == set(asked):
-        return tuple(asked), tuple(checked)
+        return tuple(asked), prompts
     everywhere = asked is None and (not union or any(names is None for names in own))
     return (known if everywhere else tuple(d for d in known if d in union)), tuple(checked)
 
 
-def _read_json(body: bytes, limits: Limits) -> tuple[tuple, tuple, dict]:
-    try:
-        tree = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise WireError(f"the body must be JSON: {str(error)[:200]}") from None
-    if not isinstance(tree, dict) or not isinstance(tree.get("items"), list):
-        raise WireError('the body must be an object with a list "items"', 422)
-    unknown = set(tree) - {"items", "dimensions", "weights", "risk"}
-    items = tree["items"]
-    if unknown or not all(isinstance(item, dict) and set(item) <= {"image", "prompt", "dimensions"} for item in items):
-        raise WireError(
-            "known keys are items (image, prompt, dimensions), dimensions, weights, risk; got also"
-            f" {sorted(unknown)[:5]} or others in an item",
-            422,
-        )
-    if not 1 <= len(items) <= limits.items:
+def _most_values(limits: Limits) -> int:
+    """Values that JSON about `limits.items` items may hold: keys, weights, and prompts of nothing but commas."""
+    return 1000 + limits.items * (100 + limits.prompt_chars)
+
+
+def _read_json(body: bytes, gradient: bool, limits: Limits) -> tuple[tuple, tuple, dict]:
+    tree = bounded_json(body, _most_values(limits))
+    request = schema.checked(schema.GradientRequest if gradient else schema.ScoreRequest, tree)
+    items = request.items
+    if len(items) > limits.items:
         raise WireError(f"a request must have 1 to {limits.items} items, got {len(items)}; split it", 422)
-    images = _decode_all([_from_base64(item.get("image")) for item in items], limits)
-    tree["item_dimensions"] = [item.get("dimensions") for item in items]
-    return images, tuple(item.get("prompt", "") for item in items), tree
+    images = _decode_all([_from_base64(item.image) for item in items], limits)
+    options = {name: getattr(request, name) for name in request.model_fields_set - {"items"}}
+    return images, tuple(i.prompt for i in items), options | {"item_dimensions": [i.dimensions for i in items]}
 
 
-def _from_base64(text) -> bytes | ItemFault:
+def _from_base64(text: str) -> bytes | ItemFault:
     try:
         return base64.b64decode(text, validate=True)
-    except (TypeError, ValueError, binascii.Error):
+    except (ValueError, binascii.Error):
         return ItemFault("undecodable", f"an image must be base64 text of a file ({', '.join(FORMATS)})")
 
 
@@ -156,12 +161,13 @@ def _decode(file: bytes, max_pixels: int) -> np.ndarray | ItemFault:
     return np.ascontiguousarray(image.transpose(2, 0, 1))
 
 
-def _read_safetensors(body: bytes, limits: Limits) -> tuple[tuple | np.ndarray, tuple, dict]:
-    tensors, metadata = unpack(body)
-    try:
-        options = json.loads(metadata.get("request", "null"))
-    except (ValueError, RecursionError) as error:
-        raise WireError(f'metadata "request" must be JSON: {str(error)[:200]}') from None
+def _read_safetensors(body: bytes, gradient: bool, limits: Limits) -> tuple[tuple | np.ndarray, tuple, dict]:
+    # a character of a prompt is up to 14 bytes of JSON inside JSON; every entry of the header becomes an object
+    tensors, metadata = unpack(body, most_header_bytes=4096 + limits.items * (1024 + 14 * limits.prompt_chars))
+    unknown = [name for name in metadata if name not in ("request", "format")]
+    if unknown:
+        raise WireError("metadata: " + schema.unknown_key(unknown[0], ["request"]), 422)
+    options = bounded_json(metadata.get("request", "null").encode(), _most_values(limits))
     if (
         not isinstance(options, dict)
         or not isinstance(options.get("prompts"), list)
@@ -172,6 +178,8 @@ def _read_safetensors(body: bytes, limits: Limits) -> tuple[tuple | np.ndarray, 
             " beside it",
             422,
         )
+    if isinstance(options.get("risk", 0.0), (str, bool)):
+        raise WireError(f"risk must be a number, got {str(options['risk'])[:40]!r}", 422)
     prompts, weights = options["prompts"], tensors.pop("weights", None)
     if set(tensors) == {"images"} and tensors["images"].ndim == 4:
         images = tuple(tensors["images"])
@@ -185,14 +193,14 @@ def _read_safetensors(body: bytes, limits: Limits) -> tuple[tuple | np.ndarray, 
         raise WireError(
             f"images and prompts must be equally many, 1 to {limits.items}; got {len(images)} and {len(prompts)}", 422
         )
-    return images, tuple(prompts), options | {"weights": weights}
+    return images, tuple(prompts), options if weights is None else options | {"weights": weights}
 
 
-def _numbers(text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise WireError(f"weights must be comma-separated numbers, got {text[:80]!r}", 422) from None
+def _numbers(name: str, text: str) -> list[float]:
+    parts = text.split(",")
+    if not all(re.fullmatch(r"-?\d{1,40}(\.\d{1,40})?([eE][+-]?\d{1,3})?", part) for part in parts):
+        raise WireError(f"{name} must be comma-separated numbers, got {text[:80]!r}", 422)
+    return [float(part) for part in parts]
 
 
 # ---- safetensors with metadata ----
@@ -207,14 +215,18 @@ def pack(tensors: dict[str, np.ndarray], **metadata) -> bytes:
     )
 
 
-def unpack(body: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def unpack(body: bytes, most_header_bytes: int = 1 << 27) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Tensors and metadata. Raises WireError for anything that is not whole and valid."""
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
+    length = int.from_bytes(body[:8], "little")
+    if len(body) - 8 >= length > most_header_bytes:
+        raise WireError(
+            f"a safetensors header may have {most_header_bytes} bytes, got {length}; split the request", 422
+        )
     try:
         tensors = load(body)
-        length = int.from_bytes(body[:8], "little")
         metadata = json.loads(body[8 : 8 + length]).get("__metadata__", {})
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError, MemoryError) as error:
         raise WireError(
@@ -288,11 +300,11 @@ def request_safetensors(request: RewardRequest) -> bytes:
         if isinstance(images, np.ndarray)
         else {f"image.{i}": image for i, image in enumerate(images)}
     )
+    said = {"prompts": request.prompts, "dimensions": request.dimensions or None}
     if request.weights is not None:
         tensors["weights"] = np.asarray(request.weights, np.float64)
-    return pack(
-        tensors, request={"prompts": request.prompts, "dimensions": request.dimensions or None, "risk": request.risk}
-    )
+        said["risk"] = request.risk
+    return pack(tensors, request=said)
 
 
 def _head(reply: RewardReply) -> dict:

@@ -101,17 +101,20 @@ class Engine:
         Raises: NonFiniteError on all ranks, the weights as they were, if a gradient is not finite."""
         for group in self._deepspeed.optimizer.param_groups:
             group["lr"] = lr
-        if self.config.zero_stage == 0:  # the ZeRO optimizers look themselves, and leave the weights alone
-            self._require_finite([p.grad for p in self.module.parameters() if p.grad is not None])
-        self._deepspeed.step()
+        if self.config.zero_stage in (0, 3) and not self.ranks.all_finite(self._gradients()):
+            raise NonFiniteError(f"a gradient is not finite; {REMEDY}")
+        self._deepspeed.step()  # stages 1 and 2 look themselves, and leave the weights alone
         norm = self._deepspeed.get_global_grad_norm()  # None where the engine does not compute one
         if getattr(self._deepspeed.optimizer, "overflow", False) or (norm is not None and not norm < float("inf")):
             raise NonFiniteError(f"the gradient norm is not finite; {REMEDY}")
         return {"learner/grad_norm": float(norm) if norm is not None else float("nan"), "learner/lr": lr}
 
-    def _require_finite(self, gradients: Sequence[Tensor]) -> None:
-        if not self.ranks.all_finite(gradients):
-            raise NonFiniteError(f"a gradient is not finite; {REMEDY}")
+    def _gradients(self) -> list[Tensor]:
+        """What this rank holds of the accumulated gradients, under stages 0 and 3."""
+        if self.config.zero_stage == 0:
+            return [p.grad for p in self.module.parameters() if p.grad is not None]
+        held = self._deepspeed.optimizer.averaged_gradients
+        return [gradient for group in held.values() for gradient in group or () if gradient is not None]
 
     def require_finite_weights(self) -> None:
         """Raises NonFiniteError on all ranks unless every weight is finite; each looks at what it holds."""

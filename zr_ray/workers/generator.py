@@ -246,9 +246,7 @@ class GeneratorWorker:
     def _velocity(self, probes: Probes, index: Tensor) -> Tensor:
         """[micro_batch, ...]: rows behind the last index repeat the first one."""
         full = (
-            torch.cat([index, index[:1].expand(self.options.micro_batch - len(index))])
-            if self.fixed_shapes
-            else index
+            torch.cat([index, index[:1].expand(self.options.micro_batch - len(index))]) if self.fixed_shapes else index
         )
         return self.adapter.velocity(
             probes.latents[full].to(self.device), probes.sigmas[full].to(self.device), probes.conditions.rows(full)

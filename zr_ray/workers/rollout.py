@@ -23,6 +23,8 @@ from zr_ray.records import Judgement, JudgeRequest
 from zr_ray.startup.torchvision_shim import child_environment
 
 if TYPE_CHECKING:
+    from ray.util.placement_group import PlacementGroup
+
     from zr_ray.run.placement import Fleet
 
 FORBIDDEN_KEY = "zr_ray_forbidden_tokens"
@@ -41,8 +43,10 @@ def engine_environment(config: RolloutSection) -> dict[str, str]:
     }
 
 
-def rollout_fleet(run_id: str, judge: Path, config: RolloutSection, wait_for_nodes_s: float = 0.0) -> Fleet:
-    """The rollout actors of a run, in their placement group. Imports Ray."""
+def rollout_fleet(
+    run_id: str, judge: Path, config: RolloutSection, wait_for_nodes_s: float = 0.0, group: PlacementGroup | None = None
+) -> Fleet:
+    """The rollout actors of a run, in their placement group (None: one that is asked for here). Imports Ray."""
     from zr_ray.run.placement import Fleet
 
     return Fleet(
@@ -53,6 +57,7 @@ def rollout_fleet(run_id: str, judge: Path, config: RolloutSection, wait_for_nod
         environment=engine_environment(config),
         start_deadline_s=config.start_deadline_s,
         wait_for_nodes_s=wait_for_nodes_s,
+        group=group,
     )
 
 

@@ -1,7 +1,7 @@
 """The vLLM logits processor that makes forbidden tokens impossible; loaded by name inside the engine.
 
-vLLM has two model runners with an interface of their own each, and picks one by platform and feature (today the older on
-CPU, the newer on CUDA). The processor is of both kinds, so whichever runs finds what it wants.
+vLLM has two model runners with an interface of their own each, and picks one by platform and feature (today the older
+on CPU, the newer on CUDA). The processor is of both kinds, so whichever runs finds what it wants.
 Left out on purpose: per-request state. The forbidden set belongs to the judge, not to a request.
 """
 

@@ -1,0 +1,43 @@
+"""What is sent with a job, and what is said when it cannot be sent."""
+
+import importlib.util
+import socket
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def submit():
+    spec = importlib.util.spec_from_file_location("submit", ROOT / "cluster" / "submit.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_an_address_that_nobody_answers_is_one_line(submit):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        silent = f"http://127.0.0.1:{server.getsockname()[1]}"
+        submit.PROBE_DEADLINE_S = 0.3
+        for address in ("", "127.0.0.1:6379", "http://127.0.0.1:9", silent):
+            with pytest.raises(SystemExit, match="^error: .*RAY_ADDRESS[^\n]*$"):
+                submit.refuse_silent_address(address)
+
+
+def test_a_job_is_sent_with_what_it_needs_and_no_data(submit, tmp_path):
+    (tmp_path / ".rayignore").write_text((ROOT / ".rayignore").read_text())
+    for name in ("zr_ray/assets/judge/model.safetensors", "jobs/gdso.py", "jobs/configs/a.yaml", "mine.yaml"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x" * 10)
+    for name in ("W/image_0.png", "runs/a/model.safetensors", "tests/test_a.py", "notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x" * 1000)
+    assert dict(submit.largest_folders(tmp_path)) == {"zr_ray/assets": 10, "jobs": 10, "jobs/configs": 10, ".": 10}
+
+
+def test_too_much_to_send_names_the_largest_folders(submit):
+    said = submit.submission_problem(ValueError("Package size (200.00MiB) exceeds the maximum size of 100.00MiB. ..."))
+    assert "\n" not in said and "zr_ray/assets" in said and ".rayignore" in said
+    assert submit.submission_problem(RuntimeError("no\nroom")) == "error: the cluster did not take the job: no room"
