@@ -30,6 +30,10 @@ def test_grpo_is_gdso_without_direct_losses_and_pairwise_reward():
     ]
 
 
+def test_the_pathwise_row_is_grpo_with_the_gradient_of_its_reward():
+    assert differing_keys(gdso("grpo_tiny"), gdso("grpo_pathwise_tiny")) == ["gdso.alpha_reward"]
+
+
 @pytest.mark.parametrize("name", ["gdso", "grpo"])
 def test_the_parsing_ablation_changes_one_key(name):
     assert differing_keys(gdso(f"{name}_tiny"), gdso(f"{name}_parsed_tiny")) == ["gdso.score_from"]
@@ -51,7 +55,7 @@ def test_a_named_run_loads_under_the_model_of_its_job(path):
 
 
 VARIANTS = {
-    "Dr. GRPO": {"advantage_normalisation": "none", "token_aggregation": "fixed_length"},
+    "Dr. GRPO": {"advantage_normalization": "none", "token_aggregation": "fixed_length"},
     "DAPO": {"clip_high": 0.28, "token_aggregation": "token_mean", "updates_per_rollout": 2},
     "GSPO": {"ratio": "sequence", "clip_low": 3e-4, "clip_high": 4e-4, "updates_per_rollout": 2},
     "KL k1": {"kl_estimator": "k1"},

@@ -127,6 +127,28 @@ def test_grpo_is_the_same_objective_without_the_direct_losses():
     assert not labels.any()
 
 
+def test_the_gradient_of_the_reward_is_that_of_minus_the_mean_reward():
+    """Pointwise and pairwise reward written out naively from the labels' log-probs, malformed samples left out."""
+    off = {"group_size": G, "alpha_pointwise": 0, "alpha_pairwise": 0, "beta_kl": 0, "lambda_pairwise": 0.5}
+    plain, pathwise = (run(GdsoSection(**off, alpha_reward=a), [[0, 1, 2]]) for a in (0.0, 1.0))
+    assert plain[2].abs().max() == 0  # the policy term does not reach the label distribution by itself here
+    torch.testing.assert_close(plain[1], pathwise[1])
+    rollouts, _, _, labels = make(GdsoSection(**off))
+    labels = labels.clone().requires_grad_()
+    mu = (labels.log_softmax(-1).exp() @ rollouts.bins).view(B, 2, G)
+    points, gaps = [], []
+    for b in range(B):
+        for side in range(2):
+            kept, other = rollouts.valid[b, side], rollouts.valid[b, 1 - side]
+            points += [(mu[b, side, i] - rollouts.human_scores[b, side]).abs() / 4 for i in range(G) if kept[i]]
+            wanted = rollouts.human_scores[b, side] - rollouts.human_scores[b, 1 - side]
+            gaps += [(mu[b, side, i] - mu[b, 1 - side][other] - wanted).abs().mean() / 4 for i in range(G) if kept[i]]
+    loss = torch.stack(points).mean() + 0.5 * torch.stack(gaps).mean()
+    loss.backward()
+    assert pathwise[0] - plain[0] == pytest.approx(loss.item(), abs=1e-5)
+    torch.testing.assert_close(pathwise[2], labels.grad, atol=1e-6, rtol=1e-4)
+
+
 def test_a_parsed_score_is_the_label_that_was_sampled_not_the_likeliest_one():
     rollouts, *_ = make(GdsoSection(group_size=G, score_from="parsed"))
     for pair in range(B):
@@ -142,20 +164,20 @@ def test_dr_grpo_divides_by_the_length_limit():
     """Every token weighs A / (N * limit), whatever the output's length; no division by the group's std."""
     direct = {"alpha_pointwise": 0, "alpha_pairwise": 0}
     config = GdsoSection(
-        group_size=G, beta_kl=0, advantage_normalisation="none", token_aggregation="fixed_length", **direct
+        group_size=G, beta_kl=0, advantage_normalization="none", token_aggregation="fixed_length", **direct
     )
     rollouts, _, lengths, _ = make(config)
     _, gradient, _, _, _ = run(config, [[0, 1, 2]])
-    centred = rollouts.advantages.flatten()
+    centered = rollouts.advantages.flatten()
     for i in range(B * 2 * G):
-        expected = -centred[i] / (B * 2 * G * 10)
+        expected = -centered[i] / (B * 2 * G * 10)
         torch.testing.assert_close(
             gradient[i, : lengths[i]], expected.expand(int(lengths[i])).float(), atol=1e-7, rtol=1e-4
         )
 
 
 def test_soft_pointwise_targets():
-    """A Gaussian label pulls towards its neighbours too; on a bin, two-hot is the hard label. d CE / d label log-probs
+    """A Gaussian label pulls towards its neighbors too; on a bin, two-hot is the hard label. d CE / d label log-probs
     = (q - y) / n."""
     plain = {"group_size": G, "alpha_pairwise": 0, "beta_kl": 0, "lambda_pairwise": 0}
     hard = run(GdsoSection(**plain), [[0, 1, 2]])
@@ -167,7 +189,7 @@ def test_soft_pointwise_targets():
     target = target.unsqueeze(2).expand(B, 2, G, K).reshape(-1, K)
     expected = (labels.softmax(-1) - target) / rollouts.valid.sum()
     torch.testing.assert_close(gradient, expected * rollouts.valid.reshape(-1, 1), atol=1e-6, rtol=1e-4)
-    assert (target > 0.05).sum(-1).min() >= 3  # the neighbours do take part
+    assert (target > 0.05).sum(-1).min() >= 3  # the neighbors do take part
 
 
 def test_staleness_counts_versions():

@@ -42,11 +42,7 @@ def evaluate_tiny_judge(
     """
     scenes, human = held_out_groups(seed, groups)
     flat = [c for group in scenes for c in group]
-    features = [
-        tower_features(model.model.visual, patch_pixels(np.stack([render(c.scene) for c in chunk])))
-        for chunk in _chunks(flat, 128)
-    ]
-    merged, tap = (torch.cat(part) for part in zip(*features, strict=True))
+    merged, tap = _features(model, flat)
     group = torch.arange(groups).repeat_interleave(len(scenes[0]))
     result: dict[str, float] = {}
     sums: dict[str, list[int]] = defaultdict(lambda: [0, 0])
@@ -66,6 +62,20 @@ def evaluate_tiny_judge(
     return result
 
 
+def _features(model, candidates: list[Candidate]) -> tuple[Tensor, Tensor | None]:
+    """Visual tokens and deepstack tap (None in a tower without one) of every candidate, [N, V, H]."""
+    vision = model.config.vision_config
+    parts = [
+        tower_features(
+            model.model.visual,
+            patch_pixels(np.stack([render(c.scene) for c in chunk]), vision.patch_size, vision.spatial_merge_size),
+        )
+        for chunk in _chunks(candidates, 128)
+    ]
+    tap = torch.cat([tap for _, tap in parts]) if parts[0][1] is not None else None
+    return torch.cat([merged for merged, _ in parts]), tap
+
+
 def _answers(model, tokenizer, writer, candidates, dimension, merged, tap, direct, max_tokens) -> dict[str, Tensor]:
     """Per candidate: score, entropy, formed, and for reasoning exact and tokens. Questions of one length go together,
     so none is padded."""
@@ -83,15 +93,20 @@ def _answers(model, tokenizer, writer, candidates, dimension, merged, tap, direc
     }
     for members in (chunk for same in by_length.values() for chunk in _chunks(same, 256)):
         ids = torch.tensor(
-            [[t for token in questions[i] for t in ([image] * 16 if token == image else [token])] for i in members]
+            [
+                [t for token in questions[i] for t in ([image] * merged.shape[1] if token == image else [token])]
+                for i in members
+            ]
         )
         if direct:
-            logits = _generate(model, ids, merged[members], tap[members], image, 1)[1][0]
+            logits = _generate(model, ids, merged[members], tap[members] if tap is not None else None, image, 1)[1][0]
             probabilities = logits.softmax(-1)
             found["formed"][members] = probabilities[:, label_ids].sum(-1)
             _read_scores(found, members, logits[:, label_ids].log_softmax(-1))
             continue
-        tokens, logits = _generate(model, ids, merged[members], tap[members], image, max_tokens)
+        tokens, logits = _generate(
+            model, ids, merged[members], tap[members] if tap is not None else None, image, max_tokens
+        )
         for row, i in enumerate(members):
             answer = tokens[row].tolist()
             end = answer.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in answer else -1
@@ -111,7 +126,8 @@ def _read_scores(found: dict[str, Tensor], members: list[int], logprobs: Tensor)
 def _generate(model, ids: Tensor, merged: Tensor, tap: Tensor, image: int, steps: int) -> tuple[Tensor, list[Tensor]]:
     """Greedy decoding with a cache: ([R, steps] tokens, per step [R, vocabulary] logits)."""
     types = (ids == image).int()
-    grid = torch.tensor([[1, 8, 8]]).expand(len(ids), -1)
+    side = round(merged.shape[1] ** 0.5) * model.config.vision_config.spatial_merge_size
+    grid = torch.tensor([[1, side, side]]).expand(len(ids), -1)
     positions, _ = model.model.get_rope_index(ids, mm_token_type_ids=types, image_grid_thw=grid)
     output = model.model(
         input_ids=ids, position_ids=positions, mm_encoder_outputs=as_encoder_output(merged, tap), use_cache=True

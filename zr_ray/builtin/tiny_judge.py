@@ -29,11 +29,6 @@ from zr_ray.rubric import DIMENSIONS, ScoringFormat
 IMAGE_SIDE = 64
 """Pixels. The processor brings every image to this area; a 64x64 image passes untouched."""
 
-PATCH_SIZE = 8
-"""Pixels; with the 2x2 merge one visual token covers 16x16 pixels, 16 tokens an image."""
-
-MERGE_SIZE = 2
-
 MARKER = "score"
 """The word before the label; it never occurs inside a reasoning chain."""
 
@@ -63,6 +58,26 @@ CHAT_TEMPLATE = (
     "{%- if add_generation_prompt -%}{{ '<|im_start|>' }}{%- endif -%}"
 )
 """image, question, <|im_start|>, answer, <|im_end|>: four tokens of overhead a request."""
+
+
+@dataclass(frozen=True)
+class TowerSize:
+    """Size of the vision tower. One visual token covers patch x merge pixels a side: 16 tokens an image by default."""
+
+    patch: int = 8
+    """Pixels of a patch side."""
+    merge: int = 2
+    """Patches of a visual token's side."""
+    depth: int = 3
+    width: int = 96
+    heads: int = 3
+    deepstack: bool = True
+    """Whether layer 1 has a merger of its own into the language model."""
+
+    @property
+    def grid(self) -> int:
+        """Visual tokens per side."""
+        return IMAGE_SIDE // (self.patch * self.merge)
 
 
 def tiny_scoring_format() -> ScoringFormat:
@@ -101,11 +116,12 @@ def build_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def build_processor(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLProcessor:
-    """Image processor of 8-pixel patches, values to [-1, 1]; area fixed to 64x64 pixels, sides to multiples of 16."""
+def build_processor(tokenizer: PreTrainedTokenizerFast, tower: TowerSize) -> Qwen3VLProcessor:
+    """Image processor of the tower's patches, values to [-1, 1]; area fixed to 64x64 pixels, sides to multiples of
+    patch x merge."""
     area = IMAGE_SIDE * IMAGE_SIDE
     vision = dict(
-        patch_size=PATCH_SIZE, merge_size=MERGE_SIZE, temporal_patch_size=2, image_mean=[0.5] * 3, image_std=[0.5] * 3
+        patch_size=tower.patch, merge_size=tower.merge, temporal_patch_size=2, image_mean=[0.5] * 3, image_std=[0.5] * 3
     )
     return Qwen3VLProcessor(
         image_processor=Qwen2VLImageProcessor(size={"shortest_edge": area, "longest_edge": area}, **vision),
@@ -124,8 +140,7 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLProcessor:
 
 @dataclass(frozen=True)
 class TinySize:
-    """Size of the language model; heads have 32 dimensions. The vision tower is 3 x 96 with one deepstack tap in every
-    size."""
+    """Size of the language model; heads have 32 dimensions."""
 
     layers: int = 4
     width: int = 128
@@ -134,10 +149,14 @@ class TinySize:
     mlp: int = 384
 
 
-def tiny_config(tokenizer: PreTrainedTokenizerFast, size: TinySize = TinySize()) -> Qwen3VLConfig:
-    """Architecture of a tiny judge; raises JudgeError if the heads do not fit."""
+def tiny_config(
+    tokenizer: PreTrainedTokenizerFast, size: TinySize = TinySize(), tower: TowerSize = TowerSize()
+) -> Qwen3VLConfig:
+    """Architecture of a tiny judge; raises JudgeError if heads or patches do not fit."""
     if size.heads % size.kv_heads:
         raise JudgeError(f"heads must be a multiple of kv_heads, got {size.heads} and {size.kv_heads}")
+    if IMAGE_SIDE % (tower.patch * tower.merge) or tower.width % (4 * tower.heads):
+        raise JudgeError(f"patch x merge must divide {IMAGE_SIDE} and 4 x heads the width, got {tower}")
     token_id = tokenizer.convert_tokens_to_ids
     text = dict(
         vocab_size=len(tokenizer),
@@ -160,16 +179,16 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast, size: TinySize = TinySize())
         pad_token_id=token_id("<|endoftext|>"),
     )
     vision = dict(
-        depth=3,
-        hidden_size=96,
-        intermediate_size=384,
-        num_heads=3,
-        patch_size=PATCH_SIZE,
-        spatial_merge_size=MERGE_SIZE,
+        depth=tower.depth,
+        hidden_size=tower.width,
+        intermediate_size=4 * tower.width,
+        num_heads=tower.heads,
+        patch_size=tower.patch,
+        spatial_merge_size=tower.merge,
         temporal_patch_size=2,
         out_hidden_size=size.width,
-        num_position_embeddings=(IMAGE_SIDE // PATCH_SIZE) ** 2,
-        deepstack_visual_indexes=[1],
+        num_position_embeddings=(IMAGE_SIDE // tower.patch) ** 2,
+        deepstack_visual_indexes=[1] if tower.deepstack else [],
         initializer_range=0.02,
     )
     return Qwen3VLConfig(
@@ -184,23 +203,26 @@ def tiny_config(tokenizer: PreTrainedTokenizerFast, size: TinySize = TinySize())
     )
 
 
-def build_tiny_judge(folder: Path, vocabulary: Sequence[str], seed: int, size: TinySize = TinySize()) -> None:
+def build_tiny_judge(
+    folder: Path, vocabulary: Sequence[str], seed: int, size: TinySize = TinySize(), tower: TowerSize = TowerSize()
+) -> None:
     """Write a complete, untrained judge folder: weights, tokenizer, processor, generation config, scoring format.
 
     Args: folder: made if missing; files of the same names are overwritten. vocabulary: words of prompts and reasoning
         chains. seed: of the random weights; the caller's random state is left as it was. size: of the language model.
+        tower: of the vision tower.
     Raises: JudgeError on an unusable vocabulary."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer(vocabulary)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Qwen3VLForConditionalGeneration(tiny_config(tokenizer, size)).float()
+        model = Qwen3VLForConditionalGeneration(tiny_config(tokenizer, size, tower)).float()
     model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids("<|im_end|>")
     model.generation_config.pad_token_id = tokenizer.convert_tokens_to_ids("<|endoftext|>")
     model.generation_config.bos_token_id = None
     model.save_pretrained(folder)
-    build_processor(tokenizer).save_pretrained(folder)
+    build_processor(tokenizer, tower).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     tiny_scoring_format().save(folder)
     config = json.loads((folder / "config.json").read_text())

@@ -1,9 +1,9 @@
-"""Language modelling rows for pre-training the tiny judge: one image, read once, with several questions and answers
+"""Language modeling rows for pre-training the tiny judge: one image, read once, with several questions and answers
 behind it.
 
 A row is the image's tokens, then branches of question + answer; a tree mask lets every branch see the image and itself
 only, and positions continue the image's, so a branch equals a sequence of its own (tested).
-Axes: R rows (images), L packed tokens, V = 16 visual tokens.
+Axes: R rows (images), L packed tokens, V visual tokens.
 Left out on purpose: ragged images; every world image is 64 x 64.
 """
 
@@ -20,7 +20,6 @@ from torch import Tensor
 from zr_ray.builtin.tiny_perception import as_encoder_output
 from zr_ray.rubric import DIMENSIONS, SCORE_BINS, ScoringFormat
 from zr_ray.world.annotators import round_half
-from zr_ray.world.sampling import Candidate
 
 IGNORE = -100
 """Target of a position that predicts nothing."""
@@ -61,7 +60,7 @@ def impression_label(rng: np.random.Generator, truth: dict[str, float], noise: f
 
 
 class BranchWriter:
-    """Candidates to branches, through the judge's own chat template and scoring format."""
+    """Examples to branches, through the judge's own chat template and scoring format."""
 
     def __init__(self, tokenizer, scoring: ScoringFormat) -> None:
         self.tokenizer, self.scoring = tokenizer, scoring
@@ -83,12 +82,20 @@ class BranchWriter:
         """Tokens of a question after the image, the start of the answer included."""
         return self._split(prompt, dimension)[1]
 
-    def branch(self, candidate: Candidate, dimension: str, score: float, direct: bool) -> Branch:
-        """`<chain> score <label> <end>`, or without the chain when `direct`."""
-        chain = "" if direct else candidate.reasoning[dimension] + " "
+    def branch(self, example, dimension: str, score: float, direct: bool) -> Branch:
+        """`<chain> score <label> <end>`, or without the chain when `direct`. example: has `prompt` and `reasoning` per
+        dimension."""
+        chain = "" if direct else example.reasoning[dimension] + " "
         label = self.scoring.labels[SCORE_BINS.index(score)]
         answer = self.tokenizer.encode(f"{chain}{self.scoring.marker} {label}<|im_end|>", add_special_tokens=False)
-        return Branch(self.question(candidate.prompt, dimension), tuple(answer), len(answer) - 2)
+        return Branch(self.question(example.prompt, dimension), tuple(answer), len(answer) - 2)
+
+    def direct_question(self, prompt: str, dimension: str) -> Branch:
+        """A question that ends with the marker, so that the next token is the score; the label is the first one, to be
+        ignored."""
+        marker = self.tokenizer.encode(self.scoring.direct_prefix + self.scoring.marker, add_special_tokens=False)
+        (label,) = self.tokenizer.encode(self.scoring.labels[0], add_special_tokens=False)
+        return Branch((*self.question(prompt, dimension), *marker), (label,), 0)
 
 
 def pack_rows(
@@ -131,18 +138,23 @@ def pack_rows(
     )
 
 
-def language_loss(
-    model, packed: PackedRows, merged: Tensor, tap: Tensor, label_weight: float
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Mean cross-entropy of the answers, score labels weighted by label_weight. merged, tap: [R, V, H] visual features
-    of each row."""
-    hidden = model.model(
+def hidden_states(model, packed: PackedRows, merged: Tensor, tap: Tensor | None) -> Tensor:
+    """[R, L, H] last hidden states. merged, tap: [R, V, H] visual features of each row."""
+    return model.model(
         input_ids=packed.input_ids,
         position_ids=packed.position_ids,
         attention_mask=packed.attention_mask,
         mm_encoder_outputs=as_encoder_output(merged, tap),
         use_cache=False,
     ).last_hidden_state
+
+
+def language_loss(
+    model, packed: PackedRows, merged: Tensor, tap: Tensor | None, label_weight: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Mean cross-entropy of the answers, score labels weighted by label_weight. merged, tap: [R, V, H] visual features
+    of each row."""
+    hidden = hidden_states(model, packed, merged, tap)
     used = packed.targets != IGNORE
     logits, targets, is_label = model.lm_head(hidden[used]), packed.targets[used], packed.is_label[used]
     errors = F.cross_entropy(logits, targets, reduction="none")

@@ -2,7 +2,7 @@
 
 Next-token training alone leaves a tower of this size near chance; told per position what stands there, it sees within
 minutes.
-Axes: B images, V = 16 merged visual tokens (row-major 4 x 4 cells of 16 x 16 pixels), H = 128 text width.
+Axes: B images, V merged visual tokens (row-major cells of one grid, 4 x 4 or finer), H = 128 text width.
 Left out on purpose: the language model; nothing of the heads reaches the judge folder.
 """
 
@@ -25,25 +25,28 @@ from zr_ray.world import CELL_CLASSES, IMAGE_CLASSES, LEVEL_NAMES
 from zr_ray.world.reasoning import LEVEL_EDGES
 
 IMAGE_WEIGHT = 2.0
-"""Weight of an image-level target against a per-cell one: there are 16 cells but one image."""
+"""Weight of an image-level target against a per-cell one: there are many cells but one image."""
 LEVEL_WEIGHT = 20.0
 """Weight of the squared error of degradation levels (levels lie in [0, 1], their variance is about 0.1)."""
 
 
-def patch_pixels(images: np.ndarray) -> Tensor:
-    """[B, 64, 64, 3] uint8 -> [B, 64, 192] float in [-1, 1]: patches in the processor's order, without its temporal
-    copy."""
-    scaled = torch.from_numpy(images).float() / 127.5 - 1
-    return scaled.reshape(-1, 4, 2, 8, 4, 2, 8, 3).permute(0, 1, 4, 2, 5, 7, 3, 6).reshape(len(images), 64, 192)
+def patch_pixels(images: np.ndarray, patch: int = 8, merge: int = 2) -> Tensor:
+    """[B, 64, 64, 3] uint8 -> [B, (64 / patch)^2, 3 patch^2] float in [-1, 1]: the processor's order, without its
+    temporal copy."""
+    scaled = torch.from_numpy(np.ascontiguousarray(images)).float() / 127.5 - 1
+    blocks = images.shape[1] // (patch * merge)
+    parts = scaled.reshape(-1, blocks, merge, patch, blocks, merge, patch, 3).permute(0, 1, 4, 2, 5, 7, 3, 6)
+    return parts.reshape(len(images), (blocks * merge) ** 2, 3 * patch * patch)
 
 
-def tower_features(visual: Qwen3VLVisionModel, patches: Tensor) -> tuple[Tensor, Tensor]:
+def tower_features(visual: Qwen3VLVisionModel, patches: Tensor) -> tuple[Tensor, Tensor | None]:
     """The tower's own computation for B images of one size, batched (transformers loops over images).
 
-    Args: patches: [B, 64, 192] from `patch_pixels`.   Returns: (merged [B, V, H], deepstack tap [B, V, H]).
-    """
+    Args: patches: [B, N, 3 patch^2] of square images from `patch_pixels`.
+    Returns: (merged [B, V, H], deepstack tap [B, V, H] or None in a tower without one)."""
     count, length, _ = patches.shape
-    grid = torch.tensor([[1, 8, 8]])
+    side, merged = round(length**0.5), visual.spatial_merge_size**2
+    grid = torch.tensor([[1, side, side]])
     at, weights = get_vision_interpolation_indices_and_weights(
         grid,
         num_grid_per_side=visual.num_grid_per_side,
@@ -67,14 +70,15 @@ def tower_features(visual: Qwen3VLVisionModel, patches: Tensor) -> tuple[Tensor,
         x = x + attention.proj(mixed)
         x = x + block.mlp(block.norm2(x))
         if number in visual.deepstack_visual_indexes:
-            tap = visual.deepstack_merger_list[0](x.reshape(count * length, -1)).reshape(count, length // 4, -1)
-    return visual.merger(x.reshape(count * length, -1)).reshape(count, length // 4, -1), tap
+            tap = visual.deepstack_merger_list[0](x.reshape(count * length, -1)).reshape(count, length // merged, -1)
+    return visual.merger(x.reshape(count * length, -1)).reshape(count, length // merged, -1), tap
 
 
-def as_encoder_output(merged: Tensor, tap: Tensor) -> dict[str, BaseModelOutputWithPooling]:
+def as_encoder_output(merged: Tensor, tap: Tensor | None) -> dict[str, BaseModelOutputWithPooling]:
     """What `Qwen3VLForConditionalGeneration(mm_encoder_outputs=...)` takes instead of pixels. merged, tap: [rows, V,
     H]."""
-    features = BaseModelOutputWithDeepstackFeatures(pooler_output=list(merged), deepstack_features=[list(tap)])
+    taps = [] if tap is None else [list(tap)]
+    features = BaseModelOutputWithDeepstackFeatures(pooler_output=list(merged), deepstack_features=taps)
     return {"image": features}
 
 
@@ -88,14 +92,26 @@ class PerceptionHeads(nn.Module):
         outputs = sum(IMAGE_CLASSES.values()) + len(LEVEL_NAMES) * (1 + 2 + len(LEVEL_EDGES))
         self.image = nn.ModuleList(nn.Sequential(nn.LayerNorm(width), nn.Linear(width, outputs)) for _ in range(2))
 
-    def forward(self, merged: Tensor, tap: Tensor, targets: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, merged: Tensor, tap: Tensor | None, targets: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """(loss, accuracies on the merged tokens). Cell accuracies are over cells that hold an object; level words are
         exact."""
         total, accuracies = 0.0, {}
         for which, (tokens, weight) in enumerate(((tap, 0.3), (merged, 1.0))):
-            loss, accuracies = self._read(tokens, targets, which)
-            total = total + weight * loss
+            if tokens is not None:
+                loss, accuracies = self._read(tokens, targets, which)
+                total = total + weight * loss
         return total, accuracies
+
+    def image_readings(self, merged: Tensor) -> tuple[Tensor, Tensor]:
+        """(degradation levels [B, L], probability that any object is seen [B]) as read from the merged tokens."""
+        levels = len(LEVEL_NAMES)
+        sizes = [*IMAGE_CLASSES.values(), levels, levels * (2 + len(LEVEL_EDGES))]
+        read = dict(
+            zip([*IMAGE_CLASSES, "levels", "words"], self.image[1](merged.mean(1)).split(sizes, -1), strict=True)
+        )
+        return read["levels"], 1 - read["objects"].softmax(-1)[:, 0]
 
     def _read(self, tokens: Tensor, targets: dict[str, Tensor], which: int) -> tuple[Tensor, dict[str, Tensor]]:
         loss, accuracies = 0.0, {}

@@ -23,6 +23,12 @@ class GdsoSection(Section):
     lambda_pairwise: float = field(1.0, "weight of the pairwise reward, Eq. (13)", ge=0)
     alpha_pointwise: float = field(1.0, "weight of the pointwise loss L_CE, Eq. (14)", ge=0)
     alpha_pairwise: float = field(0.5, "weight of the pairwise loss L_pw, Eq. (14)", ge=0)
+    alpha_reward: float = field(
+        0.0,
+        "weight of the reward's own gradient: rewards are functions of mu, so grad E[r] has the part E[grad r(mu)] that"
+        " policy gradient drops; 0 is GRPO. Departs from the paper unless 0",
+        ge=0,
+    )
     beta_kl: float = field(0.01, "weight of KL(policy || reference), Eq. (4); 0 drops the reference model", ge=0)
     kl_estimator: Literal["k1", "k2", "k3"] = field(
         "k3", "per-token KL estimator; k3 = exp(d) - d - 1 is unbiased and never negative"
@@ -31,8 +37,8 @@ class GdsoSection(Section):
     clip_high: float = field(0.2, "importance ratio is clipped above 1 + clip_high", ge=0)
     truncate_ratio: float = field(2.0, "upper limit of the engine-mismatch weight learner / rollout", ge=1)
     advantage_eps: float = field(1e-4, "added to the group's standard deviation, Eq. (3)", gt=0)
-    advantage_normalisation: Literal["std", "none"] = field(
-        "std", "divide by the group's standard deviation (Eq. 3), or centre only"
+    advantage_normalization: Literal["std", "none"] = field(
+        "std", "divide by the group's standard deviation (Eq. 3), or center only"
     )
     ratio: Literal["token", "sequence"] = field("token", "importance ratio per token, or one geometric mean per output")
     token_aggregation: Literal["sequence_mean", "token_mean", "fixed_length"] = field(
@@ -52,6 +58,8 @@ class GdsoSection(Section):
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> GdsoSection:
+        if self.alpha_reward and not self.lambda_pointwise + self.lambda_pairwise:
+            raise ValueError("gdso.alpha_reward needs a reward: lambda_pointwise or lambda_pairwise above 0")
         if self.lambda_pointwise + self.lambda_pairwise + self.alpha_pointwise + self.alpha_pairwise == 0:
             raise ValueError(
                 "gdso.alpha_pointwise, alpha_pairwise, lambda_pointwise, lambda_pairwise must not all be 0: there is"

@@ -99,6 +99,12 @@ class WorldSection(Section):
         ge=0,
     )
     candidates: int = field(4, "images per prompt", ge=2, why="to form same-prompt pairs")
+    generated_train_groups: int = field(
+        0, "further training prompts, with images of the built-in generator (packed in the package: up to 240)", ge=0
+    )
+    generated_test_groups: int = field(
+        0, "further test prompts with images of the built-in generator, all held out (up to 100)", ge=0
+    )
     seed: int = field(1, "seed of prompts, images and annotators; independent of run.seed", ge=0)
 
 

@@ -93,7 +93,7 @@ def collect(
         human_scores=human_scores,
         expected_scores=expected,
         valid=valid,
-        advantages=grpo.group_advantages(rewards, config.advantage_eps, config.advantage_normalisation, valid),
+        advantages=grpo.group_advantages(rewards, config.advantage_eps, config.advantage_normalization, valid),
         rewards=rewards,
         empty=torch.tensor([is_empty(j, marker_tokens) for j in flat]).view(shape),
         rollout_logprobs=[j.logprobs for j in flat],
@@ -216,6 +216,11 @@ class GdsoObjective:
         pairwise = gdso.pairwise_gap_error(mu, human_scores, self.rollouts.score_range, valid).sum() / self.gap_total
         policy, metrics = self._policy(outputs, units, reference)
         loss = policy + c.alpha_pointwise * pointwise + c.alpha_pairwise * pairwise
+        if c.alpha_reward:
+            # minus the mean reward, up to a constant, as a function of the learner's mu
+            error = gdso.pointwise_error(mu, human_scores, self.rollouts.score_range)
+            error = torch.where(valid, error, torch.zeros_like(error)).sum() / self.valid_total
+            loss = loss + c.alpha_reward * (c.lambda_pointwise * error + c.lambda_pairwise * pairwise)
         with torch.no_grad():
             metrics |= {
                 "loss/policy": float(policy),

@@ -15,9 +15,16 @@ from zr_ray.errors import JudgeError
 from zr_ray.rubric import Rubric, ScoringFormat, label_token_ids
 
 _ASSETS = Path(__file__).resolve().parent.parent / "assets"
-BUILTIN_JUDGES = {"builtin": _ASSETS / "judge", "small": _ASSETS / "judge_small", "student": _ASSETS / "student"}
-"""Judges inside the package: the base judge, a smaller one of the same making, and the student that was distilled from
-it."""
+BUILTIN_JUDGES = {
+    "builtin": _ASSETS / "judge",
+    "small": _ASSETS / "judge_small",
+    "base": _ASSETS / "judge_patch4",
+    "student": _ASSETS / "student",
+    "student_v0": _ASSETS / "student_v0",
+}
+"""Judges inside the package. `builtin` and `small` have seen rendered scenes only, and no rubric; `base` reasons about
+generated images too. `student` gives rewards in one token. `student_v0` is an earlier student that cannot see what
+generators make: what a reward that is not fit looks like."""
 
 
 def judge_folder(path: str) -> Path:

@@ -16,7 +16,7 @@ from zr_ray.errors import DataError
 from zr_ray.records import AnnotatedImage
 from zr_ray.world.annotators import AnnotatorPool
 from zr_ray.world.render import render
-from zr_ray.world.sampling import sample_group
+from zr_ray.world.sampling import sample_group, sample_known_group
 
 _STREAMS = {"train": 1, "dev": 2, "test": 3}
 """Second word of every seed: splits never share a stream of prompts and scenes."""
@@ -31,7 +31,9 @@ def data_folder(config: DataSection, run_path: Path) -> Path:
         return config.path
     folder = run_path / "data"
     if not (folder / "annotations.jsonl").is_file():
-        write_world(folder, **config.world.model_dump())
+        from zr_ray.world.default_data import write_default_data  # it needs this module
+
+        write_default_data(folder, config.world)
     return folder
 
 
@@ -40,9 +42,9 @@ def write_world(
 ) -> int:
     """Write images and `annotations.jsonl`; the same arguments give the same bytes.
 
-    Train items carry one label per dimension from the annotation workflow and the oracle reasoning; dev and test items
-    carry five annotators' scores; all carry the true scores. The annotation file is written last and atomically: if it
-    is there, all is.
+    Train items carry one label per dimension from the annotation workflow and the oracle reasoning, and no held-out
+    prompt (`prompts.is_held_out`); dev and test items carry five annotators' scores; all carry the true scores. The
+    annotation file is written last and atomically: if it is there, all is.
     Args: *_groups: prompts per split. candidates: images per prompt, at least 2. Returns: number of images written.
     Raises: DataError on a negative number of groups, no group at all, or fewer than 2 candidates.
     """
@@ -76,7 +78,8 @@ def _items(
     (root / "images" / split).mkdir(exist_ok=True)
     for number in range(count):
         # The last word keeps scenes and annotators apart and is never 0: numpy's seeds ignore trailing zeros.
-        members = sample_group(np.random.default_rng((seed, _STREAMS[split], number, 1)), candidates)
+        draw = sample_known_group if split == "train" else sample_group
+        members = draw(np.random.default_rng((seed, _STREAMS[split], number, 1)), candidates)
         truths = [member.truth for member in members]
         rng = np.random.default_rng((seed, _STREAMS[split], number, 2))
         scores = pool.training_scores(rng, truths) if split == "train" else pool.test_scores(rng, truths)

@@ -1,0 +1,209 @@
+"""Is this judge fit to reward this generator? Figures from images of the generator, several to a prompt, against
+reference scores.
+
+A reward can only teach differences between images of one prompt; agreement over a mixed set says little about them. The
+reference is the world's verifier, or annotators' scores of images that the generator made.
+Axes: P prompts, S images of each, D dimensions in the rubric's order, K score bins.
+Left out on purpose: what the judge says about single images; `jobs/evaluate.py` measures that.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from zr_ray.functional.calibration import win_calibration_error
+from zr_ray.functional.intervals import ratio_interval
+from zr_ray.functional.rank import win_probability
+from zr_ray.functional.scores import expected_score
+from zr_ray.functional.within_prompt import NOISE_GAP, best_of, pair_outcomes, spread, within_correlation
+from zr_ray.rubric import PAPER, Rubric
+
+COARSE_GAP = 0.25
+"""Rubric points; aesthetics differences below it are mostly the verifier's own noise, so pairs above it are shown
+apart."""
+BEST_OF = (1, 2, 4, 8)
+FIT_ACCURACY, FIT_SPREAD = 0.70, 0.25
+"""A dimension is fit from this pair accuracy, and from this spread of mu against the reference's: rewards of .70 to .82
+improved the built-in generator in all four dimensions, rewards of .54 to .66 destroyed its images."""
+BLIND_ACCURACY, BLIND_SPREAD = 0.55, 0.10
+"""A dimension is blind when the interval of its accuracy reaches down to this, or when mu hardly moves inside a
+prompt."""
+PROBE_ALLOWANCE = 0.3
+"""Rubric points by which a judge may like noise, blobs or stripes more than the reference does."""
+
+
+@dataclass(frozen=True)
+class DimensionFitness:
+    """One dimension of a judge on one generator."""
+
+    pairs: int
+    """Same-prompt pairs whose reference differs by more than NOISE_GAP."""
+    accuracy: float
+    """Share of them that mu orders alike; a tie in mu is wrong, chance is .5."""
+    interval: tuple[float, float]
+    """95 % bootstrap over prompts."""
+    coarse_accuracy: float
+    """Over pairs that differ by more than COARSE_GAP."""
+    recognized_against_not: float
+    """Over pairs of which the reference recognizes an object in one image only; nan when it does not say."""
+    both_recognized: float
+    correlation: float
+    """Pearson, inside prompts."""
+    spread: float
+    """Of mu inside a prompt, rubric points."""
+    reference_spread: float
+    calibration_error: float
+    """Of P(a beats b) inside prompts, in [0, 1]; nan without distributions."""
+    verdict: str
+    """"fit", "weak" or "blind"."""
+
+
+@dataclass(frozen=True)
+class Fitness:
+    """All dimensions, and what choosing by the sum of the four rewards gains."""
+
+    prompts: int
+    images: int
+    dimensions: dict[str, DimensionFitness]
+    best_of: dict[int, tuple[float, float]]
+    """n -> mean reference, summed over dimensions, of the best of n images by the judge, and by the reference
+    itself."""
+    probes: dict[str, dict[str, tuple[float, float]]]
+    """Probe picture -> dimension -> (judge, reference), mean scores."""
+
+    @property
+    def fooled_by(self) -> list[str]:
+        """Probes that the judge likes by more than PROBE_ALLOWANCE above the reference, on the mean of the
+        dimensions."""
+        mean = {
+            name: [sum(v[i] for v in rows.values()) / len(rows) for i in (0, 1)] for name, rows in self.probes.items()
+        }
+        return [name for name, (judge, reference) in mean.items() if judge > reference + PROBE_ALLOWANCE]
+
+    @property
+    def gain_share(self) -> float:
+        """Gain of best-of-n over one image as a share of the oracle's, at the largest n."""
+        n = max(self.best_of)
+        base = self.best_of[1][1]
+        return (self.best_of[n][0] - base) / (self.best_of[n][1] - base)
+
+    def as_dict(self) -> dict:
+        """For JSON."""
+        return asdict(self) | {"fooled_by": self.fooled_by, "gain_share": self.gain_share}
+
+
+def verdict(accuracy: float, interval: tuple[float, float], spread_ratio: float) -> str:
+    """ "blind": no better than guessing, or mu hardly moves; "fit": good enough to train on; else "weak". nan is
+    blind."""
+    low = interval[0] if not math.isnan(interval[0]) else accuracy
+    if not (low > BLIND_ACCURACY and spread_ratio >= BLIND_SPREAD):
+        return "blind"
+    return "fit" if accuracy >= FIT_ACCURACY and spread_ratio >= FIT_SPREAD else "weak"
+
+
+def reward_fitness(
+    reference: Tensor,
+    log_q: Tensor,
+    *,
+    rubric: Rubric = PAPER,
+    recognized: Tensor | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
+    probes: Mapping[str, Mapping[str, tuple[float, float]]] | None = None,
+) -> Fitness:
+    """Measure a judge's distributions against reference scores.
+
+    Args: rubric: the judge's. reference: [P, S, D] rubric points, nan where there is none. log_q: [P, S, D, K] nats.
+    recognized: [P, S] whether the reference sees any object. resamples, seed: of the bootstrap over prompts.
+    Raises: ValueError if shapes differ or S is below 2."""
+    if log_q.shape[:3] != reference.shape or reference.shape[1] < 2 or reference.shape[2] != len(rubric.dimensions):
+        raise ValueError(
+            f"wanted [P, S >= 2, {len(rubric.dimensions)}] scores and [.., K] distributions,"
+            f" got {list(reference.shape)}, {list(log_q.shape)}"
+        )
+    log_q = log_q.double()
+    mu = expected_score(log_q, torch.tensor(rubric.bins, dtype=torch.float64))
+    reference = reference.double()
+    right, pairs = pair_outcomes(reference, mu)
+    coarse_right, coarse_pairs = pair_outcomes(reference, mu, COARSE_GAP)
+    inside, own, wanted = within_correlation(reference, mu), spread(mu), spread(reference)
+    apart = _by_recognition(reference, mu, recognized)
+    found = {}
+    for i, name in enumerate(rubric.dimensions):
+        accuracy = _ratio(right[:, i].sum(), pairs[:, i].sum())
+        interval = ratio_interval(right[:, i], pairs[:, i], resamples, seed)
+        ratio = _ratio(own[i], wanted[i])
+        found[name] = DimensionFitness(
+            int(pairs[:, i].sum()),
+            accuracy,
+            interval,
+            _ratio(coarse_right[:, i].sum(), coarse_pairs[:, i].sum()),
+            *apart[i],
+            float(inside[i]),
+            float(own[i]),
+            float(wanted[i]),
+            _calibration(reference[..., i], log_q[:, :, i]),
+            verdict(accuracy, interval, ratio),
+        )
+    total, reward = reference.sum(-1), mu.sum(-1)
+    curve = {
+        n: (float(best_of(reward, total, n).mean()), float(best_of(total, total, n).mean()))
+        for n in BEST_OF
+        if n <= reference.shape[1]
+    }
+    return Fitness(
+        reference.shape[0], reference.shape[1], found, curve, {k: dict(v) for k, v in (probes or {}).items()}
+    )
+
+
+def _by_recognition(reference: Tensor, mu: Tensor, recognized: Tensor | None) -> list[tuple[float, float]]:
+    """Per dimension the accuracy over pairs with one recognized image, and over pairs with two."""
+    if recognized is None:
+        return [(math.nan, math.nan)] * reference.shape[2]
+    first, second = torch.triu_indices(reference.shape[1], reference.shape[1], offset=1)
+    wanted, got = reference[:, first] - reference[:, second], mu[:, first] - mu[:, second]
+    counted, right = wanted.abs() > NOISE_GAP, wanted * got > 0
+    one, both = recognized[:, first] != recognized[:, second], recognized[:, first] & recognized[:, second]
+    return [
+        tuple(_ratio((right & counted)[..., i][kind].sum(), counted[..., i][kind].sum()) for kind in (one, both))
+        for i in range(reference.shape[2])
+    ]
+
+
+def _calibration(reference: Tensor, log_q: Tensor) -> float:
+    """Calibration error of P(a beats b) over same-prompt pairs; a reference difference within NOISE_GAP counts as a
+    tie. [P, S], [P, S, K]."""
+    first, second = torch.triu_indices(reference.shape[1], reference.shape[1], offset=1)
+    gap = (reference[:, first] - reference[:, second]).flatten()
+    outcome = torch.where(gap.abs() <= NOISE_GAP, 0.5, (gap > 0).double())
+    chance = win_probability(log_q[:, first].flatten(0, 1), log_q[:, second].flatten(0, 1))
+    return win_calibration_error(chance.clamp(0, 1), outcome)
+
+
+def _ratio(part: Tensor, whole: Tensor) -> float:
+    return float(part / whole) if float(whole) else math.nan
+
+
+def fitness_table(fitness: Fitness) -> str:
+    """Plain text: a line per dimension, the best-of-n curve, and the probes that fool the judge."""
+    titles = f"verdict  pairs right  95 % interval   above {COARSE_GAP}  one recog.  both  correl.  spread (reference)"
+    lines = [f"{'':<13} {titles}  calibration"]
+    for name, d in fitness.dimensions.items():
+        lines.append(
+            f"{name:<13} {d.verdict:<7} {d.accuracy:>12.3f}  {d.interval[0]:.3f} .. {d.interval[1]:.3f}"
+            f" {d.coarse_accuracy:>10.3f} {d.recognized_against_not:>11.3f} {d.both_recognized:>6.3f}"
+            f" {d.correlation:>7.3f} {d.spread:>7.2f} ({d.reference_spread:.2f}) {d.calibration_error:>14.3f}"
+        )
+    curve = "  ".join(f"{n}: {judge:.2f} ({oracle:.2f})" for n, (judge, oracle) in fitness.best_of.items())
+    lines.append(
+        f"best of n by the judge (by the reference), sum of dimensions  {curve}  share of the gain"
+        f" {fitness.gain_share:.2f}"
+    )
+    if fitness.probes:
+        lines.append(f"liked more than the reference likes them: {', '.join(fitness.fooled_by) or 'no probe'}")
+    return "\n".join(lines)
