@@ -137,8 +137,8 @@ class AnchorSection(Section):
     the distance, as a root mean square of the velocity, at which both balance."""
 
     enabled: bool = field(True, "false: the reward alone (which ruined every image it was tried on)")
-    below: float = field(2.0, "weight where the reward does not act", ge=0)
-    above: float = field(0.2, "weight where it acts", ge=0)
+    below: float = field(1.0, "weight where the reward does not act; 3.2 absolute for nft on the built-in one", ge=0)
+    above: float = field(0.1, "weight where it acts", ge=0)
     draws: int = field(
         1,
         "gradient family and flow_grpo: probes of an image at sigma below t2i.reward_sigma_min, for the anchor alone",

@@ -48,6 +48,10 @@ class Watch:
         """Wait for all ranks."""
         self.worker.barrier()
 
+    def reduce_max(self, value: float) -> float:
+        """Maximum over ranks."""
+        return self.worker.reduce_max(value)
+
     def save(self, folder: Path, state: dict) -> None:
         """As `Journal` wants it."""
         self.worker.save(folder, state | {"watch": asdict(self.state)})

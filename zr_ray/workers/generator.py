@@ -201,6 +201,10 @@ class GeneratorWorker:
         torch.distributed.all_reduce(tensor)
         return tensor.tolist()
 
+    def reduce_max(self, value: float) -> float:
+        """Maximum over ranks."""
+        return float(self.gathered(torch.tensor([value], dtype=torch.float64)).max())
+
     def gathered(self, values: Tensor) -> Tensor:
         """[M] values [m] of all ranks, one rank after the other."""
         if self.world == 1:
