@@ -43,8 +43,7 @@ serve: $(STAMP)
 
 t2i: $(STAMP)
 	@if [ -z "$$RAY_ADDRESS" ]; then exports=$$($(VENV)/bin/python cluster/local_head.py start) || exit 1; eval "$$exports"; fi; \
-	exec $(VENV)/bin/ray job submit --runtime-env-json '{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}}' --working-dir . \
-		-- python jobs/t2i.py --config jobs/configs/t2i_tiny.yaml $(ARGS)
+	exec $(VENV)/bin/python cluster/submit.py --name t2i $(if $(DETACH),--detach) -- python jobs/t2i.py --config jobs/configs/t2i_tiny.yaml $(ARGS)
 
 PYTEST = PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/python -m pytest -n 2 --dist loadgroup
 

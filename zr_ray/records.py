@@ -1,7 +1,7 @@
 """What crosses processes and what stands on disk, as frozen dataclasses. Arrays are numpy: they travel through Ray
 without a copy.
 
-Left out on purpose: behaviour. Reading and checking is in `data/`, sampling in `workers/`, maths in `functional/`.
+Left out on purpose: behavior. Reading and checking is in `data/`, sampling in `workers/`, maths in `functional/`.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class JudgeIdentity:
     template_hash: str
     """sha256 over everything the judge reads around prompt and image."""
     preprocess_hash: str
-    """Names the parameters of resize, normalisation and patches."""
+    """Names the parameters of resize, normalization and patches."""
 
 
 @dataclass(frozen=True)

@@ -108,11 +108,11 @@ _RUBRIC = {
         " right, one important request is missed; 4 only a small detail differs; 5 every request is met."
     ),
     "realism": (
-        "realism: is the image free of noise, blur, compression blocks and generation artefacts?\n"
-        "1 artefacts everywhere; 2 strong artefacts on the subject; 3 visible artefacts; 4 faint artefacts; 5 none."
+        "realism: is the image free of noise, blur, compression blocks and generation artifacts?\n"
+        "1 artifacts everywhere; 2 strong artifacts on the subject; 3 visible artifacts; 4 faint artifacts; 5 none."
     ),
     "aesthetics": (
-        "aesthetics: are colours, light and composition pleasing?\n"
+        "aesthetics: are colors, light and composition pleasing?\n"
         "1 unpleasant; 2 several clear flaws; 3 one clear flaw; 4 a small flaw; 5 harmonious throughout."
     ),
     "plausibility": (

@@ -246,7 +246,7 @@ def bare_generate(args) -> dict:
 
 
 def bare_train(args) -> dict:
-    """Forward and backward of the sampled tokens with the model alone: no DeepSpeed, no objective, no optimiser."""
+    """Forward and backward of the sampled tokens with the model alone: no DeepSpeed, no objective, no optimizer."""
     import numpy as np
     import torch
 

@@ -70,7 +70,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--threads", type=whole(0), default=0, help="CPU threads; 0 leaves it to torch (default %(default)s)"
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example optimiser.batch=32")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example optimizer.batch=32")
     return parser.parse_args(argv)
 
 
@@ -138,7 +138,7 @@ def train(run: GeneratorPretraining, minutes: float, output: Path) -> None:
         if len(window) == cadence.metrics_steps:
             values = {name: fmean(step[name] for step in window) for name in window[0]}
             if run.trained_s > logged_s:
-                values["time/images_per_s"] = len(window) * run.config.optimiser.batch / (run.trained_s - logged_s)
+                values["time/images_per_s"] = len(window) * run.config.optimizer.batch / (run.trained_s - logged_s)
             logged_s = run.trained_s
             log(values)
             pace = f"  {values['time/images_per_s']:.0f} images/s" if "time/images_per_s" in values else ""

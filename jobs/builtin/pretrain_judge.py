@@ -62,7 +62,7 @@ def train(run: Pretraining, out: Path, resume: bool) -> float:
 
 
 SHOWN = {
-    "perception": ("perception_loss", "shape", "colour", "size", "floating", "shadow", "noise", "clutter"),
+    "perception": ("perception_loss", "shape", "color", "size", "floating", "shadow", "noise", "clutter"),
     "language": ("perception_loss", "shape", "chain_nll", "token_accuracy", "label_nll"),
 }
 

@@ -1,4 +1,4 @@
-"""Which pictures does a judge mistake for good ones? Noise, flat colour, checkerboards, blobs, a grid over a good
+"""Which pictures does a judge mistake for good ones? Noise, flat color, checkerboards, blobs, a grid over a good
 scene.
 
     python jobs/builtin/probe_judges.py --judge rendered=runs/rendered/judge --judge mix=runs/mix/judge --data

@@ -7,7 +7,7 @@ FOLDER holds the public rating tables named in TABLES (ratings without images; t
 Model, per data set:
 a rating is round(t + b_r + sigma e), clipped to the scale, with t the item's true score, b_r the rater's bias, e
 standard normal, and round to the data set's own grid. Scales are mapped linearly to 1..5. The distribution of t is free
-(41 grid points, EM); sigma and b_r maximise the likelihood. Without rater identities b_r is absent and sigma holds bias
+(41 grid points, EM); sigma and b_r maximize the likelihood. Without rater identities b_r is absent and sigma holds bias
 and noise together. Prints one line per data set, with the pooled within-item SD that the fitted model predicts next to
 the one in the data. The numbers chosen from it stand in `zr_ray/world/annotators.py`.
 """

@@ -39,7 +39,7 @@ def test_shuffling_means_the_next_prompt(clean):
     )
 
 
-def test_noise_and_flat_colour_match_nothing():
+def test_noise_and_flat_color_match_nothing():
     noise = np.random.default_rng(0).integers(0, 255, (4, 64, 64, 3), dtype=np.uint8)
     flat = np.full((4, 64, 64, 3), 128, np.uint8)
     for images in (noise, flat):

@@ -45,7 +45,7 @@ def run(folder, pool, monkeypatch):
     return JudgeFitting(FitConfig(generated=4, rendered=2, edits=1, warmup_steps=1), folder)
 
 
-def test_soft_labels_are_centred_distributions():
+def test_soft_labels_are_centered_distributions():
     labels = soft_labels(torch.tensor([3.0, 2.3]), 0.3)
     assert torch.allclose(labels.sum(-1), torch.ones(2))
     assert (labels @ torch.tensor(SCORE_BINS)).tolist() == pytest.approx([3.0, 2.3], abs=0.02)

@@ -36,7 +36,7 @@ from zr_ray.builtin.tiny_generator import (
     generate,
     load_generator,
 )
-from zr_ray.config.pretrain_generator import OptimiserSection, PretrainGeneratorConfig
+from zr_ray.config.pretrain_generator import OptimizerSection, PretrainGeneratorConfig
 from zr_ray.errors import CheckpointError
 from zr_ray.models.generators.packed import PackedTransformer
 from zr_ray.world.scene import Asked, Layout, place
@@ -93,7 +93,7 @@ class TestCodec:
         psnr = -10 * ((rebuilt - pixels) / 2).square().mean((1, 2, 3)).log10().mean()
         assert psnr > 26
 
-    def test_latents_are_centred_uncorrelated_and_of_unit_mean_square(self, codec, scenes):
+    def test_latents_are_centered_uncorrelated_and_of_unit_mean_square(self, codec, scenes):
         latents = F.conv2d(to_patches(scenes.pixels[:150]), codec["encoder_weight"], codec["encoder_bias"], padding=1)
         flat = latents.movedim(1, -1).reshape(-1, 16)
         covariance = torch.cov(flat.T)
@@ -219,7 +219,7 @@ class TestPackedTransformer:
         assert not torch.allclose(one, changed)
 
 
-class TestOptimisation:
+class TestOptimization:
     def test_sigmas_follow_the_shifted_logit_normal(self):
         drawn = sample_sigmas(4000, mean=0.0, spread=1.0, shift=3.0, generator=torch.Generator().manual_seed(0))
         assert 0 < drawn.min() and drawn.max() < 1
@@ -251,7 +251,7 @@ class TestOptimisation:
         tokens[0, 9] = torch.linspace(-1, 1, 64)
         lower_left = 1 * 2 + 0  # quarter of the token: cell [3, 2]
         with torch.no_grad():
-            head.linear.weight[lower_left * 15 + 2] = torch.linspace(-1, 1, 64)  # colour class 2 there
+            head.linear.weight[lower_left * 15 + 2] = torch.linspace(-1, 1, 64)  # color class 2 there
         none = torch.zeros(1, 3, 16, 16, dtype=torch.long)
         losses = {}
         for row, column in ((3, 2), (2, 3), (2, 2), (5, 2)):
@@ -280,7 +280,7 @@ class TestScenes:
 
     def test_object_map_of_a_square_by_hand(self):
         scene = place(Asked("big", "green", "square"), None, None, "", light="left", layout=Layout(ground=42, offset=0))
-        drawn = object_map(scene)  # columns 24..40, rows 25..41; cell centres at 4 i + 2
+        drawn = object_map(scene)  # columns 24..40, rows 25..41; cell centers at 4 i + 2
         rows, columns = (
             [i for i in range(16) if 25 <= CELL * i + 2 <= 41],
             [i for i in range(16) if 24 <= CELL * i + 2 <= 40],
@@ -301,7 +301,7 @@ def small_run(**changes):
     tree = {
         "compiled": False,
         "codec": {"scenes": 64, "steps": 2},
-        "optimiser": {"batch": 4},
+        "optimizer": {"batch": 4},
         "model": {"width": 24, "layers": 1, "heads": 2, "text_width": 32},
         "flow": {"map_layer": 0},
     } | changes
@@ -334,8 +334,8 @@ class TestResume:
 
     def test_refuses_a_checkpoint_of_another_configuration_or_a_torn_one(self, saved_run, tmp_path):
         _, path, _ = saved_run
-        other = small_run(optimiser={"batch": 2})
-        with pytest.raises(CheckpointError, match="another configuration of optimiser"):
+        other = small_run(optimizer={"batch": 2})
+        with pytest.raises(CheckpointError, match="another configuration of optimizer"):
             other.load(path)
         whole = path.read_bytes()
         (tmp_path / "torn.pt").write_bytes(whole[: len(whole) // 2])
@@ -343,13 +343,13 @@ class TestResume:
             other.load(tmp_path / "torn.pt")
 
     def test_learning_rate_warms_up_stays_and_falls_to_zero(self):
-        options = OptimiserSection(warmup_steps=10, decay_from=0.6)
+        options = OptimizerSection(warmup_steps=10, decay_from=0.6)
         assert [rate_factor(options, step, 0.0) for step in (0, 4, 9, 50)] == pytest.approx([0.1, 0.5, 1.0, 1.0])
         assert [rate_factor(options, 50, p) for p in (0.6, 0.8, 1.0)] == pytest.approx([1.0, 0.5, 0.0])
-        assert rate_factor(OptimiserSection(warmup_steps=0, decay_from=1.0), 0, 1.0) == 1.0
+        assert rate_factor(OptimizerSection(warmup_steps=0, decay_from=1.0), 0, 1.0) == 1.0
 
     def test_steps_lower_the_loss_and_move_every_trained_part(self):
-        run = small_run(optimiser={"batch": 8, "warmup_steps": 2, "learning_rate": 1e-2, "matrix_learning_rate": 3e-3})
+        run = small_run(optimizer={"batch": 8, "warmup_steps": 2, "learning_rate": 1e-2, "matrix_learning_rate": 3e-3})
         before = {
             name: copy.deepcopy(getattr(run.pipeline, name).state_dict())
             for name in ("transformer", "text_encoder", "vae")
@@ -392,7 +392,7 @@ class TestShipped:
         ).abs().float().mean() > 1
 
     def test_follows_prompts_it_was_not_trained_on(self, shipped):
-        """The gate, .35 on 512 prompts, less its standard error on 24; a match wants every colour, shape, size and
+        """The gate, .35 on 512 prompts, less its standard error on 24; a match wants every color, shape, size and
         relation right."""
         prompts = evaluation_prompts(24, seed=5)
         read = read_images(

@@ -80,8 +80,8 @@ def test_forward_sees_the_image(folder, processor):
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
     text = _ask(processor, ScoringFormat.load(folder), "small red circle", "alignment")
     logits = []
-    for colour in ("red", "blue"):
-        inputs = processor(text=[text], images=[Image.new("RGB", (64, 64), colour)], return_tensors="pt")
+    for color in ("red", "blue"):
+        inputs = processor(text=[text], images=[Image.new("RGB", (64, 64), color)], return_tensors="pt")
         assert int((inputs["input_ids"] == model.config.image_token_id).sum()) == 16
         with torch.no_grad():
             logits.append(model(**inputs).logits[0, -1])

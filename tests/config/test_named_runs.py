@@ -55,7 +55,7 @@ def test_a_named_run_loads_under_the_model_of_its_job(path):
 
 
 VARIANTS = {
-    "Dr. GRPO": {"advantage_normalisation": "none", "token_aggregation": "fixed_length"},
+    "Dr. GRPO": {"advantage_normalization": "none", "token_aggregation": "fixed_length"},
     "DAPO": {"clip_high": 0.28, "token_aggregation": "token_mean", "updates_per_rollout": 2},
     "GSPO": {"ratio": "sequence", "clip_low": 3e-4, "clip_high": 4e-4, "updates_per_rollout": 2},
     "KL k1": {"kl_estimator": "k1"},

@@ -105,7 +105,7 @@ def test_a_list_of_one_number_is_that_number(tmp_path):
         (record(split="test", scores={"realism": []}), ["empty list"]),
         (record(truth={"realism": 0}), ["truth.realism", "0"]),
         (record(reasoning={"realism": 3}), ["reasoning.realism"]),
-        (record(reasoning={"colour": "x"}), ["unknown dimension 'colour' in 'reasoning'"]),
+        (record(reasoning={"color": "x"}), ["unknown dimension 'color' in 'reasoning'"]),
         ('{"id": "a",', ["one JSON object"]),
         ("[1]", ["JSON object", "list"]),
     ],

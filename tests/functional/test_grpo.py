@@ -23,18 +23,18 @@ def test_advantages_by_hand():
     wanted = torch.tensor([-2.0, -1.0, 0.0, 3.0]).double()
     assert torch.allclose(grpo.group_advantages(rewards, eps=0.0), wanted / math.sqrt(3.5), atol=1e-12)
     assert torch.allclose(grpo.group_advantages(rewards, eps=0.5), wanted / (math.sqrt(3.5) + 0.5), atol=1e-12)
-    assert torch.equal(grpo.group_advantages(rewards, normalisation="none"), wanted)
+    assert torch.equal(grpo.group_advantages(rewards, normalization="none"), wanted)
     assert not grpo.group_advantages(rewards.requires_grad_()).requires_grad
 
 
 def test_advantage_properties():
     rewards = torch.randn(3, 2, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     order = torch.randperm(6, generator=torch.Generator().manual_seed(1))
-    for normalisation in ("std", "none"):
-        advantages = grpo.group_advantages(rewards, normalisation=normalisation)
-        assert torch.allclose(grpo.group_advantages(rewards + 7, normalisation=normalisation), advantages, atol=1e-9)
+    for normalization in ("std", "none"):
+        advantages = grpo.group_advantages(rewards, normalization=normalization)
+        assert torch.allclose(grpo.group_advantages(rewards + 7, normalization=normalization), advantages, atol=1e-9)
         assert torch.allclose(
-            grpo.group_advantages(rewards[..., order], normalisation=normalisation), advantages[..., order], atol=1e-12
+            grpo.group_advantages(rewards[..., order], normalization=normalization), advantages[..., order], atol=1e-12
         )
         assert advantages.sum(-1).abs().max() < 1e-9
     assert torch.allclose(
@@ -49,8 +49,8 @@ def test_advantage_properties():
 
 def test_groups_without_spread_give_exactly_zero():
     same = torch.full((2, 8), 0.1)  # whose float32 mean is not 0.1
-    for normalisation in ("std", "none"):
-        assert (grpo.group_advantages(same, eps=0.0, normalisation=normalisation) == 0).all()
+    for normalization in ("std", "none"):
+        assert (grpo.group_advantages(same, eps=0.0, normalization=normalization) == 0).all()
     rounding = torch.tensor([0.1, 0.1 + 3e-8, 0.1 - 3e-8, 0.1])  # else divided by a std of 2e-8 with a small eps
     assert (grpo.group_advantages(rounding, eps=1e-8) == 0).all()
     assert (grpo.group_advantages(torch.tensor([0.1, 0.10001]), eps=1e-8) != 0).all()
@@ -77,8 +77,8 @@ def test_malformed_samples_stay_out_of_the_statistics():
 def test_advantage_errors():
     with pytest.raises(ValueError, match="group_size must be at least 2"):
         grpo.group_advantages(torch.zeros(3, 1))
-    with pytest.raises(ValueError, match="normalisation"):
-        grpo.group_advantages(torch.zeros(3, 2), normalisation="var")
+    with pytest.raises(ValueError, match="normalization"):
+        grpo.group_advantages(torch.zeros(3, 2), normalization="var")
     with pytest.raises(ValueError, match="shape of rewards"):
         grpo.group_advantages(torch.zeros(3, 2), valid=torch.ones(2, dtype=torch.bool))
 

@@ -28,18 +28,18 @@ def test_draws_are_resamples():
 
 
 @pytest.mark.parametrize(
-    ("vectorised", "metric"), [(intervals.plcc_interval, correlation.plcc), (intervals.srcc_interval, correlation.srcc)]
+    ("vectorized", "metric"), [(intervals.plcc_interval, correlation.plcc), (intervals.srcc_interval, correlation.srcc)]
 )
-def test_vectorised_correlations_equal_the_loop(vectorised, metric, monkeypatch):
+def test_vectorized_correlations_equal_the_loop(vectorized, metric, monkeypatch):
     predicted, human, group = random_items()
     loop = intervals.bootstrap_interval(
         lambda items: metric(predicted[items], human[items]), group, resamples=200, seed=5
     )
-    assert vectorised(predicted, human, group, resamples=200, seed=5) == pytest.approx(loop, abs=1e-9)
+    assert vectorized(predicted, human, group, resamples=200, seed=5) == pytest.approx(loop, abs=1e-9)
     assert loop[0] < metric(predicted, human) < loop[1]
-    assert vectorised(1e4 + predicted, 7 * human - 3, group, resamples=200, seed=5) == pytest.approx(loop, abs=1e-6)
+    assert vectorized(1e4 + predicted, 7 * human - 3, group, resamples=200, seed=5) == pytest.approx(loop, abs=1e-6)
     monkeypatch.setattr(draws, "CELLS", 25 * 50)  # four parts of 50 resamples: same statistics, other draws allowed
-    parts = vectorised(predicted, human, group, resamples=200, seed=5)
+    parts = vectorized(predicted, human, group, resamples=200, seed=5)
     parted_loop = intervals.bootstrap_interval(
         lambda items: metric(predicted[items], human[items]), group, resamples=200, seed=5
     )

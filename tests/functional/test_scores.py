@@ -30,7 +30,7 @@ def test_moments_and_entropy_by_hand():
         scores.expected_score(log_q, BINS)
 
 
-def test_expected_score_gradient_is_q_times_centred_bin():
+def test_expected_score_gradient_is_q_times_centered_bin():
     logits = torch.randn(4, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     mu = scores.expected_score(scores.score_log_distribution(logits), BINS)
     (gradient,) = torch.autograd.grad(mu.sum(), logits)
@@ -103,7 +103,7 @@ def test_gaussian_label_near_the_end_is_the_tilted_normal():
         assert (other * (other / mass).log()).sum() > (label * (label / mass).log()).sum()
 
 
-def test_gaussian_label_in_the_middle_is_the_renormalised_normal():
+def test_gaussian_label_in_the_middle_is_the_renormalized_normal():
     label = scores.gaussian_soft_label(torch.tensor(3.0).double(), torch.tensor(0.5).double(), BINS)
 
     def normal_cdf(z):

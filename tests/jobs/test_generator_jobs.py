@@ -1,4 +1,4 @@
-"""The jobs around the generator as a user runs them: images by a real (untrained) pipeline, measured, labelled, mixed,
+"""The jobs around the generator as a user runs them: images by a real (untrained) pipeline, measured, labeled, mixed,
 probed."""
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def run(job: str, *arguments: object) -> int | None:
 
 
 @pytest.fixture(scope="module")
-def grey(tmp_path_factory):
-    """Folder of a generator that answers every prompt with a grey picture."""
+def gray(tmp_path_factory):
+    """Folder of a generator that answers every prompt with a gray picture."""
     channels = 4
     codec = {
         "encoder_weight": torch.zeros(channels, 48, 3, 3),
@@ -38,7 +38,7 @@ def grey(tmp_path_factory):
         "decoder_bias": torch.zeros(48),
     }
     sizes = GeneratorSizes(width=24, layers=1, heads=2, text_width=32, text_layers=2, latent_channels=channels)
-    folder = tmp_path_factory.mktemp("grey")
+    folder = tmp_path_factory.mktemp("gray")
     build_tiny_generator(codec, sizes, seed=0).save_pretrained(folder)
     return folder
 
@@ -50,13 +50,13 @@ def world(tmp_path_factory):
     return folder
 
 
-def test_generate_label_and_mix(grey, world, tmp_path, capsys):
+def test_generate_label_and_mix(gray, world, tmp_path, capsys):
     line = ("--out", tmp_path / "set", "--train-groups", 3, "--test-groups", 2, "--candidates", 2, "--threads", 1)
-    assert run("data/make_generated.py", "--generator", grey, *line) == 0
+    assert run("data/make_generated.py", "--generator", gray, *line) == 0
     items = list(read_annotations(tmp_path / "set", decode_images=True))
     assert Counter(item.split for item in items)["test"] == 4 and {item.origin for item in items} == {"generated"}
     assert "10 generated images" in capsys.readouterr().out
-    assert all(set(item.truth.values()) == {1.0} for item in items)  # a grey picture shows nothing
+    assert all(set(item.truth.values()) == {1.0} for item in items)  # a gray picture shows nothing
 
     assert (
         run(
@@ -72,8 +72,8 @@ def test_generate_label_and_mix(grey, world, tmp_path, capsys):
     assert {item.origin for item in read_annotations(tmp_path / "mix", split="test")} == {"rendered"}
 
 
-def test_the_gate_of_a_grey_generator_is_missed(grey, tmp_path, capsys):
-    line = ("--generator", grey, "--prompts", 4, "--steps", 1, "--threads", 1, "--output", tmp_path / "gate")
+def test_the_gate_of_a_gray_generator_is_missed(gray, tmp_path, capsys):
+    line = ("--generator", gray, "--prompts", 4, "--steps", 1, "--threads", 1, "--output", tmp_path / "gate")
     assert run("builtin/evaluate_generator.py", *line, "--require-gate") == 2
     result = json.loads((tmp_path / "gate" / "evaluation.json").read_text())
     assert (

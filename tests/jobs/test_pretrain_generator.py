@@ -17,7 +17,7 @@ TINY = [
     "compiled=false",
     "codec.scenes=64",
     "codec.steps=2",
-    "optimiser.batch=2",
+    "optimizer.batch=2",
     "model.width=24",
     "model.heads=2",
     "model.layers=1",
@@ -83,7 +83,7 @@ def test_goes_on_after_a_kill_and_writes_a_loadable_pipeline(main, tmp_path, cap
 @pytest.mark.parametrize(
     "override, wanted",
     [
-        ("optimiser.learningrate=1", "did you mean optimiser.learning_rate?"),
+        ("optimizer.learningrate=1", "did you mean optimizer.learning_rate?"),
         ("flow.map_layer=1", "must be below model.layers (1), got 1"),
         ("model.width=30", "a multiple of twice the heads (4), got 30"),
         ("model.text_width=48", "multiple of 32"),

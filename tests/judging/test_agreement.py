@@ -37,8 +37,8 @@ def judged(made, seed=0):
     alignment."""
     generator = torch.Generator().manual_seed(seed)
     human = human_scores(made, PAPER).nan_to_num(3.0)
-    centre = human[..., None] + 0.5 * torch.randn(*human.shape, SAMPLES, generator=generator, dtype=torch.float64)
-    logits = -((BINS - centre[..., None]) ** 2)
+    center = human[..., None] + 0.5 * torch.randn(*human.shape, SAMPLES, generator=generator, dtype=torch.float64)
+    logits = -((BINS - center[..., None]) ** 2)
     labels = logits.log_softmax(-1) + math.log(0.9)
     labels[5, 0] = math.nan
     labels[7, 1, 1] = math.nan

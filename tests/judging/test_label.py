@@ -1,4 +1,4 @@
-"""Labelling with a real vLLM teacher through Ray Data: killed workers and drivers lose and duplicate nothing."""
+"""Labeling with a real vLLM teacher through Ray Data: killed workers and drivers lose and duplicate nothing."""
 
 import os
 import signal
@@ -42,13 +42,13 @@ class DriverDies(Exception):
 
 
 @pytest.fixture(scope="module")
-def labelled(ray_cluster, judge_path, items, provenance, tmp_path_factory):
+def labeled(ray_cluster, judge_path, items, provenance, tmp_path_factory):
     """(labels, what is known, first part as the first driver left it): the driver dies after its first part; the next
     one's worker is killed in mid-run."""
     labels = LabelSet(tmp_path_factory.mktemp("labels"), provenance, PAPER)
 
     def dies(line):
-        if line.startswith("labelled"):
+        if line.startswith("labeled"):
             raise DriverDies
 
     with pytest.raises(DriverDies):
@@ -58,7 +58,7 @@ def labelled(ray_cluster, judge_path, items, provenance, tmp_path_factory):
     killed = []
 
     def kills(line):
-        if line.startswith("labelled") and not killed:
+        if line.startswith("labeled") and not killed:
             killed.append(int(rows(labels)[-1]["worker"].split(":")[1]))
             os.kill(killed[0], signal.SIGKILL)
 
@@ -71,8 +71,8 @@ def rows(labels):
     return [row for part in labels.parts() for row in pq.read_table(part).to_pylist()]
 
 
-def test_every_item_once_with_its_distribution(labelled, items):
-    labels, known, _ = labelled
+def test_every_item_once_with_its_distribution(labeled, items):
+    labels, known, _ = labeled
     names = fingerprints(items)
     assert sorted(row["fingerprint"] for row in rows(labels)) == sorted(set(names)) == sorted(known)
     assert len(set(names)) == 16 and names[3] == names[15]
@@ -89,9 +89,9 @@ def test_every_item_once_with_its_distribution(labelled, items):
             assert abs(total - 1) < 1e-5 if label.valid[d] else np.isnan(total)
 
 
-def test_a_dead_driver_and_a_dead_worker_lose_and_duplicate_nothing(labelled, fleet, judge_path, items):
+def test_a_dead_driver_and_a_dead_worker_lose_and_duplicate_nothing(labeled, fleet, judge_path, items):
     """The labels are those of one engine that is asked once, without Ray Data and without deaths."""
-    labels, known, first = labelled
+    labels, known, first = labeled
     assert labels.parts()[0].read_bytes() == first
     assert len({row["worker"] for row in rows(labels)}) == 3  # the first run's, the killed one, its successor
     names = fingerprints(items)[:15]
@@ -105,8 +105,8 @@ def test_a_dead_driver_and_a_dead_worker_lose_and_duplicate_nothing(labelled, fl
         np.testing.assert_allclose(known[name].log_q, log_q[i], atol=1e-5)
 
 
-def test_a_complete_set_starts_nothing(labelled, items, tmp_path):
-    labels, known, _ = labelled
+def test_a_complete_set_starts_nothing(labeled, items, tmp_path):
+    labels, known, _ = labeled
     again = label_items(items[::-1], labels, tmp_path / "no teacher", None, SECTION)  # a pipeline would fail on these
     assert sorted(again) == sorted(known)
 
@@ -117,17 +117,17 @@ def test_another_origin_and_a_second_writer_are_refused(provenance, tmp_path):
         LabelSet(tmp_path, provenance | {"sampling": provenance["sampling"] | {"traces": 3}}, PAPER)
     with (
         labels.locked(),
-        pytest.raises(ConfigError, match="another run is labelling"),
+        pytest.raises(ConfigError, match="another run is labeling"),
         LabelSet(tmp_path, provenance, PAPER).locked(),
     ):
         pass
 
 
-def test_a_part_that_was_copied_is_noticed(labelled, provenance, tmp_path):
+def test_a_part_that_was_copied_is_noticed(labeled, provenance, tmp_path):
     labels = LabelSet(tmp_path, provenance, PAPER)
     for name in ("part-000000.parquet", "part-000001.parquet"):
-        (tmp_path / name).write_bytes(labelled[0].parts()[0].read_bytes())
-    with pytest.raises(DataError, match="labelled twice"):
+        (tmp_path / name).write_bytes(labeled[0].parts()[0].read_bytes())
+    with pytest.raises(DataError, match="labeled twice"):
         labels.read()
     (tmp_path / "part-000001.parquet").write_bytes(b"torn")
     with pytest.raises(DataError, match="part-000001"):

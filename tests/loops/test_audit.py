@@ -85,7 +85,7 @@ def test_limits():
             "dimensions": {"realism": entry(0.1, 0.31), "aesthetics": entry(0.9, -2.0)},
         }
     }
-    assert beyond(bad, c) == ["mean (mu student - mu teacher) of its favourites, realism: 0.31 points, limit 0.3"]
+    assert beyond(bad, c) == ["mean (mu student - mu teacher) of its favorites, realism: 0.31 points, limit 0.3"]
     assert "random items, all dimensions" in beyond({"random": {"pooled": entry(0.5, 0), "dimensions": {}}}, c)[0]
     report = {
         "student": {"folder": "s"},

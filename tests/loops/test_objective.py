@@ -164,20 +164,20 @@ def test_dr_grpo_divides_by_the_length_limit():
     """Every token weighs A / (N * limit), whatever the output's length; no division by the group's std."""
     direct = {"alpha_pointwise": 0, "alpha_pairwise": 0}
     config = GdsoSection(
-        group_size=G, beta_kl=0, advantage_normalisation="none", token_aggregation="fixed_length", **direct
+        group_size=G, beta_kl=0, advantage_normalization="none", token_aggregation="fixed_length", **direct
     )
     rollouts, _, lengths, _ = make(config)
     _, gradient, _, _, _ = run(config, [[0, 1, 2]])
-    centred = rollouts.advantages.flatten()
+    centered = rollouts.advantages.flatten()
     for i in range(B * 2 * G):
-        expected = -centred[i] / (B * 2 * G * 10)
+        expected = -centered[i] / (B * 2 * G * 10)
         torch.testing.assert_close(
             gradient[i, : lengths[i]], expected.expand(int(lengths[i])).float(), atol=1e-7, rtol=1e-4
         )
 
 
 def test_soft_pointwise_targets():
-    """A Gaussian label pulls towards its neighbours too; on a bin, two-hot is the hard label. d CE / d label log-probs
+    """A Gaussian label pulls towards its neighbors too; on a bin, two-hot is the hard label. d CE / d label log-probs
     = (q - y) / n."""
     plain = {"group_size": G, "alpha_pairwise": 0, "beta_kl": 0, "lambda_pairwise": 0}
     hard = run(GdsoSection(**plain), [[0, 1, 2]])
@@ -189,7 +189,7 @@ def test_soft_pointwise_targets():
     target = target.unsqueeze(2).expand(B, 2, G, K).reshape(-1, K)
     expected = (labels.softmax(-1) - target) / rollouts.valid.sum()
     torch.testing.assert_close(gradient, expected * rollouts.valid.reshape(-1, 1), atol=1e-6, rtol=1e-4)
-    assert (target > 0.05).sum(-1).min() >= 3  # the neighbours do take part
+    assert (target > 0.05).sum(-1).min() >= 3  # the neighbors do take part
 
 
 def test_staleness_counts_versions():

@@ -13,7 +13,7 @@ from zr_ray.data.images import load_image
 from zr_ray.data.labels import Label, fingerprint
 from zr_ray.judging.ask import question, score
 from zr_ray.judging.direct import judge_directly
-from zr_ray.loops.held_out_taught import compared, labelled, mean_log_q
+from zr_ray.loops.held_out_taught import compared, labeled, mean_log_q
 from zr_ray.loops.risd import OfflineTeacher, RisdObjective, distillation_targets, step_items
 from zr_ray.models.judge import JudgeOutputs
 from zr_ray.models.preprocess import PixelPreprocessor
@@ -123,7 +123,7 @@ def test_label_sets_line_up_with_items(world_items):
     known = made_labels(items)
     log_q, valid = OfflineTeacher(items, known).distributions([2, 1], step=0)
     assert log_q.argmax(-1).tolist()[0] == [2, 3, 4, 5] and valid.tolist() == [[True] * 4, [True, False, True, True]]
-    judged = labelled(items, known, PAPER)
+    judged = labeled(items, known, PAPER)
     assert judged.mu[1, 1].isnan() and judged.malformed[1].tolist() == [0, 1, 0, 0] and judged.tokens.mean() == 20
     assert abs(float(judged.mu[0, 0]) - 1.0) < 0.1 and abs(float(judged.mu[3, 3]) - SCORE_BINS[6]) < 0.1
     said = mean_log_q(judged)

@@ -25,7 +25,7 @@ def folders(tmp_path_factory, judge_path):
 
 
 def pictures(height, width, count=3):
-    """uint8 images: noise (the worst case for a resize), and smooth colour."""
+    """uint8 images: noise (the worst case for a resize), and smooth color."""
     rng = np.random.default_rng(height * 1000 + width)
     noise = [rng.integers(0, 256, (height, width, 3), dtype=np.uint8) for _ in range(count)]
     smooth = [
@@ -97,6 +97,6 @@ def test_other_pixels_and_processors_are_refused(folders, tmp_path):
     with pytest.raises(DataError, match="ratio below 200"):
         ours(torch.zeros(1, 3, 1, 400))
     Qwen2VLImageProcessor(do_normalize=False).save_pretrained(tmp_path)
-    with pytest.raises(JudgeError, match="must resize, rescale by 1/255 and normalise"):
+    with pytest.raises(JudgeError, match="must resize, rescale by 1/255 and normalize"):
         PixelPreprocessor.load(tmp_path)
     assert ours.fingerprint != PixelPreprocessor.load(folders["real"]).fingerprint

@@ -222,11 +222,11 @@ def test_curves_reliability_and_examples_are_there(page):
     assert "rollout train push" in page.text, "phases in the legend, without the sum of the step"
 
 
-def test_colours_follow_the_page(run):
+def test_colors_follow_the_page(run):
     source = (run.path / "report.html").read_text()
     assert "#fd00" not in source and "var(--s1)" in source and "prefers-color-scheme: dark" in source
     drawings = source.split("</style>", 1)[1]
-    assert not re.search(r"(fill|stroke): ?#", drawings), "a fixed colour would vanish in one of the modes"
+    assert not re.search(r"(fill|stroke): ?#", drawings), "a fixed color would vanish in one of the modes"
 
 
 def test_bars_are_the_distribution_and_marks_stand_where_they_should():
@@ -235,9 +235,9 @@ def test_bars_are_the_distribution_and_marks_stand_where_they_should():
     heights = [float(height) for height in re.findall(r'<rect [^>]*height="([\d.]+)"', svg)]
     assert len(heights) == 9
     assert heights == pytest.approx([h / 0.4 * max(heights) for h in q], abs=0.06)
-    centres = [float(x) + 13 for x in re.findall(r'<rect x="([\d.]+)"', svg)]
+    centers = [float(x) + 13 for x in re.findall(r'<rect x="([\d.]+)"', svg)]
     marks = {name: float(x) for name, x in re.findall(r'class="([\w-]+)" d="M([\d.]+)', svg)}
-    assert marks == pytest.approx({"mu-before": centres[0], "mu": centres[4], "human": centres[4]}, abs=0.1)
+    assert marks == pytest.approx({"mu-before": centers[0], "mu": centers[4], "human": centers[4]}, abs=0.1)
     assert "human" not in distribution_bars(q, None, 3.0, None)
 
 

@@ -68,7 +68,7 @@ ABUSE = {
     "2k x 2k png": (PNG, bomb(2_000), "?prompt=a", {}, 422, "too_large"),
     "ppm": (PNG, png(kind="PPM"), "?prompt=a", {}, 422, "undecodable"),
     "gif": (PNG, png(kind="GIF"), "?prompt=a", {}, 200, "ok"),
-    "misspelt query key": (PNG, png(), "?prompt=a&dimension=alignment", {}, 422, "bad_request"),
+    "misspelled query key": (PNG, png(), "?prompt=a&dimension=alignment", {}, 422, "bad_request"),
     "query key twice": (PNG, png(), "?prompt=a&prompt=b", {}, 422, "bad_request"),
     "query of an image beside json": (J, items((png(), "a")), "?risk=1", {}, 422, "bad_request"),
     "a key twice": (J, items((png(), "a"))[:-1] + b', "risk": 0, "risk": 1}', "", {}, 422, "bad_request"),

@@ -56,7 +56,7 @@ def test_refuses_what_does_not_fit_and_recovers():
     assert asyncio.run(main()) == ["e", "f"]
 
 
-def test_a_failing_batch_fails_its_callers_only_and_cancelled_items_are_skipped():
+def test_a_failing_batch_fails_its_callers_only_and_canceled_items_are_skipped():
     seen, gate = [], threading.Event()
 
     def work(items, _):
@@ -89,13 +89,13 @@ def test_a_cache_computes_what_is_new_once():
         computed.extend(items)
         return [f"{item.prompt} {item.weights} {item.image[0, 0, 0]}" for item in items]
 
-    grey, black = np.full((3, 2, 2), 7, np.uint8), np.zeros((3, 2, 2), np.uint8)
-    a, b = RewardItem(grey, "a", ("realism",)), RewardItem(black, "a", ("realism",))
-    graded = RewardItem(grey, "a", ("realism",), (1.0,))
+    gray, black = np.full((3, 2, 2), 7, np.uint8), np.zeros((3, 2, 2), np.uint8)
+    a, b = RewardItem(gray, "a", ("realism",)), RewardItem(black, "a", ("realism",))
+    graded = RewardItem(gray, "a", ("realism",), (1.0,))
     cache = AnswerCache(2)
     assert asyncio.run(cache.answer([a, b, a], compute)) == ["a None 7", "a None 0", "a None 7"]
     assert computed == [a, b]
-    assert asyncio.run(cache.answer([RewardItem(grey.copy(), "a", ("realism",)), graded], compute)) == [
+    assert asyncio.run(cache.answer([RewardItem(gray.copy(), "a", ("realism",)), graded], compute)) == [
         "a None 7",
         "a (1.0,) 7",
     ]
@@ -105,13 +105,13 @@ def test_a_cache_computes_what_is_new_once():
 
 
 def test_a_failure_is_not_remembered():
-    grey = np.zeros((8, 8, 3), np.uint8)
+    gray = np.zeros((8, 8, 3), np.uint8)
     tries = []
 
     async def compute(items):
         tries.append(items)
         return ["failed" if len(tries) == 1 else "scored"] * len(items)
 
-    cache, item = AnswerCache(2, lambda answer: answer != "failed"), RewardItem(grey, "a", ("realism",))
+    cache, item = AnswerCache(2, lambda answer: answer != "failed"), RewardItem(gray, "a", ("realism",))
     assert [asyncio.run(cache.answer([item], compute))[0] for _ in range(3)] == ["failed", "scored", "scored"]
     assert len(tries) == 2

@@ -84,7 +84,7 @@ def test_served_gradient_equals_float64_differences(reward_clients, judge_path, 
         assert float((x.grad.double() * direction).sum()) == pytest.approx(slope, rel=2e-4, abs=2e-5)
 
 
-def test_neighbours_change_nothing(reward_clients, images):
+def test_neighbors_change_nothing(reward_clients, images):
     client = reward_clients["handle"]
     alone = [client.score_and_grad(images[i : i + 1], PROMPTS[i : i + 1]) for i in range(3)]
 

@@ -116,7 +116,7 @@ BROKEN = {
     "a key twice": (wire.JSON, b'{"items": [{"image": "", "prompt": "a", "prompt": "b"}]}', 422),
     "nan": (wire.JSON, b'{"items": [{"image": "", "prompt": "a"}], "risk": NaN}', 400),
     "a number for an image": (wire.JSON, b'{"items": [{"image": 7, "prompt": "a"}]}', 422),
-    "a misspelt key": (wire.JSON, b'{"items": [{"image": "", "promt": "a"}]}', 422),
+    "a misspelled key": (wire.JSON, b'{"items": [{"image": "", "promt": "a"}]}', 422),
     "weights without a reward": (wire.JSON, b'{"items": [{"image": "", "prompt": "a"}], "weights": [1]}', 422),
     "a header of a million tensors": (
         wire.SAFETENSORS,

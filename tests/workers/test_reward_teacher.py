@@ -49,7 +49,7 @@ def test_the_distribution_is_the_mean_over_traces(teacher, noise_image):
         np.testing.assert_allclose(answer.outside[d], np.mean([1 - row.sum() for row in rows]), atol=1e-5)
 
 
-def test_neighbours_and_repeats_change_nothing(teacher, noise_image):
+def test_neighbors_and_repeats_change_nothing(teacher, noise_image):
     pixels = noise_image.transpose(2, 0, 1)
     item = RewardItem(pixels.astype(np.float32) / 255, "a blue square", ("realism",))
     others = [

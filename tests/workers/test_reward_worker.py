@@ -55,7 +55,7 @@ def test_mixed_batch(worker):
     assert all(worker.phases[phase] > 0 for phase in ("batch", "preprocess", "forward", "backward"))
 
 
-def test_a_failing_item_leaves_its_neighbours(worker, monkeypatch):
+def test_a_failing_item_leaves_its_neighbors(worker, monkeypatch):
     forward = worker.student.forward
 
     def fails_for_purple(images, prompts, dimensions):

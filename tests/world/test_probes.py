@@ -15,7 +15,7 @@ def test_the_verifier_tells_good_scenes_from_every_other_probe():
         for name in PROBES
     }
     assert (mean["good scene"] >= 4.8).all()
-    for name in ("noise", "flat colour", "checkerboard"):
+    for name in ("noise", "flat color", "checkerboard"):
         assert (mean[name] == 1).all(), name
     assert mean["blobs"][DIMENSIONS.index("alignment")] < 2
     realism = DIMENSIONS.index("realism")
@@ -25,8 +25,8 @@ def test_the_verifier_tells_good_scenes_from_every_other_probe():
 
 def test_pictures_by_hand():
     _, pictures = probe_images(6, seed=2)
-    assert all((image == image[0, 0]).all() for image in pictures["flat colour"])
-    assert len({image[0, 0].tobytes() for image in pictures["flat colour"]}) > 1
+    assert all((image == image[0, 0]).all() for image in pictures["flat color"])
+    assert len({image[0, 0].tobytes() for image in pictures["flat color"]}) > 1
     assert all(len(np.unique(image.reshape(-1, 3), axis=0)) == 2 for image in pictures["checkerboard"])
     gridded = with_grid(np.full((1, 64, 64, 3), 100, np.uint8))[0, :, :, 0]
     assert (gridded[0, 0], gridded[0, 1], gridded[1, 0], gridded[1, 1], gridded[8, 8]) == (180, 140, 140, 100, 180)

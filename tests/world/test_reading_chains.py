@@ -28,7 +28,7 @@ def test_a_rendered_scene_as_a_reading_has_the_oracles_chains():
 
 def test_chains_by_hand():
     scene = place(RED, BLUE, None, "left", light="left")
-    wanted = Request(RED, replace(BLUE, colour="green"), "right")
+    wanted = Request(RED, replace(BLUE, color="green"), "right")
     chains = reading_chains(wanted, scene_reading(scene))
     assert chains["alignment"] == ("a small ok red ok circle ok b big ok blue bad square ok relation left bad extra no")
     assert chains["plausibility"] == "light left shadow right ok float none overlap no"
@@ -42,7 +42,7 @@ def test_a_pixel_mirror_reads_as_the_mirrored_reading():
     mirrored, reading = mirrored_reading(read_scene(image)), read_scene(np.ascontiguousarray(image[:, ::-1]))
     assert mirrored.light == reading.light == "right" and mirrored.relations == reading.relations
     for a, b in zip(mirrored.objects, reading.objects, strict=True):
-        assert (a.size, a.colour, a.shape, a.shadow, a.floating) == (b.size, b.colour, b.shape, b.shadow, b.floating)
+        assert (a.size, a.color, a.shape, a.shadow, a.floating) == (b.size, b.color, b.shape, b.shadow, b.floating)
     assert mirrored_request(Request(RED, BLUE, "left")).prompt == "small red circle right of big blue square"
     assert mirrored_request(Request(RED, BLUE, "on")) == Request(RED, BLUE, "on")
 
@@ -58,7 +58,7 @@ def test_an_edit_of_a_flawless_scene_costs_alignment():
 def test_perception_targets_of_a_reading_and_on_a_finer_grid():
     scene = place(RED, BLUE, None, "left", light="right")
     drawn, read = perception_targets(scene), perception_targets(read_scene(render(scene)))
-    for name in ("presence", "shape", "colour", "size", "floating", "shadow", "overlap", "light", "objects"):
+    for name in ("presence", "shape", "color", "size", "floating", "shadow", "overlap", "light", "objects"):
         assert np.array_equal(drawn[name], read[name]), name
     fine = perception_targets(scene, 8)
     assert len(fine["presence"]) == 64 and fine["presence"].sum() == 2

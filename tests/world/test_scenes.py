@@ -42,7 +42,7 @@ STRAY = Asked("small", "yellow", "triangle")
 DEFECTS = {
     # name: (scene arguments, dimension, true score by hand)
     "size": ({"second": Asked("small", "blue", "square")}, "alignment", 4.25),
-    "colour": ({"first": Asked("small", "green", "circle")}, "alignment", 3.75),
+    "color": ({"first": Asked("small", "green", "circle")}, "alignment", 3.75),
     "shape": ({"first": Asked("small", "red", "cross")}, "alignment", 3.75),
     "relation": ({"relation": "on"}, "alignment", 3.5),
     "mirrored": ({"relation": "right"}, "alignment", 3.5),
@@ -68,7 +68,7 @@ def test_each_defect_costs_its_dimension_only_and_is_seen(name):
     clean, bad = scene(), scene(**changes)
     assert true_scores(REQUEST, clean) == dict.fromkeys(DIMENSIONS, 5.0)
     assert true_scores(REQUEST, bad) == pytest.approx(dict.fromkeys(DIMENSIONS, 5.0) | {dimension: score})
-    changed = np.abs(render(clean).astype(int) - render(bad)).max(-1) > 12  # grey levels a person notices
+    changed = np.abs(render(clean).astype(int) - render(bad)).max(-1) > 12  # gray levels a person notices
     assert changed.sum() >= 20, f"only {changed.sum()} pixels show it"
     before, after = reasoning_chains(REQUEST, clean), reasoning_chains(REQUEST, bad)
     assert [d for d in DIMENSIONS if before[d] != after[d]] == [dimension]
@@ -125,7 +125,7 @@ def test_the_chain_alone_gives_the_discrete_scores():
             if part in words and words[words.index(part) + 1] != "missing":
                 verdicts = words[words.index(part) + 2 : words.index(part) + 7 : 2]
                 penalty += sum(
-                    PENALTY[n] for n, v in zip(("size", "colour", "shape"), verdicts, strict=True) if v == "bad"
+                    PENALTY[n] for n, v in zip(("size", "color", "shape"), verdicts, strict=True) if v == "bad"
                 )
         penalty += PENALTY["relation"] * ("relation" in words and words[words.index("relation") + 2] == "bad")
         assert candidate.truth["alignment"] == max(1.0, 5 - penalty), candidate
@@ -170,7 +170,7 @@ def test_dimensions_are_independent_and_equally_spread():
     assert np.all((truth.std(0) > 0.9) & (truth.std(0) < 1.1)) and np.all((truth.mean(0) > 2.9) & (truth.mean(0) < 3.8))
 
 
-def test_asked_for_objects_stay_recognisable():
+def test_asked_for_objects_stay_recognizable():
     for candidate in candidates(2000, seed=1):
         request, drawn = candidate.request, candidate.scene
         if request.second is None:
@@ -180,10 +180,10 @@ def test_asked_for_objects_stay_recognisable():
             (request.second, request.first, drawn.second),
         ):
             if seen is not None:
-                assert seen.shape == asked.shape or seen.colour == asked.colour
-                assert seen.shape != other.shape and seen.colour != other.colour
+                assert seen.shape == asked.shape or seen.color == asked.color
+                assert seen.shape != other.shape and seen.color != other.color
         if drawn.extra is not None:
-            assert drawn.extra.colour not in (request.first.colour, request.second.colour)
+            assert drawn.extra.color not in (request.first.color, request.second.color)
 
 
 def test_objects_stand_where_the_relation_says():
@@ -202,10 +202,10 @@ def test_objects_stand_where_the_relation_says():
 
 def test_perception_targets_by_hand():
     targets = perception_targets(scene(floating=2, levels={"blur": 0.5}, layout=Layout(floater=1)))
-    # circle centre (22, 36) -> row 2, column 1; square floats 8 pixels: centre (41, 25) -> row 1, column 2
+    # circle center (22, 36) -> row 2, column 1; square floats 8 pixels: center (41, 25) -> row 1, column 2
     assert np.flatnonzero(targets["presence"]).tolist() == [6, 9]
-    assert (targets["shape"][9], targets["colour"][9], targets["size"][9], targets["floating"][9]) == (1, 1, 1, 1)
-    assert (targets["shape"][6], targets["colour"][6], targets["size"][6], targets["floating"][6]) == (2, 3, 2, 3)
+    assert (targets["shape"][9], targets["color"][9], targets["size"][9], targets["floating"][9]) == (1, 1, 1, 1)
+    assert (targets["shape"][6], targets["color"][6], targets["size"][6], targets["floating"][6]) == (2, 3, 2, 3)
     assert targets["shadow"][[6, 9]].tolist() == [3, 3] and targets["overlap"][[6, 9]].tolist() == [1, 1]
     assert targets["light"] == 0 and targets["objects"] == 2
     assert targets["levels"].tolist() == [0, 0.5, 0, 0, 0, 0, 0]

@@ -41,7 +41,7 @@ def test_accuracy_on_rendered_scenes():
     table = accuracy_table(50, seed=20260, strengths=("mild", "strong"))
     mild, strong = table["mild"], table["strong"]
     assert mild["exact"] >= 0.90 and mild["floating"] >= 0.95 and mild["relation"] >= 0.92
-    assert strong["exact"] >= 0.75 and strong["floating"] >= 0.92 and strong["colour"] >= 0.92
+    assert strong["exact"] >= 0.75 and strong["floating"] >= 0.92 and strong["color"] >= 0.92
     for name in ("alignment", "plausibility"):
         assert clean[f"error/{name}"] <= 0.05 and mild[f"error/{name}"] <= 0.15, name
     for name in ("realism", "aesthetics"):
@@ -57,7 +57,7 @@ def test_a_perfect_picture_gets_full_marks(relation):
 FAULTS = {
     # name: (scene arguments, dimension, score by hand)
     "size": ({"second": Asked("small", "blue", "square")}, "alignment", 4.25),
-    "colour": ({"first": Asked("small", "green", "circle")}, "alignment", 3.75),
+    "color": ({"first": Asked("small", "green", "circle")}, "alignment", 3.75),
     "shape": ({"first": Asked("small", "red", "cross")}, "alignment", 3.75),
     "relation": ({"relation": "on"}, "alignment", 3.5),
     "missing": ({"second": None}, "alignment", 3.0),
@@ -129,7 +129,7 @@ NO_SCENE = {
     "sky": np.full((64, 64, 3), (176, 205, 232), np.uint8),
     "gradient": np.repeat((np.arange(64) * 4)[None, :, None], 64, 0).repeat(3, 2).astype(np.uint8),
     **{f"checkerboard {n}": _checkerboard(n) for n in (1, 2, 4, 8, 11, 16)},
-    **{f"coloured checkerboard {n}": _checkerboard(n, (214, 40, 40), (45, 80, 220)) for n in (4, 11, 17)},
+    **{f"colored checkerboard {n}": _checkerboard(n, (214, 40, 40), (45, 80, 220)) for n in (4, 11, 17)},
 }
 
 
@@ -142,9 +142,9 @@ def test_pictures_that_are_no_scene_hold_nothing(name):
 
 def test_blobs_are_no_objects():
     prompts = [
-        f"{size} {colour} circle"
+        f"{size} {color} circle"
         for size in ("small", "big")
-        for colour in ("red", "green", "blue", "yellow", "purple", "white")
+        for color in ("red", "green", "blue", "yellow", "purple", "white")
     ]
     for backdrop in (False, True):
         readings = [read_scene(_blobs(seed, backdrop)) for seed in range(30)]
@@ -173,7 +173,7 @@ def test_a_scene_without_its_object_or_shadow_or_sun_is_not_plausible():
 
 
 def reading_of(*objects, relations=None):
-    seen = tuple(SeenObject(size, colour, shape, shadow="right") for size, colour, shape in objects)
+    seen = tuple(SeenObject(size, color, shape, shadow="right") for size, color, shape in objects)
     return SceneReading(seen, relations or {}, "left", 42, False, dict.fromkeys(LEVELS, 0.0))
 
 
@@ -220,7 +220,7 @@ def test_prompts_are_parsed_back_and_foreign_ones_refused():
         "small red circle left of",
         PROMPT + " please",
     ):
-        with pytest.raises(DataError, match="SIZE COLOUR SHAPE"):
+        with pytest.raises(DataError, match="SIZE COLOR SHAPE"):
             parse_prompt(prompt)
 
 

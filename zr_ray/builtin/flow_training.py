@@ -55,7 +55,7 @@ class ObjectMapHead(nn.Module):
         self.linear = nn.Linear(width, 4 * sum(MAP_CLASSES.values()))
 
     def forward(self, tokens: Tensor, maps: Tensor) -> Tensor:
-        """Mean cross-entropy of colour, shape and size, nats. tokens: [B, (H/2)(W/2), width]; maps: [B, 3, H, W]."""
+        """Mean cross-entropy of color, shape and size, nats. tokens: [B, (H/2)(W/2), width]; maps: [B, 3, H, W]."""
         batch, _, height, width = maps.shape
         logits = self.linear(F.layer_norm(tokens, tokens.shape[-1:]))
         logits = (

@@ -19,7 +19,7 @@ GATE = {
     "seed_distance": (2.0, 255.0),
     "image_ms": (0.0, 120.0),
 }
-"""Figure -> accepted range, both ends included. object_match below .80 leaves room for rewards; seed_distance in grey
+"""Figure -> accepted range, both ends included. object_match below .80 leaves room for rewards; seed_distance in gray
 levels."""
 
 
@@ -44,7 +44,7 @@ def mean_with_error(values: np.ndarray) -> tuple[float, float]:
 
 
 def seed_distance(images: np.ndarray) -> float:
-    """Mean absolute pixel difference between images of the same prompt under different seeds, grey levels.
+    """Mean absolute pixel difference between images of the same prompt under different seeds, gray levels.
 
     images: [S, N, 64, 64, 3], S >= 2 seeds. 0 means that the noise is ignored."""
     images = images.astype(np.float32)

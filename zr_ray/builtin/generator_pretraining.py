@@ -19,7 +19,7 @@ from zr_ray.builtin.generator_scenes import Defects, SceneBatch, sample_batch
 from zr_ray.builtin.muon import Muon
 from zr_ray.builtin.patch_codec import fit_codec
 from zr_ray.builtin.tiny_generator import GeneratorSizes, build_tiny_generator
-from zr_ray.config.pretrain_generator import OptimiserSection, PretrainGeneratorConfig
+from zr_ray.config.pretrain_generator import OptimizerSection, PretrainGeneratorConfig
 from zr_ray.data.files import atomic_file
 from zr_ray.errors import CheckpointError
 from zr_ray.models.generators.packed import PackedTransformer
@@ -30,7 +30,7 @@ HELD_OUT_SEED = 2**31
 """Scenes of the held-out losses come from here; training steps count from 0."""
 
 
-def rate_factor(options: OptimiserSection, step: int, progress: float) -> float:
+def rate_factor(options: OptimizerSection, step: int, progress: float) -> float:
     """Factor of both learning rates: linear warm-up over steps, 1, then linearly to 0 over the last share of the time.
 
     step: updates done so far. progress: share of the run's time that has passed."""
@@ -40,7 +40,7 @@ def rate_factor(options: OptimiserSection, step: int, progress: float) -> float:
 
 
 class GeneratorPretraining:
-    """Owns the online pipeline, its averaged copy and the optimisers."""
+    """Owns the online pipeline, its averaged copy and the optimizers."""
 
     def __init__(self, config: PretrainGeneratorConfig, device: str) -> None:
         """Fits the codec and builds the untrained models. `device`: where the models are trained."""
@@ -63,16 +63,16 @@ class GeneratorPretraining:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed + 1)
             self.map_head = ObjectMapHead(config.model.width).to(self.device)
-        self.optimisers = self._build_optimisers()
+        self.optimizers = self._build_optimizers()
 
-    def _build_optimisers(self) -> list[torch.optim.Optimizer]:
+    def _build_optimizers(self) -> list[torch.optim.Optimizer]:
         named = list(self.pipeline.transformer.named_parameters())
         matrices = [
             value for name, value in named if value.ndim == 2 and (".attention.to_" in name or ".feed_forward." in name)
         ]
         chosen = {id(value) for value in matrices}
         others = [value for value in self._trained() if id(value) not in chosen]
-        options = self.config.optimiser
+        options = self.config.optimizer
         return [
             Muon(matrices, lr=options.matrix_learning_rate),
             torch.optim.AdamW(others, lr=options.learning_rate, betas=(0.9, 0.99), weight_decay=0.0),
@@ -100,8 +100,8 @@ class GeneratorPretraining:
         return out.float(), target, tokens.float()
 
     def step(self, progress: float) -> dict[str, float]:
-        """One optimiser step. progress: share of the run's time that has passed.   Returns: its losses."""
-        config, count = self.config, self.config.optimiser.batch
+        """One optimizer step. progress: share of the run's time that has passed.   Returns: its losses."""
+        config, count = self.config, self.config.optimizer.batch
         rng = np.random.default_rng((config.seed, self.step_count))
         noise_source = torch.Generator().manual_seed(int(rng.integers(2**62)))
         batch = sample_batch(rng, count, self.defects)
@@ -117,15 +117,15 @@ class GeneratorPretraining:
         velocity_loss = (out - target).square().mean()
         map_loss = self.map_head(tokens, batch.maps.to(self.device)) if flow.map_weight else velocity_loss.new_zeros(())
         (velocity_loss + flow.map_weight * map_loss).backward()
-        norm = torch.nn.utils.clip_grad_norm_(self._trained(), config.optimiser.clip_norm)
-        options, factor = config.optimiser, rate_factor(config.optimiser, self.step_count, progress)
-        for optimiser, rate in zip(self.optimisers, (options.matrix_learning_rate, options.learning_rate), strict=True):
-            for group in optimiser.param_groups:
+        norm = torch.nn.utils.clip_grad_norm_(self._trained(), config.optimizer.clip_norm)
+        options, factor = config.optimizer, rate_factor(config.optimizer, self.step_count, progress)
+        for optimizer, rate in zip(self.optimizers, (options.matrix_learning_rate, options.learning_rate), strict=True):
+            for group in optimizer.param_groups:
                 group["lr"] = rate * factor
-            optimiser.step()
-            optimiser.zero_grad()
+            optimizer.step()
+            optimizer.zero_grad()
         self.step_count += 1
-        decay = min(config.optimiser.ema_decay, self.step_count / (self.step_count + 10))
+        decay = min(config.optimizer.ema_decay, self.step_count / (self.step_count + 10))
         for name in ("transformer", "text_encoder"):
             update_ema(getattr(self.averaged, name), getattr(self.pipeline, name), decay)
         return {
@@ -156,7 +156,7 @@ class GeneratorPretraining:
             "config": self.config.model_dump(mode="json"),
             "step": self.step_count,
             "trained_s": self.trained_s,
-            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "map_head": self.map_head.state_dict(),
         }
         for name, pipeline in (("online", self.pipeline), ("averaged", self.averaged)):
@@ -186,8 +186,8 @@ class GeneratorPretraining:
         for name, pipeline in (("online", self.pipeline), ("averaged", self.averaged)):
             for part, weights in state[name].items():
                 getattr(pipeline, part).load_state_dict(weights)
-        for optimiser, values in zip(self.optimisers, state["optimisers"], strict=True):
-            optimiser.load_state_dict(values)
+        for optimizer, values in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(values)
         self.map_head.load_state_dict(state["map_head"])
         self.step_count, self.trained_s = state["step"], state["trained_s"]
 

@@ -18,11 +18,11 @@ from torch import Tensor
 from zr_ray.world.prompts import is_held_out
 from zr_ray.world.render import render, shape_mask
 from zr_ray.world.sampling import sample_request
-from zr_ray.world.scene import COLOURS, LEVELS, MIN_LEVEL, SHAPES, SIZE, SIZES, Layout, Request, Scene, place
+from zr_ray.world.scene import COLORS, LEVELS, MIN_LEVEL, SHAPES, SIZE, SIZES, Layout, Request, Scene, place
 
 CELL = 4
 """Pixels; `object_map` labels one pixel in the middle of every cell of this side."""
-MAP_CLASSES = {"colour": len(COLOURS) + 1, "shape": len(SHAPES) + 1, "size": len(SIZES) + 1}
+MAP_CLASSES = {"color": len(COLORS) + 1, "shape": len(SHAPES) + 1, "size": len(SIZES) + 1}
 """Classes of an object map per attribute; 0 is no object."""
 
 
@@ -47,7 +47,7 @@ class SceneBatch:
     pixels: Tensor
     """[B, 3, 64, 64] in [-1, 1]."""
     maps: Tensor
-    """[B, 3, 16, 16] classes of the object seen at each cell: colour, shape, size (`MAP_CLASSES`)."""
+    """[B, 3, 16, 16] classes of the object seen at each cell: color, shape, size (`MAP_CLASSES`)."""
 
 
 def evaluation_prompts(count: int, seed: int) -> list[str]:
@@ -108,14 +108,14 @@ def sample_scene(rng: np.random.Generator, defects: Defects) -> tuple[Request, S
 
 
 def object_map(scene: Scene) -> np.ndarray:
-    """[3, 16, 16] uint8: colour, shape and size class of the object at the middle of each cell, 0 where there is
+    """[3, 16, 16] uint8: color, shape and size class of the object at the middle of each cell, 0 where there is
     none."""
     canvas = np.zeros((3, SIZE, SIZE), np.uint8)
     for item in scene.objects:
         rows, columns = np.nonzero(shape_mask(item.shape, item.half))
         rows, columns = rows + item.y - item.half, columns + item.x - item.half
         inside = (rows >= 0) & (rows < SIZE) & (columns >= 0) & (columns < SIZE)
-        classes = (1 + COLOURS.index(item.colour), 1 + SHAPES.index(item.shape), 1 + SIZES.index(item.size))
+        classes = (1 + COLORS.index(item.color), 1 + SHAPES.index(item.shape), 1 + SIZES.index(item.size))
         canvas[:, rows[inside], columns[inside]] = np.array(classes, np.uint8)[:, None]
     return canvas[:, CELL // 2 :: CELL, CELL // 2 :: CELL]
 

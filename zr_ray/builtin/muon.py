@@ -1,4 +1,4 @@
-"""Muon (Jordan et al., 2024) in float32: momentum, orthogonalised per matrix. At 1-3 M parameters it learns about twice
+"""Muon (Jordan et al., 2024) in float32: momentum, orthogonalized per matrix. At 1-3 M parameters it learns about twice
 as much per sample as AdamW on one CPU core, where torch.optim.Muon's bfloat16 products are far slower than the whole
 training step.
 Left out on purpose: distributed sharding; the tiny judge fits one core."""
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-def orthogonalised(matrix: Tensor, steps: int = 5) -> Tensor:
+def orthogonalized(matrix: Tensor, steps: int = 5) -> Tensor:
     """Newton-Schulz iteration towards U V^T of matrix = U S V^T; [.., m, n], singular values end within about [0.7,
     1.2]."""
     a, b, c = 3.4445, -4.7750, 2.0315
@@ -30,7 +30,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None) -> None:
-        """One update of every matrix that has a gradient; matrices of one shape are orthogonalised together."""
+        """One update of every matrix that has a gradient; matrices of one shape are orthogonalized together."""
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[Tensor]] = {}
             for p in group["params"]:
@@ -43,5 +43,5 @@ class Muon(torch.optim.Optimizer):
                     buffer.lerp_(p.grad, 1 - group["momentum"])
                     updates.append(p.grad.lerp(buffer, group["momentum"]))
                 scale = group["lr"] * max(shape) ** 0.5  # elements of an orthogonal [m, n] have RMS 1 / sqrt(max(m, n))
-                for p, update in zip(members, orthogonalised(torch.stack(updates)), strict=True):
+                for p, update in zip(members, orthogonalized(torch.stack(updates)), strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-scale)

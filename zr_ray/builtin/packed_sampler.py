@@ -2,7 +2,7 @@
 no idle step.
 
 The pipeline's shifted schedule ends in sigma 0 twice, so its last model call moves nothing; it is left out here where
-that is so. Batches have one fixed size, so the blocks compile once. Images equal the pipeline's up to one grey level
+that is so. Batches have one fixed size, so the blocks compile once. Images equal the pipeline's up to one gray level
 (tested).
 Left out on purpose: gradients, guidance truncation, sizes other than 64 x 64.
 """

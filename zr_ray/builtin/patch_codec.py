@@ -77,14 +77,14 @@ def _joint_fit(patches: Tensor, channels: int, steps: int, seed: int) -> tuple[T
     decoder = torch.zeros(PATCH_NUMBERS, channels, 3, 3)
     decoder[:, :, 1, 1] = axes
     values = [v.requires_grad_() for v in (encoder, decoder, mean - axes @ (axes.T @ mean))]
-    optimiser = torch.optim.Adam(values, lr=2e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(1, steps))
+    optimizer = torch.optim.Adam(values, lr=2e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
     for _ in range(steps):
         batch = patches[torch.randint(len(patches), (64,), generator=random)]
         rebuilt = F.conv2d(F.conv2d(batch, values[0], padding=1), values[1], values[2], padding=1)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         (rebuilt - batch).square().mean().backward()
-        optimiser.step()
+        optimizer.step()
         schedule.step()
     return tuple(v.detach() for v in values)
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from zr_ray.builtin.patch_codec import build_autoencoder
 from zr_ray.errors import CheckpointError
-from zr_ray.world.scene import COLOURS, PHRASES, SHAPES, SIZES
+from zr_ray.world.scene import COLORS, PHRASES, SHAPES, SIZES
 
 IMAGE_SIDE = 64
 """Pixels."""
@@ -73,7 +73,7 @@ def build_tokenizer():
     from transformers import PreTrainedTokenizerFast
 
     phrases = [word for phrase in PHRASES.values() for word in phrase.split()]
-    words = dict.fromkeys([PAD, END, UNKNOWN, *SIZES, *COLOURS, *SHAPES, *phrases])
+    words = dict.fromkeys([PAD, END, UNKNOWN, *SIZES, *COLORS, *SHAPES, *phrases])
     core = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token=UNKNOWN))
     core.normalizer, core.pre_tokenizer = Lowercase(), WhitespaceSplit()
     return PreTrainedTokenizerFast(

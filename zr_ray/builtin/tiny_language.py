@@ -1,4 +1,4 @@
-"""Language modelling rows for pre-training the tiny judge: one image, read once, with several questions and answers
+"""Language modeling rows for pre-training the tiny judge: one image, read once, with several questions and answers
 behind it.
 
 A row is the image's tokens, then branches of question + answer; a tree mask lets every branch see the image and itself

@@ -18,7 +18,7 @@ class AuditSection(Section):
     )
     highest_frac: float = field(
         0.5,
-        "share of the audited items drawn from the tenth that the student scores highest: what optimisation against it"
+        "share of the audited items drawn from the tenth that the student scores highest: what optimization against it"
         " produces",
         ge=0,
         le=1,

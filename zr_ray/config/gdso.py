@@ -37,8 +37,8 @@ class GdsoSection(Section):
     clip_high: float = field(0.2, "importance ratio is clipped above 1 + clip_high", ge=0)
     truncate_ratio: float = field(2.0, "upper limit of the engine-mismatch weight learner / rollout", ge=1)
     advantage_eps: float = field(1e-4, "added to the group's standard deviation, Eq. (3)", gt=0)
-    advantage_normalisation: Literal["std", "none"] = field(
-        "std", "divide by the group's standard deviation (Eq. 3), or centre only"
+    advantage_normalization: Literal["std", "none"] = field(
+        "std", "divide by the group's standard deviation (Eq. 3), or center only"
     )
     ratio: Literal["token", "sequence"] = field("token", "importance ratio per token, or one geometric mean per output")
     token_aggregation: Literal["sequence_mean", "token_mean", "fixed_length"] = field(

@@ -60,7 +60,7 @@ class FlowSection(Section):
     map_layer: int = Field(2, ge=0, description="main layer whose image tokens predict the object map")
 
 
-class OptimiserSection(Section):
+class OptimizerSection(Section):
     """Muon on the matrices of attention and feed-forward, AdamW on the rest; constant, then linearly to 0 with the
     time."""
 
@@ -92,7 +92,7 @@ class PretrainGeneratorConfig(Section):
     codec: CodecSection = CodecSection()
     model: ModelSection = ModelSection()
     flow: FlowSection = FlowSection()
-    optimiser: OptimiserSection = OptimiserSection()
+    optimizer: OptimizerSection = OptimizerSection()
     cadence: CadenceSection = CadenceSection()
 
     @model_validator(mode="after")

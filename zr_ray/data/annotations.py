@@ -17,7 +17,7 @@ same columns, one record a row). A record:
 
 Dimensions and scale are the paper's, unless `rubric.json` beside the file names others (`rubrics.py`).
 Parquet columns have one type, so there `scores` is a struct of lists, and absent entries are null. In both formats a
-list of one number means that number. Unknown fields are refused: a misspelt field would otherwise be lost silently.
+list of one number means that number. Unknown fields are refused: a misspelled field would otherwise be lost silently.
 """
 
 from __future__ import annotations

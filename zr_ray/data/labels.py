@@ -3,7 +3,7 @@
     <folder>/manifest.json         what made the labels; a folder only takes labels of one provenance
              part-000000.parquet   one row an item (`label_schema`); a part is complete or not there, never changed
 
-An item is named by the hash of its prompt and image file, so the same picture is labelled once whatever data set it is
+An item is named by the hash of its prompt and image file, so the same picture is labeled once whatever data set it is
 in, and labels of another picture can never be taken for its own. One process writes at a time (`locked`).
 Left out on purpose: how labels are made (`loops/label.py`), and removal.
 """
@@ -33,7 +33,7 @@ MANIFEST = "manifest.json"
 
 def label_schema(rubric: Rubric) -> pa.Schema:
     """Columns of a part. log_q: K nats, mean of the valid traces, null without one. tokens: generated, of all traces.
-    id: of the item it was labelled as, information only. error: why the item could not be labelled, null if it was."""
+    id: of the item it was labeled as, information only. error: why the item could not be labeled, null if it was."""
     return pa.schema(
         [
             ("fingerprint", pa.string()),
@@ -41,7 +41,7 @@ def label_schema(rubric: Rubric) -> pa.Schema:
             ("log_q", pa.struct([(d, pa.list_(pa.float32())) for d in rubric.dimensions])),
             ("valid", pa.struct([(d, pa.int32()) for d in rubric.dimensions])),  # well-formed traces
             ("tokens", pa.struct([(d, pa.int32()) for d in rubric.dimensions])),
-            ("worker", pa.string()),  # host and process that labelled it
+            ("worker", pa.string()),  # host and process that labeled it
             ("error", pa.string()),
         ]
     )
@@ -108,7 +108,7 @@ class LabelSet:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise ConfigError(
-                    f"another run is labelling into {self.folder}; wait for it, or choose another label.path"
+                    f"another run is labeling into {self.folder}; wait for it, or choose another label.path"
                 ) from None
             yield
 
@@ -117,7 +117,7 @@ class LabelSet:
         return sorted(self.folder.glob("part-*.parquet"))
 
     def read(self) -> dict[str, Label]:
-        """All labels by fingerprint. Raises DataError on a damaged part or an item that was labelled twice."""
+        """All labels by fingerprint. Raises DataError on a damaged part or an item that was labeled twice."""
         labels: dict[str, Label] = {}
         for path in self.parts():
             try:
@@ -129,7 +129,7 @@ class LabelSet:
             for row in rows:
                 if row["fingerprint"] in labels:
                     raise DataError(
-                        f"{path}: item {row['id']!r} is labelled twice; remove this file, what it lacks is made again"
+                        f"{path}: item {row['id']!r} is labeled twice; remove this file, what it lacks is made again"
                     )
                 labels[row["fingerprint"]] = _label(row, self.rubric)
         return labels

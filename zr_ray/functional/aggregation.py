@@ -2,7 +2,7 @@
 arXiv 2606.09076, section 5).
 
 Axes: B images, D dimensions, K bins. Scores, means and standard deviations are in rubric points.
-Left out on purpose: normalising advantages across a group; that is policy-gradient training's.
+Left out on purpose: normalizing advantages across a group; that is policy-gradient training's.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def score_deviation(log_q: Tensor, bins: Tensor) -> Tensor:
 
         sigma = sqrt(sum_k (s_k - mu)^2 q_k)
 
-    Args: log_q: [..., K] normalised, nats. bins: [K] ascending, rubric points.
+    Args: log_q: [..., K] normalized, nats. bins: [K] ascending, rubric points.
     Returns: [...] rubric points, in [1e-6, (bins[-1] - bins[0]) / 2].   Raises: ValueError if K differs."""
     return score_variance(log_q, bins).clamp_min(SMALLEST_VARIANCE).sqrt()
 
@@ -30,7 +30,7 @@ def aggregate_reward(log_q: Tensor, bins: Tensor, weights: Tensor, risk: float =
 
         R = sum_d w_d (mu_d - k sigma_d)
 
-    Args: log_q: [B, D, K] normalised, nats. bins: [K] ascending, rubric points. weights: [D] or [B, D], any sign. risk:
+    Args: log_q: [B, D, K] normalized, nats. bins: [K] ascending, rubric points. weights: [D] or [B, D], any sign. risk:
     k, at least 0.
     Returns: [B] rubric points times the weights' unit, differentiable.   Raises: ValueError if shapes differ or risk is
     negative."""

@@ -29,7 +29,7 @@ def annotator_nll(log_q: Tensor, votes: Tensor) -> Tensor:
     """Mean negative log-likelihood of an item's votes: -(1/V) sum_v log q(s_v). Proper: lowest in expectation for the
     voters' own q.
 
-    Args: log_q: [N, K] normalised, nats. votes: [N, K] counts of `vote_counts`.
+    Args: log_q: [N, K] normalized, nats. votes: [N, K] counts of `vote_counts`.
     Returns: [N] nats, at least 0 (inf if a vote fell on a bin with q = 0), nan without votes: use nanmean.
     Raises: ValueError if the shapes differ."""
     _check_votes(log_q, votes)

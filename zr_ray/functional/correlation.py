@@ -89,7 +89,7 @@ def logistic4_plcc(predicted: Tensor, human: Tensor) -> float:
 
         f(x) = b2 + (b1 - b2) / (1 + exp(-(x - b3) / |b4|))
 
-    For a given centre b3 and scale |b4| the best b1, b2 are a linear regression, and the fit's PLCC is the correlation
+    For a given center b3 and scale |b4| the best b1, b2 are a linear regression, and the fit's PLCC is the correlation
     of the bare sigmoid with the human scores. So b3 and |b4| alone are searched: a grid, then a pattern search to 1e-7
     standard deviations, without start values, plateaus or singular steps. |b4| stays in [0.001, 100] standard
     deviations of x, from a step to a straight line, hence the result is below |PLCC| by at most 1e-4. Measured against
@@ -103,20 +103,20 @@ def logistic4_plcc(predicted: Tensor, human: Tensor) -> float:
         return math.nan
     x, y = (x - x.mean()) / x.std(), (y - y.mean()) / (y - y.mean()).norm()
     outside = x.new_tensor([1.0, 3.0, 10.0, 30.0, 100.0])
-    centres = torch.cat([x.min() - outside, torch.quantile(x, torch.linspace(0, 1, 33).to(x)), x.max() + outside])
+    centers = torch.cat([x.min() - outside, torch.quantile(x, torch.linspace(0, 1, 33).to(x)), x.max() + outside])
     narrowest, widest = math.log(0.001), math.log(100)
-    centre, log_scale, best = _best_sigmoid(x, y, centres, torch.linspace(narrowest, widest, 24).to(x))
+    center, log_scale, best = _best_sigmoid(x, y, centers, torch.linspace(narrowest, widest, 24).to(x))
     step, moves = 0.25, torch.linspace(-1, 1, 7).to(x)
     for _ in range(100):
-        reach = step * max(1.0, abs(centre))
+        reach = step * max(1.0, abs(center))
         scales = (log_scale + step * moves).clamp(narrowest, widest)
-        new_centre, new_log_scale, new = _best_sigmoid(
-            x, y, (centre + reach * moves).clamp(x.min() - 100, x.max() + 100), scales
+        new_center, new_log_scale, new = _best_sigmoid(
+            x, y, (center + reach * moves).clamp(x.min() - 100, x.max() + 100), scales
         )
         improved = abs(new) > abs(best) + 1e-13
-        on_edge = abs(new_centre - centre) > 0.9 * reach or abs(new_log_scale - log_scale) > 0.9 * step
+        on_edge = abs(new_center - center) > 0.9 * reach or abs(new_log_scale - log_scale) > 0.9 * step
         if abs(new) > abs(best):
-            centre, log_scale, best = new_centre, new_log_scale, new
+            center, log_scale, best = new_center, new_log_scale, new
         if not (improved and on_edge):
             step /= 3
         if step < 1e-7:
@@ -124,11 +124,11 @@ def logistic4_plcc(predicted: Tensor, human: Tensor) -> float:
     return best
 
 
-def _best_sigmoid(x: Tensor, y: Tensor, centres: Tensor, log_scales: Tensor) -> tuple[float, float, float]:
-    """(centre, log scale, correlation with y) of the sigmoid of x that correlates most, up to sign. y: mean 0, norm
+def _best_sigmoid(x: Tensor, y: Tensor, centers: Tensor, log_scales: Tensor) -> tuple[float, float, float]:
+    """(center, log scale, correlation with y) of the sigmoid of x that correlates most, up to sign. y: mean 0, norm
     1."""
-    best = (centres[0].item(), log_scales[0].item(), 0.0)
-    for part in centres.split(max(1, _SIGMOID_CELLS // (len(log_scales) * len(x)))):
+    best = (centers[0].item(), log_scales[0].item(), 0.0)
+    for part in centers.split(max(1, _SIGMOID_CELLS // (len(log_scales) * len(x)))):
         curve = torch.sigmoid((x - part[:, None, None]) * (-log_scales).exp().unsqueeze(-1))
         curve = curve - curve.mean(-1, keepdim=True)
         power = curve.norm(dim=-1)

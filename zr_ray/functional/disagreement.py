@@ -34,7 +34,7 @@ def disagreement(
         kl        mean KL(q_T || q_phi), nats (Eq. 15)         plcc      of mu_phi with mu_T
         flips     share of same-group pairs, untied for the teacher, that the student orders differently (or ties)
 
-    Args: teacher_log_q, student_log_q: [N, K] normalised nats. group: [N] long, whose items are compared. bins: [K]
+    Args: teacher_log_q, student_log_q: [N, K] normalized nats. group: [N] long, whose items are compared. bins: [K]
         rubric points. prompt: [N] long, what intervals resample, a union of groups; None: the group. resamples, seed:
         of the bootstrap.
     Returns: those five, `mu_gap_ci` and `flips_ci` (95 %), "items" and "pairs"; undefined values are None.

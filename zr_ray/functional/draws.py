@@ -47,7 +47,7 @@ def prompt_draws(prompts: int, resamples: int, seed: int, like: Tensor) -> Itera
 
 
 def correlation_of_sums(sums: Tensor) -> Tensor:
-    """[R] Pearson's r from [R, 6] sums of (1, x, y, x^2, y^2, xy) of roughly standardised values; nan where one does
+    """[R] Pearson's r from [R, 6] sums of (1, x, y, x^2, y^2, xy) of roughly standardized values; nan where one does
     not vary."""
     count, x, y, xx, yy, xy = sums.unbind(-1)
     spread_x, spread_y = xx / count - (x / count) ** 2, yy / count - (y / count) ** 2
@@ -57,7 +57,7 @@ def correlation_of_sums(sums: Tensor) -> Tensor:
 
 
 def standard_items(predicted: Tensor, human: Tensor, group: Tensor) -> tuple[Tensor, Tensor, int, Tensor]:
-    """Standardised x and y, number of prompts (0 if the correlation is undefined), [N] prompt index."""
+    """Standardized x and y, number of prompts (0 if the correlation is undefined), [N] prompt index."""
     if predicted.ndim != 1 or not predicted.shape == human.shape == group.shape:
         raise ValueError(
             f"predicted, human and group must all be [N], got {[tuple(t.shape) for t in (predicted, human, group)]}"

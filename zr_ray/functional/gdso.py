@@ -1,4 +1,4 @@
-"""Group-wise Direct Score Optimisation: rewards and direct losses (Z-Reward, arXiv 2606.09076, section 3, Eq. 7-14).
+"""Group-wise Direct Score Optimization: rewards and direct losses (Z-Reward, arXiv 2606.09076, section 3, Eq. 7-14).
 
 Axes: B pairs, J = 2 sides (0 winner, 1 loser), G group, T tokens, K bins, D dimensions.
 `valid` [B, 2, G] bool marks well-formed samples; None means all. A malformed sample enters no mean, may hold nan or

@@ -1,4 +1,4 @@
-"""Group-relative policy optimisation: advantages, clipped ratios, KL estimators, token aggregation (Z-Reward Eq. 3-4
+"""Group-relative policy optimization: advantages, clipped ratios, KL estimators, token aggregation (Z-Reward Eq. 3-4
 and relatives).
 
 GRPO arXiv 2402.03300; DAPO 2503.14476; Dr. GRPO 2503.20783; GSPO 2507.18071; KL estimators k1-k3: Schulman,
@@ -21,7 +21,7 @@ advantages."""
 
 
 def group_advantages(
-    rewards: Tensor, eps: float = 1e-4, normalisation: str = "std", valid: Tensor | None = None
+    rewards: Tensor, eps: float = 1e-4, normalization: str = "std", valid: Tensor | None = None
 ) -> Tensor:
     """Advantage of each sample over its own group (Eq. 3); one group is one input.
 
@@ -32,15 +32,15 @@ def group_advantages(
     Samples with valid False stay out of mean and std; their own reward (the group's lowest, see `gdso_reward`) is then
     measured with them; a non-finite one gets 0. A group whose valid rewards are all equal (`SAME_REWARD`), or that has
     none, gets 0 everywhere.
-    Args: rewards: [..., G]. eps: same unit as rewards, at least 0. normalisation: "std" or "none". valid: [..., G] bool
+    Args: rewards: [..., G]. eps: same unit as rewards, at least 0. normalization: "std" or "none". valid: [..., G] bool
     or None.
     Returns: [..., G], detached.   Raises: ValueError if G < 2 or a name or shape is wrong."""
     if rewards.ndim == 0 or rewards.shape[-1] < 2:
         raise ValueError(
             f"group_size must be at least 2 for a group baseline, got rewards of shape {tuple(rewards.shape)}"
         )
-    if normalisation not in ("std", "none"):
-        raise ValueError(f'normalisation must be "std" or "none", got {normalisation!r}')
+    if normalization not in ("std", "none"):
+        raise ValueError(f'normalization must be "std" or "none", got {normalization!r}')
     rewards = rewards.detach()
     valid = torch.ones_like(rewards, dtype=torch.bool) if valid is None else valid
     if valid.shape != rewards.shape:
@@ -48,19 +48,19 @@ def group_advantages(
     count = valid.sum(-1, keepdim=True).clamp_min(1)
     kept = torch.where(valid, rewards, torch.zeros_like(rewards))
     mean = kept.sum(-1, keepdim=True) / count
-    centred = rewards - mean
+    centered = rewards - mean
     highest = torch.where(valid, rewards, torch.full_like(rewards, -torch.inf)).amax(-1, keepdim=True)
     lowest = torch.where(valid, rewards, torch.full_like(rewards, torch.inf)).amin(-1, keepdim=True)
-    if normalisation == "std":
-        variance = torch.where(valid, centred, torch.zeros_like(centred)).square().sum(-1, keepdim=True) / count
-        centred = centred / (variance.sqrt() + eps)
+    if normalization == "std":
+        variance = torch.where(valid, centered, torch.zeros_like(centered)).square().sum(-1, keepdim=True) / count
+        centered = centered / (variance.sqrt() + eps)
     return torch.where(
-        (highest - lowest > SAME_REWARD) & (valid | rewards.isfinite()), centred, torch.zeros_like(centred)
+        (highest - lowest > SAME_REWARD) & (valid | rewards.isfinite()), centered, torch.zeros_like(centered)
     )
 
 
 def sequence_ratio(logprobs: Tensor, rollout_logprobs: Tensor, mask: Tensor) -> Tensor:
-    """Length-normalised ratio of each sequence (GSPO, arXiv 2507.18071, Eq. 7).
+    """Length-normalized ratio of each sequence (GSPO, arXiv 2507.18071, Eq. 7).
 
         s_n = exp( (1/|y_n|) sum_t mask[n,t] (logprobs[n,t] - rollout_logprobs[n,t]) )
 

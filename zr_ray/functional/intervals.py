@@ -92,7 +92,7 @@ def srcc_interval(
 
 
 def _weighted_ranks(values: Tensor, weight: Tensor) -> Tensor:
-    """[R, N] average rank of each item among the items repeated `weight` times, centred and scaled to about [-1, 1]."""
+    """[R, N] average rank of each item among items repeated `weight` times, centered and scaled to about [-1, 1]."""
     levels, level = values.unique(return_inverse=True)
     counts = weight.new_zeros(len(weight), len(levels)).index_add(1, level, weight)
     ranks = counts.cumsum(-1) - (counts - 1) / 2

@@ -21,7 +21,7 @@ def win_log_probability(log_q_a: Tensor, log_q_b: Tensor) -> Tensor:
 
         P = sum_{k > l} q_a(k) q_b(l) + (1/2) sum_k q_a(k) q_b(k)
 
-    Args: log_q_a, log_q_b: [..., K] normalised, nats, bins ascending.
+    Args: log_q_a, log_q_b: [..., K] normalized, nats, bins ascending.
     Returns: [...] nats, at most 0; summed in log space, so that a hopeless pair still has a finite gradient.
     Raises: ValueError if K differs."""
     if log_q_a.shape[-1] != log_q_b.shape[-1]:
@@ -37,7 +37,7 @@ def win_log_probability(log_q_a: Tensor, log_q_b: Tensor) -> Tensor:
 def win_probability(log_q_a: Tensor, log_q_b: Tensor) -> Tensor:
     """P(a beats b) of `win_log_probability`; P(a, b) + P(b, a) = 1.
 
-    Args: log_q_a, log_q_b: [..., K] normalised, nats.   Returns: [...] in [0, 1]; 0.5 when both are the same.
+    Args: log_q_a, log_q_b: [..., K] normalized, nats.   Returns: [...] in [0, 1]; 0.5 when both are the same.
     Raises: ValueError if K differs."""
     return win_log_probability(log_q_a, log_q_b).exp()
 
@@ -45,7 +45,7 @@ def win_probability(log_q_a: Tensor, log_q_b: Tensor) -> Tensor:
 def win_nll(winner_log_q: Tensor, loser_log_q: Tensor) -> Tensor:
     """-log P(winner beats loser) under both score distributions: the likelihood of one human choice.
 
-    Args: winner_log_q, loser_log_q: [..., K] normalised, nats.
+    Args: winner_log_q, loser_log_q: [..., K] normalized, nats.
     Returns: [...] nats, at least 0, log 2 when both are the same.   Raises: ValueError if K differs."""
     return -win_log_probability(winner_log_q, loser_log_q)
 
@@ -64,7 +64,7 @@ def thurstone_nll(winner_log_q: Tensor, loser_log_q: Tensor, bins: Tensor) -> Te
     """-log Phi((mu_w - mu_l) / sqrt(var_w + var_l)): Thurstone's case III with the moments of q (DeQA-Score's fidelity
     uses this P).
 
-    Args: winner_log_q, loser_log_q: [..., K] normalised, nats. bins: [K] ascending, rubric points.
+    Args: winner_log_q, loser_log_q: [..., K] normalized, nats. bins: [K] ascending, rubric points.
     Returns: [...] nats, above 0; variances are floored at 1e-4 squared points, so that two one-hots stay finite.
     Raises: ValueError if K differs."""
     gap = expected_score(winner_log_q, bins) - expected_score(loser_log_q, bins)

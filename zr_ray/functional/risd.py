@@ -19,7 +19,7 @@ def score_kl(teacher_log_q: Tensor, student_log_q: Tensor) -> Tensor:
         KL = sum_k q_T(k) (log q_T(k) - log q_phi(k))
 
     A bin with q_T = 0 adds 0 whatever the student says. The teacher is a constant: no gradient reaches it.
-    Args: teacher_log_q, student_log_q: [..., K] normalised, nats.
+    Args: teacher_log_q, student_log_q: [..., K] normalized, nats.
     Returns: [...] nats, at least 0, 0 at equality; inf if the student gives 0 where the teacher does not.
     Raises: ValueError if the shapes differ."""
     if teacher_log_q.shape != student_log_q.shape:
@@ -49,7 +49,7 @@ def mix_labels(teacher_q: Tensor, label_q: Tensor, weight: float | Tensor) -> Te
 
 
 def temper(log_q: Tensor, temperature: float) -> Tensor:
-    """log of q^(1/temperature), normalised: above 1 flattens the teacher, below 1 sharpens it. Departs from the paper
+    """log of q^(1/temperature), normalized: above 1 flattens the teacher, below 1 sharpens it. Departs from the paper
     (1).
 
     Args: log_q: [..., K] nats. temperature: above 0.   Returns: [..., K] log q, nats.   Raises: ValueError if

@@ -3,7 +3,7 @@
 
 Axes: B pairs, J = 2 sides (0 winner, 1 loser), G group, T tokens, K bins, D dimensions; `...` any leading shape.
 Scores, means and standard deviations are in rubric points. Bins are given by the caller, ascending, at least two.
-Left out on purpose: which token is the score token; the tokeniser side of that is `rubric.label_token_ids`.
+Left out on purpose: which token is the score token; the tokenizer side of that is `rubric.label_token_ids`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def score_log_distribution(label_logprobs: Tensor) -> Tensor:
 def expected_score(log_q: Tensor, bins: Tensor) -> Tensor:
     """mu = sum_k s_k q_k, the reward and what metrics are computed on (Z-Reward section 3, Eq. 16).
 
-    Args: log_q: [..., K] normalised, nats. bins: [K] ascending, rubric points.
+    Args: log_q: [..., K] normalized, nats. bins: [K] ascending, rubric points.
     Returns: [...] in [bins[0], bins[-1]], dtype of log_q, differentiable.   Raises: ValueError if K differs."""
     _check_bins(log_q, bins)
     return (log_q.exp() * bins.to(log_q)).sum(-1)
@@ -42,7 +42,7 @@ def expected_score(log_q: Tensor, bins: Tensor) -> Tensor:
 def score_variance(log_q: Tensor, bins: Tensor) -> Tensor:
     """Variance of the score under q: sum_k (s_k - mu)^2 q_k.
 
-    Args: log_q: [..., K] normalised, nats. bins: [K] ascending, rubric points.
+    Args: log_q: [..., K] normalized, nats. bins: [K] ascending, rubric points.
     Returns: [...] rubric points squared, in [0, (bins[-1] - bins[0])^2 / 4].   Raises: ValueError if K differs."""
     mu = expected_score(log_q, bins)
     return (log_q.exp() * (bins.to(log_q) - mu.unsqueeze(-1)).square()).sum(-1)
@@ -51,7 +51,7 @@ def score_variance(log_q: Tensor, bins: Tensor) -> Tensor:
 def score_entropy(log_q: Tensor) -> Tensor:
     """H(q) = -sum_k q_k log q_k; a bin with q = 0 (log q = -inf) adds 0.
 
-    Args: log_q: [..., K] normalised, nats.   Returns: [...] nats, in [0, log K]."""
+    Args: log_q: [..., K] normalized, nats.   Returns: [...] nats, in [0, log K]."""
     return torch.special.entr(log_q.exp()).sum(-1)
 
 
@@ -112,23 +112,23 @@ def gaussian_soft_label(mean: Tensor, std: Tensor, bins: Tensor) -> Tensor:
     evenly spaced, ascending.
     Returns: [..., K], at least 0, sums to 1, mean as asked, dtype of mean.   Raises: ValueError on uneven bins,
     negative or nan std, mean off the scale."""
-    grid, centre, spread = bins.to(mean.device).double(), mean.double(), std.double()
+    grid, center, spread = bins.to(mean.device).double(), mean.double(), std.double()
     width = grid[1] - grid[0]
     if not torch.allclose(grid.diff(), width.expand(len(grid) - 1), atol=1e-6):
         raise ValueError(f"gaussian_soft_label needs evenly spaced bins, got {bins.tolist()}; use two_hot")
     if not (spread >= 0).all():
         raise ValueError(f"std must be at least 0, got {spread[~(spread >= 0)].flatten()[0].item()}")
-    narrow = two_hot(centre, grid)
+    narrow = two_hot(center, grid)
     safe = spread.clamp_min(width / 4).unsqueeze(-1)
-    distance = -(grid - centre.unsqueeze(-1)).abs()  # the lower tail keeps its digits
+    distance = -(grid - center.unsqueeze(-1)).abs()  # the lower tail keeps its digits
     mass = torch.special.ndtr((distance + width / 2) / safe) - torch.special.ndtr((distance - width / 2) / safe)
-    low, high = torch.full_like(centre, -400.0), torch.full_like(centre, 400.0)
+    low, high = torch.full_like(center, -400.0), torch.full_like(center, 400.0)
     for _ in range(80):  # bisection for theta (per rubric point); 800 / 2^80 is below float64's resolution
         theta = (low + high) / 2
         label = (mass.log() + theta.unsqueeze(-1) * grid).softmax(-1)
-        too_low = label @ grid < centre
+        too_low = label @ grid < center
         low, high = torch.where(too_low, theta, low), torch.where(too_low, high, theta)
-    exact = ((label @ grid - centre).abs() < 1e-9) & (spread >= width / 4) & (centre > grid[0]) & (centre < grid[-1])
+    exact = ((label @ grid - center).abs() < 1e-9) & (spread >= width / 4) & (center > grid[0]) & (center < grid[-1])
     return torch.where(exact.unsqueeze(-1), label, narrow).to(mean)
 
 

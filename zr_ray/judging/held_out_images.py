@@ -153,7 +153,7 @@ def best_of(look: Look, count: int) -> Look:
 
 
 def with_distances(look: Look, baseline: Look | None) -> Look:
-    """The look with image/seed_distance and, against a baseline of the same prompts, image/moved; in grey levels of
+    """The look with image/seed_distance and, against a baseline of the same prompts, image/moved; in gray levels of
     255."""
     pixels = torch.from_numpy(look.images).movedim(-1, 2).float()
     seeds = look.images.shape[1]

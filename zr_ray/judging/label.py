@@ -1,10 +1,10 @@
-"""Teacher labelling: a Ray Data pipeline over vLLM actors that reason about every item and average their score
+"""Teacher labeling: a Ray Data pipeline over vLLM actors that reason about every item and average their score
 distributions.
 
-    items not labelled yet -> read and decode images (CPU tasks) -> Labeller actors (one RolloutWorker each) -> parts of
+    items not labeled yet -> read and decode images (CPU tasks) -> Labeler actors (one RolloutWorker each) -> parts of
     a LabelSet
 
-The driver appends each finished batch as one part, so a part holds whole items and an item is in one part. A Labeller
+The driver appends each finished batch as one part, so a part holds whole items and an item is in one part. A Labeler
 that dies is restarted by Ray and its batch is made again from the same seeds; a driver that dies loses only what was
 not appended, and the next run labels exactly that. Items are seeded by their content: the label does not depend on
 order, batch or worker.
@@ -46,7 +46,7 @@ from zr_ray.workers.rollout import RolloutWorker, engine_environment
 READER_CPUS = 0.25
 """CPU share Ray reserves for one image-reading task: reading and decoding wait for the disk most of the time."""
 RESTARTS = 3
-"""Times Ray restarts a Labeller that died; an engine that dies at every start must end the run."""
+"""Times Ray restarts a Labeler that died; an engine that dies at every start must end the run."""
 
 
 def label_provenance(teacher: Path, text: JudgeText, rollout: RolloutSection, section: LabelSection) -> dict:
@@ -87,7 +87,7 @@ def label_items(
     lost = [item.id for name, item in missing.items() if name not in known]
     if lost:
         raise RolloutError(
-            f"the labelling pipeline must answer every item, {len(lost)} are missing (first: {lost[0]}); run again"
+            f"the labeling pipeline must answer every item, {len(lost)} are missing (first: {lost[0]}); run again"
         )
     return known
 
@@ -98,7 +98,7 @@ def _label_missing(missing, labels, teacher, rollout, section, say) -> None:
         for table in tables:
             labels.append(table)
             done += len(table)
-            say(f"labelled {done} of {len(missing)} items")
+            say(f"labeled {done} of {len(missing)} items")
 
 
 def _pipeline(
@@ -118,7 +118,7 @@ def _pipeline(
     data = ray.data.from_items(rows, override_num_blocks=blocks)
     data = data.map_batches(read_images, batch_size=None, batch_format="pyarrow", num_cpus=READER_CPUS)
     data = data.map_batches(
-        Labeller,
+        Labeler,
         batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=min(rollout.workers, blocks)),
@@ -162,7 +162,7 @@ def _within(values: Generator, deadline_s: float, what: str) -> Iterator:
                 value, error = finished.get(timeout=deadline_s)
             except queue.Empty:
                 late = f"{what} did not come in {duration(deadline_s)}"
-                raise DeadlineError(f"{late}; see the Labeller actors' logs, or raise rollout.deadline_s") from None
+                raise DeadlineError(f"{late}; see the Labeler actors' logs, or raise rollout.deadline_s") from None
             if error is not None:
                 raise error
             if value is None:
@@ -191,7 +191,7 @@ def read_images(table: pa.Table) -> pa.Table:
     return table.append_column("error", pa.array(errors, pa.string()))
 
 
-class Labeller:
+class Labeler:
     """Ray Data's actor around one vLLM engine with the teacher's weights."""
 
     def __init__(self, teacher: str, rollout: RolloutSection, traces: int, seed: int) -> None:
@@ -255,6 +255,6 @@ def teacher_distributions(groups: Sequence[Sequence[Judgement]], rubric: Rubric)
     return mean.view(-1, d, k), formed.sum(1).view(-1, d), tokens.view(-1, d)
 
 
-def labelling_bundles(rollout: RolloutSection) -> dict[str, list[dict[str, float]]]:
+def labeling_bundles(rollout: RolloutSection) -> dict[str, list[dict[str, float]]]:
     """Role -> bundles the pipeline asks Ray for."""
-    return {"labeller": worker_bundles(rollout), "reader": [bundle(READER_CPUS, 0)]}
+    return {"labeler": worker_bundles(rollout), "reader": [bundle(READER_CPUS, 0)]}

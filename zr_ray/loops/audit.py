@@ -2,7 +2,7 @@
 difference is the report.
 
 Two samples: random items say how far the student is from its teacher on this data; items from the tenth it scores
-highest say whether its favourites are overrated, which is where optimisation against it goes first. Even an honest
+highest say whether its favorites are overrated, which is where optimization against it goes first. Even an honest
 noisy student is a little kinder than its teacher there (its highest scores are high partly by chance); the limit must
 leave room for that. Leaves audit.json, audit.md and the worst images in the run folder. Teacher answers go to the same
 label sets as jobs/risd.py's.
@@ -28,7 +28,7 @@ from zr_ray.data.run_data import load_checked_split
 from zr_ray.errors import JudgeError
 from zr_ray.judging.pool import score_pool
 from zr_ray.loops.distillation import find_teacher, open_labels, settle_teacher, shared_rubric, write_teacher
-from zr_ray.loops.held_out_taught import compared, labelled, mean_log_q
+from zr_ray.loops.held_out_taught import compared, labeled, mean_log_q
 from zr_ray.models.identity import judge_hash
 from zr_ray.models.item_check import JudgeItemCheck
 from zr_ray.models.judge_text import JudgeText, judge_folder
@@ -72,7 +72,7 @@ def audit(config: AuditConfig, args: argparse.Namespace) -> None:
 
 
 def _check(config: AuditConfig, resumed: RunFolder | None) -> Plan[_Found]:
-    from zr_ray.judging.label import labelling_bundles
+    from zr_ray.judging.label import labeling_bundles
     from zr_ray.run.placement import worker_bundles
 
     root = Path(config.run.root) if config.run.root else default_root()
@@ -84,7 +84,7 @@ def _check(config: AuditConfig, resumed: RunFolder | None) -> Plan[_Found]:
     if config.data.path is not None:
         items = _read(config, config.data.path, text)
         facts["data"] = f"{len(items)} {config.audit.split} items"
-    phases = {"student": worker_bundles(config.student)}, labelling_bundles(config.rollout)
+    phases = {"student": worker_bundles(config.student)}, labeling_bundles(config.rollout)
     return Plan(_Found(root, student, teacher, text, rubric, items), facts, phases=phases)
 
 
@@ -115,7 +115,7 @@ def _audit(config: AuditConfig, found_before: _Found, started: Started) -> None:
         if members:
             own = [pool[i] for i in members]
             found[name] = compared(
-                mean_log_q(labelled(own, known, rubric)),
+                mean_log_q(labeled(own, known, rubric)),
                 log_q[members],
                 own,
                 rubric,
@@ -123,7 +123,7 @@ def _audit(config: AuditConfig, found_before: _Found, started: Started) -> None:
                 config.run.seed,
             )
     members = [*chosen["random"], *chosen["highest"]]
-    worst = worst_items(mean_log_q(labelled(items, known, rubric)), log_q[members], items, rubric, c.worst)
+    worst = worst_items(mean_log_q(labeled(items, known, rubric)), log_q[members], items, rubric, c.worst)
     _keep_images(run, worst)
     problems = beyond(found, c)
     identities = {
@@ -190,7 +190,7 @@ def beyond(found: dict[str, dict], c: AuditSection) -> list[str]:
     problems = []
     for name, key, limit, what in (
         ("random", "mu_gap", c.mu_gap_limit, "mean |mu student - mu teacher| of random items"),
-        ("highest", "mu_bias", c.bias_limit, "mean (mu student - mu teacher) of its favourites"),
+        ("highest", "mu_bias", c.bias_limit, "mean (mu student - mu teacher) of its favorites"),
     ):
         for dimension, entry in [
             ("all dimensions", found.get(name, {}).get("pooled", {})),

@@ -1,7 +1,7 @@
 """From a checked configuration to a trained student: teacher, labels, learners, report. What jobs/risd.py and
 jobs/opd.py bring to the launch frame (`run/launch.py`).
 
-The teacher labels what is not labelled yet, then its engines are gone and the learners start, with engines of their own
+The teacher labels what is not labeled yet, then its engines are gone and the learners start, with engines of their own
 if the loop asks some.
 """
 
@@ -162,7 +162,7 @@ def launch_distillation(
 
 
 def _check(config: DistillationConfig, engines: Engines, resumed: RunFolder | None) -> Plan[_Found]:
-    from zr_ray.judging.label import labelling_bundles
+    from zr_ray.judging.label import labeling_bundles
     from zr_ray.run.placement import worker_bundles
 
     root = Path(config.run.root) if config.run.root else default_root()
@@ -177,7 +177,7 @@ def _check(config: DistillationConfig, engines: Engines, resumed: RunFolder | No
     inputs = {"judge.path": judge_hash(judge)} | ({"data.path": data.digest} if data else {})
     learning = {} if engines == "none" else {"rollout": worker_bundles(config.rollout)}
     learning["learner"] = worker_bundles(config.learner)
-    phases = labelling_bundles(config.rollout), learning
+    phases = labeling_bundles(config.rollout), learning
     return Plan(_Found(root, teacher, text, judge, data), facts, inputs, phases)
 
 

@@ -35,7 +35,7 @@ class TaughtHeldOut(HeldOut):
         reasoning."""
         super().__init__(*args, **kwargs)
         self.reasons_before = self.reasoning
-        self.teacher = labelled(self.items, known, self.learner.text.rubric)
+        self.teacher = labeled(self.items, known, self.learner.text.rubric)
 
     def before(self) -> None:
         """Rows of the untrained student, then the teacher's, which costs nothing."""
@@ -75,7 +75,7 @@ def source_of(task) -> dict:
     return {"teacher": str(task.teacher), "distillation": {"items": len(task.items)}}
 
 
-def labelled(items: Sequence[AnnotatedImage], known: dict[str, Label], rubric: Rubric) -> Judged:
+def labeled(items: Sequence[AnnotatedImage], known: dict[str, Label], rubric: Rubric) -> Judged:
     """A label set's answers on items as an evaluation: one output per question, which cost the tokens of all traces.
     rubric: the label set's."""
     labels = [known[name] for name in fingerprints(items)]

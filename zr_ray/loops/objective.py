@@ -93,7 +93,7 @@ def collect(
         human_scores=human_scores,
         expected_scores=expected,
         valid=valid,
-        advantages=grpo.group_advantages(rewards, config.advantage_eps, config.advantage_normalisation, valid),
+        advantages=grpo.group_advantages(rewards, config.advantage_eps, config.advantage_normalization, valid),
         rewards=rewards,
         empty=torch.tensor([is_empty(j, marker_tokens) for j in flat]).view(shape),
         rollout_logprobs=[j.logprobs for j in flat],

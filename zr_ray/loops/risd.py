@@ -77,7 +77,7 @@ def train(loop_config: dict) -> None:
             stats = learner.accumulate(units, RisdObjective(targets, valid, total, rubric))
             applied = learner.apply(config.learner.rate(step, c.steps))
         metrics = reduced(stats.sums, learner.reduce_sum) | applied
-        metrics["teacher/labelled_frac"] = total / (c.items_per_step * len(rubric.dimensions))
+        metrics["teacher/labeled_frac"] = total / (c.items_per_step * len(rubric.dimensions))
         metrics |= held_out.during(step + 1)
         journal.step(step + 1, metrics, tokens)
         journal.checkpoint(step + 1)
@@ -85,7 +85,7 @@ def train(loop_config: dict) -> None:
 
 
 class RisdObjective:
-    """Mean of Eq. (15)'s KL over all labelled (item, dimension) of the step, on any micro-batch split and any number of
+    """Mean of Eq. (15)'s KL over all labeled (item, dimension) of the step, on any micro-batch split and any number of
     ranks."""
 
     def __init__(self, targets: Tensor, valid: Tensor, total: float, rubric: Rubric) -> None:

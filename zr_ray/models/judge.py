@@ -40,7 +40,7 @@ class PackedJudge(nn.Module):
     """A Hugging Face VLM with the forward that training needs; the unit DeepSpeed wraps.
 
     The policy is defined over the allowed vocabulary: forbidden tokens (image, video, special) have probability exactly
-    0 in the rollout engine and here, so both normalise over the same set.
+    0 in the rollout engine and here, so both normalize over the same set.
     """
 
     PROJECTION_CHUNK = 4096  # positions projected to the vocabulary at a time; bounds logits memory to 4096 * V

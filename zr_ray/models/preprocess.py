@@ -80,7 +80,7 @@ class PixelPreprocessor:
             or abs(processor.rescale_factor * 255 - 1) > 1e-6
         ):
             raise JudgeError(
-                f"the image processor of {folder} must resize, rescale by 1/255 and normalise; correct its"
+                f"the image processor of {folder} must resize, rescale by 1/255 and normalize; correct its"
                 " configuration"
             )
         if int(processor.resample) not in _RESAMPLING:

@@ -18,7 +18,7 @@ def markdown(report: dict) -> str:
             for dimension, values in [("pooled", entry["pooled"]), *entry["dimensions"].items()]
         ]
         head = [
-            {"random": "random items", "highest": "the student's favourites"}[name],
+            {"random": "random items", "highest": "the student's favorites"}[name],
             "scores",
             "mu gap",
             "bias",

@@ -1,6 +1,6 @@
-"""Figures of the report as inline SVG whose colours are the page's CSS variables, so that they follow light and dark.
+"""Figures of the report as inline SVG whose colors are the page's CSS variables, so that they follow light and dark.
 
-matplotlib draws with marker colours (`#fd0000` ink, `#fd0001` series 1, ...), which are replaced in the SVG text
+matplotlib draws with marker colors (`#fd0000` ink, `#fd0001` series 1, ...), which are replaced in the SVG text
 afterwards.
 Left out on purpose: interaction; TensorBoard has it.
 """
@@ -19,7 +19,7 @@ from zr_ray.rubric import PAPER
 SERIES = tuple(f"#fd00{n:02x}" for n in range(8))
 """Series 0 is the muted one (before training), 1 the main one."""
 _INK, SOFT, _LINE = "#fd0010", "#fd0011", "#fd0012"
-_VARIABLES = {colour: f"var(--s{n})" for n, colour in enumerate(SERIES)} | {
+_VARIABLES = {color: f"var(--s{n})" for n, color in enumerate(SERIES)} | {
     _INK: "var(--ink)",
     SOFT: "var(--soft)",
     _LINE: "var(--line)",
@@ -124,15 +124,15 @@ def _curves(panel: Panel, series: dict[str, tuple[list[int], list[float]]]) -> s
     if panel.stacked:
         steps = sorted({step for x, _ in series.values() for step in x})
         heights = [[dict(zip(x, y, strict=True)).get(step, 0.0) for step in steps] for x, y in series.values()]
-        axes.stackplot(steps, heights, colors=_colours(series), labels=short.values(), linewidth=0)
+        axes.stackplot(steps, heights, colors=_colors(series), labels=short.values(), linewidth=0)
         axes.set_ylim(bottom=0)
     else:
-        for (name, (x, y)), colour in zip(series.items(), _colours(series), strict=True):
+        for (name, (x, y)), color in zip(series.items(), _colors(series), strict=True):
             marker = {"marker": "o", "markersize": 3} if len(x) < 12 else {}
             axes.plot(
                 x,
                 [max(v, 1e-12) for v in y] if panel.log else y,
-                color=colour,
+                color=color,
                 label=short[name],
                 linewidth=1.6,
                 **marker,
@@ -168,15 +168,10 @@ def agreement_chart(result: dict) -> str:
             y, x = place * (len(rows) + 1) + n, agreement["hpa"] * 100
             low, high = (100 * bound for bound in agreement.get("hpa_ci") or (agreement["hpa"],) * 2)
             axes.plot(
-                [low, high], [y, y], color=_row_colour(n, len(rows)), linewidth=5, alpha=0.35, solid_capstyle="round"
+                [low, high], [y, y], color=_row_color(n, len(rows)), linewidth=5, alpha=0.35, solid_capstyle="round"
             )
             axes.plot(
-                [x],
-                [y],
-                "o",
-                color=_row_colour(n, len(rows)),
-                markersize=6,
-                label=row["method"] if place == 0 else None,
+                [x], [y], "o", color=_row_color(n, len(rows)), markersize=6, label=row["method"] if place == 0 else None
             )
     axes.axvline(50, color=SOFT, linewidth=1, linestyle=(0, (3, 3)), label="chance")
     axes.set_yticks([place * (len(rows) + 1) + (len(rows) - 1) / 2 for place in range(len(names))], names)
@@ -203,13 +198,13 @@ def reliability_charts(result: dict) -> list[tuple[str, str]]:
             curve = row["reliability"].get(name)
             if not curve or not curve["predicted"]:
                 continue
-            colour, largest = _row_colour(n, len(rows)), max(curve["count"])
-            axes.plot(curve["predicted"], curve["human"], color=colour, linewidth=1.4, label=row["method"])
+            color, largest = _row_color(n, len(rows)), max(curve["count"])
+            axes.plot(curve["predicted"], curve["human"], color=color, linewidth=1.4, label=row["method"])
             axes.scatter(
                 curve["predicted"],
                 curve["human"],
                 s=[8 + 28 * count / largest for count in curve["count"]],
-                color=colour,
+                color=color,
                 linewidth=0,
             )
         axes.set(xlim=span, ylim=span, xticks=ticks, yticks=ticks, xlabel="judge's mu", ylabel="human score")
@@ -254,14 +249,14 @@ def distribution_bars(
         ("mu", mu, "var(--s1)", ""),
         ("human", human, "var(--s2)", ""),
     ]
-    for name, score, colour, dash in marks:
+    for name, score, color, dash in marks:
         if score is not None:
             dashes = f' stroke-dasharray="{dash}"' if dash else ""
             parts.append(
-                f'<path class="{name}" d="M{at(score):.1f} 14V{base}" stroke="{colour}" stroke-width="2"{dashes}/>'
+                f'<path class="{name}" d="M{at(score):.1f} 14V{base}" stroke="{color}" stroke-width="2"{dashes}/>'
             )
             if name == "human":
-                parts.append(f'<path d="M{at(score):.1f} 15l-6 -9h12z" fill="{colour}"/>')
+                parts.append(f'<path d="M{at(score):.1f} 15l-6 -9h12z" fill="{color}"/>')
     label = f"score distribution; mu {mu:.2f}" + (f", human {human:.2f}" if human is not None else "")
     return f'<svg viewBox="0 0 320 {height + 12}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
 
@@ -270,12 +265,12 @@ def _of(scores: dict, name: str) -> dict | None:
     return scores["pooled"] if name == "pooled" else scores["dimensions"].get(name)
 
 
-def _row_colour(n: int, rows: int) -> str:
-    """The baseline muted, the last row in the main colour, what is between in others."""
+def _row_color(n: int, rows: int) -> str:
+    """The baseline muted, the last row in the main color, what is between in others."""
     return SERIES[0] if n == 0 else SERIES[1] if n == rows - 1 else SERIES[1 + n % (len(SERIES) - 1)]
 
 
-def _colours(series: Iterable) -> list[str]:
+def _colors(series: Iterable) -> list[str]:
     return [SERIES[1 + n % (len(SERIES) - 1)] for n, _ in enumerate(series)]
 
 
@@ -324,7 +319,7 @@ def legend(figure, columns: int) -> None:
 
 
 def svg_of(figure, label: str) -> str:
-    """The figure as an <svg> element with the page's colours and a name for screen readers."""
+    """The figure as an <svg> element with the page's colors and a name for screen readers."""
     from matplotlib import rc_context
 
     buffer = io.StringIO()
@@ -336,6 +331,6 @@ def svg_of(figure, label: str) -> str:
     svg = re.sub(
         r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1), count=1
     )
-    for colour, variable in _VARIABLES.items():
-        svg = svg.replace(colour, variable)
+    for color, variable in _VARIABLES.items():
+        svg = svg.replace(color, variable)
     return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1).strip()

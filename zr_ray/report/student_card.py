@@ -121,8 +121,8 @@ def _limits(simulated: bool, rubric: Rubric) -> str:
         else ""
     )
     return (
-        f"{world}It inherits its teacher's errors and adds those above. Optimising images against it finds what it"
-        " overlooks: audit it with its teacher on what the optimised generator makes (`jobs/audit.py`). Scores between"
+        f"{world}It inherits its teacher's errors and adds those above. Optimizing images against it finds what it"
+        " overlooks: audit it with its teacher on what the optimized generator makes (`jobs/audit.py`). Scores between"
         f" {rubric.bins[0]:g} and {rubric.bins[-1]:g} follow one rubric and are not comparable with others."
     )
 

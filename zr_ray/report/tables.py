@@ -1,7 +1,7 @@
 """Tables and charts of an evaluation: Markdown for a log, sections for report.html. Reads `result.json` of
 `jobs/evaluate.py`.
 
-`line_chart` draws any curves with bands in the report's colours.
+`line_chart` draws any curves with bands in the report's colors.
 """
 
 from __future__ import annotations
@@ -150,15 +150,15 @@ def line_chart(
     name: str,
     log_x: bool = False,
 ) -> str:
-    """Curves as SVG in the page's colours. series: label -> points (x, y, low, high); low and high, if known, are drawn
+    """Curves as SVG in the page's colors. series: label -> points (x, y, low, high); low and high, if known, are drawn
     as a band."""
     figure, axes = canvas()
     for n, (label, points) in enumerate(series.items()):
-        colour = SERIES[n % len(SERIES)] if len(series) > 1 else SERIES[1]
+        color = SERIES[n % len(SERIES)] if len(series) > 1 else SERIES[1]
         x, y, low, high = zip(*points, strict=True)
         if all(bound is not None for bound in (*low, *high)):
-            axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
-        axes.plot(x, y, color=colour, label=label, linewidth=1.6, marker="o", markersize=3)
+            axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
+        axes.plot(x, y, color=color, label=label, linewidth=1.6, marker="o", markersize=3)
     if log_x:
         axes.set_xscale("log", base=2)
         ticks = sorted({x for points in series.values() for x, *_ in points})

@@ -117,7 +117,7 @@ class Gateway:
         return JSONResponse({"status": "ok", "model_hash": described["model_hash"]})
 
     async def _describe(self, request: Request) -> Response:
-        self._authorise(request)
+        self._authorize(request)
         query = wire.check_query(request.query_params.multi_items(), ("judge",))
         described = await self._judge(query.get("judge", "student")).describe.remote()
         return JSONResponse(
@@ -156,7 +156,7 @@ class Gateway:
         return JSONResponse(body, refusal.http_status, headers=headers)
 
     async def _scored(self, request: Request, request_id: str, gradient: bool) -> Response:
-        self._authorise(request)
+        self._authorize(request)
         content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if content_type not in _TAKES or request.headers.get("content-encoding"):
             raise Refusal(415, "bad_type", f"send one of {', '.join(_TAKES)}, uncompressed; got {content_type[:80]!r}")
@@ -190,7 +190,7 @@ class Gateway:
         if self._in_flight >= self._config.http.max_in_flight:
             raise Refusal(429, "too_many", f"this gateway works on {self._in_flight} requests; retry later")
 
-    def _authorise(self, request: Request) -> None:
+    def _authorize(self, request: Request) -> None:
         if self._token is None:
             return
         scheme, _, token = request.headers.get("authorization", "").partition(" ")

@@ -48,7 +48,7 @@ class Line:
                     return future.result()
                 if not self.thread.is_alive():
                     raise RewardError("this client was closed during the call")
-        except concurrent.futures.CancelledError:
+        except concurrent.futures.CanceledError:
             raise RewardError("this client was closed during the call") from None
         finally:
             future.cancel()  # a caller that was interrupted; nothing happens to a finished one

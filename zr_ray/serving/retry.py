@@ -101,8 +101,8 @@ def repeatable(error: Exception) -> TryAgain | None:
         core.ObjectLostError,
         core.OwnerDiedError,
         core.NodeDiedError,
-        core.TaskCancelledError,
+        core.TaskCanceledError,
         served.ReplicaUnavailableError,
-        served.RequestCancelledError,
+        served.RequestCanceledError,
     )
     return TryAgain("lost replica") if isinstance(error, lost) else None

@@ -1,7 +1,7 @@
 """Reward worker: one student that answers items from many callers at once, with distributions and pixel gradients.
 
 Items of a batch are grouped by image size, dimensions and kind; each group is one forward, and one backward if
-gradients are asked for. An item's gradient does not depend on its neighbours: R is a sum over items, and no layer mixes
+gradients are asked for. An item's gradient does not depend on its neighbors: R is a sum over items, and no layer mixes
 them.
 Left out on purpose: queues, HTTP and Ray, which are `serve.py`'s; reasoning, which is the teacher's.
 """
@@ -93,11 +93,11 @@ class RewardWorker:
         self.student.judge.register_forward_pre_hook(self._mark_preprocessed)
 
     def _mark_preprocessed(self, *_) -> None:
-        self._synchronise()
+        self._synchronize()
         self._preprocess_ended_s = time.perf_counter()
 
     def warm_up(self) -> None:
-        """Forward and backward on a grey and a random image. Raises JudgeError unless the loaded weights give finite
+        """Forward and backward on a gray and a random image. Raises JudgeError unless the loaded weights give finite
         distributions."""
         random = np.random.default_rng(0).random((3, 64, 64)).astype(np.float32)
         dimensions = self.rubric.dimensions
@@ -166,7 +166,7 @@ class RewardWorker:
     def _answer_group(self, items: list[RewardItem]) -> list[RewardAnswer | ItemFault]:
         try:
             return self._compute(items)
-        except Exception as error:  # one bad item must not take its neighbours along
+        except Exception as error:  # one bad item must not take its neighbors along
             if len(items) > 1:
                 return [answer for item in items for answer in self._answer_group([item])]
             return [ItemFault("failed", f"the judge raised {type(error).__name__}: {error}")]
@@ -182,10 +182,10 @@ class RewardWorker:
         self.phases["batch"] += self._forward_started_s - started
         with torch.set_grad_enabled(gradient):
             scores = self.student(images, [item.prompt for item in items], items[0].dimensions)
-            self._synchronise()
+            self._synchronize()
             forwarded = time.perf_counter()
             reward, gradients = self._differentiate(scores, images, items) if gradient else (None, None)
-        self._synchronise()
+        self._synchronize()
         self.phases["preprocess"] += self._preprocess_ended_s - self._forward_started_s
         self.phases["forward"] += forwarded - self._preprocess_ended_s
         self.phases["backward"] += time.perf_counter() - forwarded if gradient else 0.0
@@ -218,7 +218,7 @@ class RewardWorker:
         fault = ItemFault("failed", "the judge's answer is not finite; report the image")
         return [RewardAnswer(*[a[i] for a in arrays], *extras[i]) if finite[i] else fault for i in range(len(log_q))]  # type: ignore[call-arg]
 
-    def _synchronise(self) -> None:
+    def _synchronize(self) -> None:
         if self.device != "cpu":
             torch.cuda.synchronize(self.device)
 

@@ -133,7 +133,7 @@ def teacher_engine(folder: Path | str, config: ServedTeacherSection) -> RolloutW
 
 
 def _question(text: JudgeText, item: RewardItem, dimension: str, key: str) -> JudgeRequest:
-    """The seed comes from the item: its answer does not depend on its neighbours, and a repeated call gets the same
+    """The seed comes from the item: its answer does not depend on its neighbors, and a repeated call gets the same
     one."""
     pixels = item.image if item.image.dtype == np.uint8 else np.rint(np.clip(item.image, 0, 1) * 255).astype(np.uint8)
     pixels = np.ascontiguousarray(pixels.transpose(1, 2, 0))

@@ -20,7 +20,7 @@ from zr_ray.records import Judgement
 
 
 class WeightTransport(Protocol):
-    """Moves serialised buckets from the learner to where rollout workers can read them."""
+    """Moves serialized buckets from the learner to where rollout workers can read them."""
 
     def send(self, buckets: Iterable[bytes]) -> list:
         """Handles, one per bucket, that `read_buckets` accepts on the other side."""

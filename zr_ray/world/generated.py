@@ -4,7 +4,7 @@ data.
 A renderer knows the truth of its scenes; of a generated image only a measurement can stand in for it. Here that is the
 verifier:
 alignment and plausibility from what it reads, realism and aesthetics from the degradations it measures, all four 1
-where it recognises no object. `truth` of a record is this measurement. On top come the same simulated annotators as
+where it recognizes no object. `truth` of a record is this measurement. On top come the same simulated annotators as
 over rendered scenes.
 Left out on purpose: reasoning chains (the verifier does not say which of two readings of a broken object an annotator
 would name).

@@ -21,7 +21,7 @@ import numpy as np
 from zr_ray.errors import DataError
 from zr_ray.rubric import DIMENSIONS
 from zr_ray.world.reading_chains import relations_of
-from zr_ray.world.scene import COLOURS, LEVELS, SHAPES, SIZES
+from zr_ray.world.scene import COLORS, LEVELS, SHAPES, SIZES
 from zr_ray.world.verifier.reading import SceneReading, SeenObject, read_scene
 from zr_ray.world.verifier.scores import alignment_score, plausibility_score, quality_scores
 
@@ -29,7 +29,7 @@ OBJECTS = 6
 SIDES = ("", "left", "right")
 CACHE = Path(os.environ.get("ZR_RAY_CACHE", "~/.cache/zr_ray")).expanduser() / "pools"
 """Where pools are made and looked for; outside the working directory, which a job would upload."""
-OBJECT_FIELDS = ("size", "colour", "shape", "x", "base", "floating", "shadow", "grounded")
+OBJECT_FIELDS = ("size", "color", "shape", "x", "base", "floating", "shadow", "grounded")
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def packed_readings(readings: Sequence[SceneReading]) -> dict[str, np.ndarray]:
     objects = np.full((len(readings), OBJECTS, len(OBJECT_FIELDS)), -1, np.int8)
     for row, reading in zip(objects, readings, strict=True):
         for slot, item in zip(row, reading.objects, strict=False):
-            numbers = (SIZES.index(item.size), COLOURS.index(item.colour), SHAPES.index(item.shape), item.x, item.base)
+            numbers = (SIZES.index(item.size), COLORS.index(item.color), SHAPES.index(item.shape), item.x, item.base)
             slot[:] = (*numbers, item.floating, SIDES.index(item.shadow), item.grounded)
     return {
         "objects": objects,
@@ -186,7 +186,7 @@ def unpacked_reading(objects: np.ndarray, levels: np.ndarray, light: int, ground
     them."""
     seen = tuple(
         SeenObject(
-            SIZES[o[0]], COLOURS[o[1]], SHAPES[o[2]], int(o[3]), int(o[4]), int(o[5]), SIDES[o[6]], 1.0, bool(o[7])
+            SIZES[o[0]], COLORS[o[1]], SHAPES[o[2]], int(o[3]), int(o[4]), int(o[5]), SIDES[o[6]], 1.0, bool(o[7])
         )
         for o in objects
         if o[0] >= 0
@@ -243,6 +243,6 @@ def load_pool(recipe: PoolRecipe, *, at_least: int = 0) -> ImagePool:
         np.load(mapped, mmap_mode="r"),
         joined["prompt"],
         joined["share"],
-        *(joined[name] for name in fields),
-        scores,
+        **{name: joined[name] for name in fields},
+        scores=scores,
     )

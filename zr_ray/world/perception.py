@@ -2,7 +2,7 @@
 degraded the image is.
 
 A cell is 16 x 16 pixels, one merged visual token of a tower with patch 8 and merge 2; cells are row-major (row 0 is the
-sky). Finer grids are possible. An object belongs to the cell its centre lies in. In rendered scenes only an overlapping
+sky). Finer grids are possible. An object belongs to the cell its center lies in. In rendered scenes only an overlapping
 pair that is also cropped can share a cell: there the object nearer to the middle of the frame belongs to the next cell
 towards the middle, so that every object has a cell of its own. What the verifier read in a generated image gives
 targets of the same kind. Nothing here depends on the prompt.
@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from zr_ray.world.scene import COLOURS, LEVELS, SHAPES, SIZE, SIZES, Scene
+from zr_ray.world.scene import COLORS, LEVELS, SHAPES, SIZE, SIZES, Scene
 from zr_ray.world.verifier.reading import SceneReading
 
 GRID = 4
 CELL_CLASSES = {
-    "presence": 2,  # 0 no object centred here, 1 object
+    "presence": 2,  # 0 no object centered here, 1 object
     "shape": 1 + len(SHAPES),  # 0 no object, then SHAPES in order
-    "colour": 1 + len(COLOURS),  # 0 no object, then COLOURS in order
+    "color": 1 + len(COLORS),  # 0 no object, then COLORS in order
     "size": 1 + len(SIZES),  # 0 no object, then SIZES in order
     "floating": 4,  # 0 no object, 1 supported, 2 slight gap, 3 clear gap
     "shadow": 4,  # 0 no object, 1 casts none (upper one of a stack), 2 shadow to its left, 3 to its right
@@ -51,7 +51,7 @@ def perception_targets(scene: Scene | SceneReading, grid: int = GRID) -> dict[st
         cell = row * grid + column
         targets["presence"][cell] = 1
         targets["shape"][cell] = 1 + SHAPES.index(item.shape)
-        targets["colour"][cell] = 1 + COLOURS.index(item.colour)
+        targets["color"][cell] = 1 + COLORS.index(item.color)
         targets["size"][cell] = 1 + SIZES.index(item.size)
         targets["floating"][cell] = 1 + item.floating
         targets["shadow"][cell] = {"": 1, "left": 2, "right": 3}[item.shadow]

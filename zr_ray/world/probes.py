@@ -1,5 +1,5 @@
-"""Pictures that should score low whatever the prompt, beside good scenes: what a reward that is optimised against tends
-to favour.
+"""Pictures that should score low whatever the prompt, beside good scenes: what a reward that is optimized against tends
+to favor.
 
 A generator under reward training drifts to noise, flat areas, blobs or a grid over a good picture; a judge that has
 only seen rendered scenes was never told that these are bad. The verifier's scores of the same pictures are the
@@ -18,7 +18,7 @@ from zr_ray.world.scene import SIZE, Request, Scene, place
 PROBES = (
     "good scene",
     "noise",
-    "flat colour",
+    "flat color",
     "checkerboard",
     "blobs",
     "grid over scene",
@@ -27,9 +27,9 @@ PROBES = (
     "speckled background",
 )
 GRID_STEP, GRID_DEPTH = 8, 40
-"""Pixels between the lines of the grid, and by how many grey levels they are lighter."""
+"""Pixels between the lines of the grid, and by how many gray levels they are lighter."""
 BACKGROUND_REACH = 30
-"""Grey levels, largest over channels, by which a pixel may differ from sky or ground and still be background."""
+"""Gray levels, largest over channels, by which a pixel may differ from sky or ground and still be background."""
 
 
 def probe_images(count: int, seed: int) -> tuple[list[str], dict[str, np.ndarray]]:
@@ -41,7 +41,7 @@ def probe_images(count: int, seed: int) -> tuple[list[str], dict[str, np.ndarray
     pictures = {
         "good scene": good,
         "noise": rng.integers(0, 256, good.shape, dtype=np.uint8),
-        "flat colour": np.broadcast_to(rng.integers(0, 256, (count, 1, 1, 3), dtype=np.uint8), good.shape).copy(),
+        "flat color": np.broadcast_to(rng.integers(0, 256, (count, 1, 1, 3), dtype=np.uint8), good.shape).copy(),
         "checkerboard": np.stack([_checkerboard(rng) for _ in range(count)]),
         "blobs": np.stack([_blobs(rng) for _ in range(count)]),
         "grid over scene": with_grid(good),
@@ -59,7 +59,7 @@ def odd_picture(request: Request, seed: int) -> np.ndarray:
     good = render(_flawless(request, rng))
     blank = {
         "noise": lambda: rng.integers(0, 256, good.shape, dtype=np.uint8),
-        "flat colour": lambda: np.broadcast_to(rng.integers(0, 256, 3, dtype=np.uint8), good.shape).copy(),
+        "flat color": lambda: np.broadcast_to(rng.integers(0, 256, 3, dtype=np.uint8), good.shape).copy(),
         "checkerboard": lambda: _checkerboard(rng),
         "blobs": lambda: _blobs(rng),
         "grid over scene": lambda: with_grid(good),
@@ -85,7 +85,7 @@ def _flawless(request, rng: np.random.Generator) -> Scene:
 
 
 def _checkerboard(rng: np.random.Generator) -> np.ndarray:
-    """Squares of 2 to 16 pixels in two random colours."""
+    """Squares of 2 to 16 pixels in two random colors."""
     side = int(rng.choice((2, 4, 8, 16)))
     rows, columns = np.mgrid[:SIZE, :SIZE]
     two = rng.integers(0, 256, (2, 3), dtype=np.uint8)
@@ -93,7 +93,7 @@ def _checkerboard(rng: np.random.Generator) -> np.ndarray:
 
 
 def _blobs(rng: np.random.Generator) -> np.ndarray:
-    """One to three Gaussian blobs of random colours over sky and ground."""
+    """One to three Gaussian blobs of random colors over sky and ground."""
     image = np.empty((SIZE, SIZE, 3))
     image[:42], image[42:] = SKY, GROUND
     rows, columns = np.mgrid[:SIZE, :SIZE]
@@ -105,24 +105,24 @@ def _blobs(rng: np.random.Generator) -> np.ndarray:
 
 
 def _on_background(image: np.ndarray, change: np.ndarray) -> np.ndarray:
-    """[64, 64, 3] uint8 with `change`, in grey levels, added where sky or ground is seen."""
-    away = [np.abs(image.astype(int) - np.asarray(colour)).max(-1) for colour in (SKY, GROUND)]
+    """[64, 64, 3] uint8 with `change`, in gray levels, added where sky or ground is seen."""
+    away = [np.abs(image.astype(int) - np.asarray(color)).max(-1) for color in (SKY, GROUND)]
     seen = (np.minimum(*away) <= BACKGROUND_REACH)[..., None]
     return np.clip(image + seen * change, 0, 255).round().astype(np.uint8)
 
 
 def _striped(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Rows, columns or diagonals lighter and darker by 15 grey levels, with a period of 2 to 8 pixels."""
+    """Rows, columns or diagonals lighter and darker by 15 gray levels, with a period of 2 to 8 pixels."""
     rows, columns = np.mgrid[:SIZE, :SIZE]
     along = (rows, columns, rows + columns)[int(rng.integers(3))]
     return _on_background(image, 15 * np.sin(2 * np.pi * along / rng.uniform(2, 8) + rng.uniform(0, 6))[..., None])
 
 
 def _tinted(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A colour cast of up to 45 grey levels a channel."""
+    """A color cast of up to 45 gray levels a channel."""
     return _on_background(image, rng.uniform(-45, 45, 3))
 
 
 def _speckled(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Fine coloured grain of standard deviation 14 grey levels."""
+    """Fine colored grain of standard deviation 14 gray levels."""
     return _on_background(image, rng.normal(0, 14, image.shape))

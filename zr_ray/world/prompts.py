@@ -12,9 +12,9 @@ from itertools import product
 
 import numpy as np
 
-from zr_ray.world.scene import COLOURS, RELATIONS, SHAPES, SIZES, Asked, Request
+from zr_ray.world.scene import COLORS, RELATIONS, SHAPES, SIZES, Asked, Request
 
-_OPTIONS = {"size": SIZES, "colour": COLOURS, "shape": SHAPES}
+_OPTIONS = {"size": SIZES, "color": COLORS, "shape": SHAPES}
 _TURNED = {"left": "right", "right": "left", "on": "under", "under": "on"}
 
 
@@ -31,9 +31,9 @@ def in_half(prompt: str, half: int) -> bool:
 
 
 def all_requests() -> list[Request]:
-    """Every request of the world, single objects first; two objects differ in colour and in shape."""
-    singles = [Asked(*parts) for parts in product(SIZES, COLOURS, SHAPES)]
-    pairs = [(a, b) for a in singles for b in singles if a.colour != b.colour and a.shape != b.shape]
+    """Every request of the world, single objects first; two objects differ in color and in shape."""
+    singles = [Asked(*parts) for parts in product(SIZES, COLORS, SHAPES)]
+    pairs = [(a, b) for a in singles for b in singles if a.color != b.color and a.shape != b.shape]
     return [Request(a) for a in singles] + [Request(a, b, relation) for a, b in pairs for relation in RELATIONS]
 
 
@@ -52,7 +52,7 @@ def edited(request: Request, rng: np.random.Generator) -> Request:
     replaced.
 
     Of two objects, each of the four kinds (attribute of the first, of the second, swap, relation) has the same chance.
-    The result keeps the world's rule that two objects differ in colour and shape, and never equals the original."""
+    The result keeps the world's rule that two objects differ in color and shape, and never equals the original."""
     kinds = ("first", "second", "swap", "relation") if request.second is not None else ("first",)
     kind = kinds[int(rng.integers(len(kinds)))]
     if kind == "swap":
@@ -62,7 +62,7 @@ def edited(request: Request, rng: np.random.Generator) -> Request:
             return replace(request, relation=_TURNED[request.relation])
         return replace(request, relation=_other(rng, RELATIONS, request.relation))
     target, beside = (request.first, request.second) if kind == "first" else (request.second, request.first)
-    part = ("size", "colour", "shape")[int(rng.integers(3))]
+    part = ("size", "color", "shape")[int(rng.integers(3))]
     taken = [getattr(target, part)] + ([getattr(beside, part)] if beside is not None and part != "size" else [])
     return replace(request, **{kind: replace(target, **{part: _other(rng, _OPTIONS[part], *taken)})})
 

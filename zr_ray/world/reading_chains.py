@@ -44,7 +44,7 @@ def _object_words(name: str, asked: Asked, seen: SeenObject | None) -> list[str]
     if seen is None:
         return [name, "missing"]
     words = [name]
-    for part in ("size", "colour", "shape"):
+    for part in ("size", "color", "shape"):
         words += [getattr(seen, part), "ok" if getattr(seen, part) == getattr(asked, part) else "bad"]
     return words
 

@@ -11,7 +11,7 @@ No chain holds a score. Levels are words: none (absent), low, mid, high.
 
 from __future__ import annotations
 
-from zr_ray.world.scene import COLOURS, PHRASES, RELATIONS, SHAPES, SIZES, Asked, Request, Scene, SceneObject
+from zr_ray.world.scene import COLORS, PHRASES, RELATIONS, SHAPES, SIZES, Asked, Request, Scene, SceneObject
 
 LEVEL_WORDS = ("none", "low", "mid", "high")
 LEVEL_EDGES = (0.45, 0.72)
@@ -52,7 +52,7 @@ def _object_words(name: str, asked: Asked, seen: SceneObject | None) -> list[str
     if seen is None:
         return [name, "missing"]
     words = [name]
-    for part in ("size", "colour", "shape"):
+    for part in ("size", "color", "shape"):
         words += [getattr(seen, part), _verdict(getattr(seen, part) == getattr(asked, part))]
     return words
 
@@ -63,7 +63,7 @@ def _verdict(met: bool) -> str:
 
 def vocabulary() -> list[str]:
     """Every word a prompt or a chain can contain, sorted, without repeats."""
-    words = {*SIZES, *COLOURS, *SHAPES, *RELATIONS, *LEVEL_WORDS, *FLOAT_WORDS, "ok", "bad", "yes", "no"}
+    words = {*SIZES, *COLORS, *SHAPES, *RELATIONS, *LEVEL_WORDS, *FLOAT_WORDS, "ok", "bad", "yes", "no"}
     words |= {word for phrase in PHRASES.values() for word in phrase.split()}
     words |= {"a", "b", "missing", "relation", "extra", "noise", "blur", "blocks", "clash", "clutter", "dim", "crop"}
     return sorted(words | {"light", "shadow", "float", "overlap"})

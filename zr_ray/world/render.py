@@ -101,14 +101,14 @@ def shape_mask(shape: str, half: int) -> np.ndarray:
 
 @cache
 def _outline(shape: str, half: int) -> np.ndarray:
-    """[2 half + 1, 2 half + 1] bool: covered pixels with an uncovered 4-neighbour."""
+    """[2 half + 1, 2 half + 1] bool: covered pixels with an uncovered 4-neighbor."""
     mask = np.pad(shape_mask(shape, half), 1)
     inner = mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
     return mask[1:-1, 1:-1] & ~inner
 
 
 def _window(mask: np.ndarray, x: int, y: int) -> tuple[tuple[slice, slice], np.ndarray]:
-    """Image slices under a mask centred at (x, y), and the part of the mask inside the frame."""
+    """Image slices under a mask centered at (x, y), and the part of the mask inside the frame."""
     half_y, half_x = mask.shape[0] // 2, mask.shape[1] // 2
     top, left = max(0, y - half_y), max(0, x - half_x)
     bottom, right = min(SIZE, y + half_y + 1), min(SIZE, x + half_x + 1)
@@ -116,13 +116,13 @@ def _window(mask: np.ndarray, x: int, y: int) -> tuple[tuple[slice, slice], np.n
     return (slice(top, max(top, bottom)), slice(left, max(left, right))), inside
 
 
-def _paint(image: np.ndarray, mask: np.ndarray, x: int, y: int, colour: np.ndarray) -> None:
+def _paint(image: np.ndarray, mask: np.ndarray, x: int, y: int, color: np.ndarray) -> None:
     window, inside = _window(mask, x, y)
-    image[window][inside] = colour
+    image[window][inside] = color
 
 
 def _draw(image: np.ndarray, item: SceneObject) -> None:
-    _paint(image, shape_mask(item.shape, item.half), item.x, item.y, np.array(RGB[item.colour], np.float32))
+    _paint(image, shape_mask(item.shape, item.half), item.x, item.y, np.array(RGB[item.color], np.float32))
     _paint(image, _outline(item.shape, item.half), item.x, item.y, OUTLINE)
 
 
@@ -140,7 +140,7 @@ def _shade(image: np.ndarray, item: SceneObject, ground: int) -> None:
 
 
 def _interpenetrate(image: np.ndarray, first: SceneObject, second: SceneObject) -> None:
-    """Where both objects are, stripes of both colours: neither is in front."""
+    """Where both objects are, stripes of both colors: neither is in front."""
     common = np.ones((SIZE, SIZE), bool)
     for item in (first, second):
         covered = np.zeros((SIZE, SIZE), bool)
@@ -148,8 +148,8 @@ def _interpenetrate(image: np.ndarray, first: SceneObject, second: SceneObject) 
         covered[window] = inside
         common &= covered
     rows = np.nonzero(common)
-    colours = np.array((RGB[first.colour], RGB[second.colour]), np.float32)
-    image[rows] = colours[(rows[0] + rows[1]) // 2 % 2]
+    colors = np.array((RGB[first.color], RGB[second.color]), np.float32)
+    image[rows] = colors[(rows[0] + rows[1]) // 2 % 2]
 
 
 def _blur(image: np.ndarray, sigma: float) -> np.ndarray:

@@ -17,7 +17,7 @@ from zr_ray.world.prompts import is_held_out
 from zr_ray.world.reasoning import reasoning_chains
 from zr_ray.world.scene import (
     AESTHETICS,
-    COLOURS,
+    COLORS,
     LEVELS,
     MIN_LEVEL,
     REALISM,
@@ -68,26 +68,26 @@ def _pick(rng: np.random.Generator, options: tuple[str, ...], *excluded: str) ->
 
 
 def sample_request(rng: np.random.Generator) -> Request:
-    """A prompt. Two asked-for objects differ in shape and in colour, so that each can be told from the other."""
-    first = Asked(_pick(rng, SIZES), _pick(rng, COLOURS), _pick(rng, SHAPES))
+    """A prompt. Two asked-for objects differ in shape and in color, so that each can be told from the other."""
+    first = Asked(_pick(rng, SIZES), _pick(rng, COLORS), _pick(rng, SHAPES))
     if rng.random() >= PAIR_SHARE:
         return Request(first)
-    second = Asked(_pick(rng, SIZES), _pick(rng, COLOURS, first.colour), _pick(rng, SHAPES, first.shape))
+    second = Asked(_pick(rng, SIZES), _pick(rng, COLORS, first.color), _pick(rng, SHAPES, first.shape))
     return Request(first, second, _pick(rng, RELATIONS))
 
 
 def _draw_faults(rng: np.random.Generator, request: Request) -> tuple[_Faults, float]:
     """What stands in the picture, with 0 to 3 alignment faults, and their penalty.
 
-    Beside a second object, none loses colour and shape at once, and neither takes the other's: each can still be
-    recognised.
+    Beside a second object, none loses color and shape at once, and neither takes the other's: each can still be
+    recognized.
     """
     pair = request.second is not None
     parts = [request.first, request.second]
-    colours, shapes = [o.colour for o in parts if o], [o.shape for o in parts if o]
+    colors, shapes = [o.color for o in parts if o], [o.shape for o in parts if o]
     relation, extra, penalty = request.relation, None, 0.0
     count = int(np.searchsorted((0.22, 0.55, 0.85), rng.random(), side="right"))
-    options = [(part, i) for i in range(1 + pair) for part in ("size", "colour", "shape")] + [("extra", 0)]
+    options = [(part, i) for i in range(1 + pair) for part in ("size", "color", "shape")] + [("extra", 0)]
     options += [("relation", 0), ("missing", 0), ("missing", 1)] if pair else []
     for index in rng.permutation(len(options))[:count].tolist():
         fault, which = options[index]
@@ -108,19 +108,19 @@ def _draw_faults(rng: np.random.Generator, request: Request) -> tuple[_Faults, f
         elif fault == "extra":
             if None in parts:
                 continue
-            extra = Asked(_pick(rng, SIZES[:1]), _pick(rng, COLOURS, *colours), _pick(rng, SHAPES, *shapes))
+            extra = Asked(_pick(rng, SIZES[:1]), _pick(rng, COLORS, *colors), _pick(rng, SHAPES, *shapes))
         elif target is None:
             continue
         elif fault == "size":
-            parts[which] = Asked(_pick(rng, SIZES, target.size), target.colour, target.shape)
-        elif fault == "colour":
+            parts[which] = Asked(_pick(rng, SIZES, target.size), target.color, target.shape)
+        elif fault == "color":
             if pair and target.shape != shapes[which]:
                 continue
-            parts[which] = Asked(target.size, _pick(rng, COLOURS, *colours), target.shape)
+            parts[which] = Asked(target.size, _pick(rng, COLORS, *colors), target.shape)
         else:
-            if pair and target.colour != colours[which]:
+            if pair and target.color != colors[which]:
                 continue
-            parts[which] = Asked(target.size, target.colour, _pick(rng, SHAPES, *shapes))
+            parts[which] = Asked(target.size, target.color, _pick(rng, SHAPES, *shapes))
         penalty += PENALTY[fault]
     return _Faults(parts[0], parts[1], extra, relation), penalty
 

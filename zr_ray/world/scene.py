@@ -14,14 +14,14 @@ from dataclasses import dataclass
 SIZE = 64
 """Image side, pixels."""
 SHAPES = ("circle", "square", "triangle", "cross")
-COLOURS = ("red", "green", "blue", "yellow", "purple", "white")
+COLORS = ("red", "green", "blue", "yellow", "purple", "white")
 SIZES = ("small", "big")
 RELATIONS = ("left", "right", "on", "under")
 """Where the first object is, seen from the second. "on" and "under" are stacks."""
 PHRASES = {"left": "left of", "right": "right of", "on": "on", "under": "under"}
 """Relation -> its words in a prompt."""
 HALF_WIDTH = {"small": 5, "big": 8}
-"""Pixels from an object's centre to its edge: small objects are 11 pixels wide and high, big ones 17."""
+"""Pixels from an object's center to its edge: small objects are 11 pixels wide and high, big ones 17."""
 FLOAT_GAP = (0, 4, 8)
 """Pixels of air under an object per floating level: 0 supported, 1 slight, 2 clear."""
 OVERLAP_PIXELS = 6
@@ -40,11 +40,11 @@ class Asked:
     """One object as the prompt names it."""
 
     size: str
-    colour: str
+    color: str
     shape: str
 
     def __str__(self) -> str:
-        return f"{self.size} {self.colour} {self.shape}"
+        return f"{self.size} {self.color} {self.shape}"
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,10 @@ class SceneObject:
     """One object as it is drawn."""
 
     size: str
-    colour: str
+    color: str
     shape: str
     x: int = SIZE // 2
-    """Column of the centre."""
+    """Column of the center."""
     base: int = SIZE // 2
     """Lowest row the object covers."""
     floating: int = 0
@@ -84,7 +84,7 @@ class SceneObject:
 
     @property
     def y(self) -> int:
-        """Row of the centre."""
+        """Row of the center."""
         return self.base - self.half
 
 
@@ -161,16 +161,16 @@ def place(
     if overlap and (not both or (floating and relation in ("on", "under"))):
         raise ValueError("overlap needs two objects, and cannot be combined with floating in a stack")
     toward = {"left": "right", "right": "left"}[light] if not shadow_wrong else light
-    centre = SIZE // 2 + layout.offset
+    center = SIZE // 2 + layout.offset
     spots: dict[int, tuple[int, int, int, str]] = {}  # which -> x, base, floating, shadow
     if not both:
-        spots[0 if first is not None else 1] = (centre, layout.ground - 1 - FLOAT_GAP[floating], floating, toward)
+        spots[0 if first is not None else 1] = (center, layout.ground - 1 - FLOAT_GAP[floating], floating, toward)
     elif relation in ("on", "under"):
         lower = 1 if relation == "on" else 0
         height = 2 * HALF_WIDTH[(first, second)[lower].size] + 1
         top_base = layout.ground - 1 - height - FLOAT_GAP[floating] + (OVERLAP_PIXELS if overlap else 0)
-        spots[lower] = (centre, layout.ground - 1, 0, toward)
-        spots[1 - lower] = (centre, top_base, floating, "")
+        spots[lower] = (center, layout.ground - 1, 0, toward)
+        spots[1 - lower] = (center, top_base, floating, "")
     else:
         leftmost = 0 if relation == "left" else 1
         halves = HALF_WIDTH[first.size] + HALF_WIDTH[second.size] + 1
@@ -186,13 +186,13 @@ def place(
             levels["cropping"], light, [(spots[i][0], HALF_WIDTH[o.size]) for i, o in enumerate((first, second)) if o]
         )
     drawn = [
-        SceneObject(o.size, o.colour, o.shape, spots[i][0] + shift, *spots[i][1:]) if o is not None else None
+        SceneObject(o.size, o.color, o.shape, spots[i][0] + shift, *spots[i][1:]) if o is not None else None
         for i, o in enumerate((first, second))
     ]
     stray = None
     if extra is not None:
         column = (6 if extra_side == "left" else 58) + shift
-        stray = SceneObject(extra.size, extra.colour, extra.shape, column, layout.ground - 1, 0, toward)
+        stray = SceneObject(extra.size, extra.color, extra.shape, column, layout.ground - 1, 0, toward)
     return Scene(drawn[0], drawn[1], stray, relation, light, shadow_wrong, overlap, levels, layout.ground, seed)
 
 

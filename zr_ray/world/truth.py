@@ -11,7 +11,7 @@ from zr_ray.world.scene import AESTHETICS, REALISM, Request, Scene
 
 PENALTY = {
     "size": 0.75,
-    "colour": 1.25,
+    "color": 1.25,
     "shape": 1.25,
     "relation": 1.5,
     "missing": 2.0,
@@ -39,7 +39,7 @@ def alignment_faults(request: Request, scene: Scene) -> list[str]:
         if seen is None:
             faults.append("missing")
             continue
-        faults += [name for name in ("size", "colour", "shape") if getattr(asked, name) != getattr(seen, name)]
+        faults += [name for name in ("size", "color", "shape") if getattr(asked, name) != getattr(seen, name)]
     if scene.relation and scene.relation != request.relation:
         faults.append("relation")
     return faults + (["extra"] if scene.extra is not None else [])

@@ -1,17 +1,17 @@
 """AGIQA-3K (Li et al., arXiv 2306.04717): mean opinion scores of 2,982 images, 300 prompts, ten generator settings.
 
-Source, read: github.com/lcysyzxdxc/AGIQA-3k-Database at 30ded2b, README and data.csv itself (MIT licence, Copyright (c)
+Source, read: github.com/lcysyzxdxc/AGIQA-3k-Database at 30ded2b, README and data.csv itself (MIT license, Copyright (c)
 2023 lcysyzxdxc); every row of data.csv has been through this adapter. Layout: data.csv with name, prompt, adj1, adj2,
 style, mos_quality, std_quality, mos_align, std_align, and AGIQA-3K.zip with the images. "Normalized MOS": both run from
 0 to 5 with mean 2.5 (seen: 0..4.49, 0.02..4.29).
 
-    realism   <- mos_quality, s = 1 + 4 m / 5. "Perception": technical quality and artefacts, but people also count
+    realism   <- mos_quality, s = 1 + 4 m / 5. "Perception": technical quality and artifacts, but people also count
     beauty alignment <- mos_align, the same
 Sets of the same kind with one opinion score (columns name, prompt, mos; AIGIQA-20K, and AIGCIQA2023 as a table) are
 read, too:
     realism   <- mos; `mos_to` names another dimension, `mos_range` the scale if it is not 0..5
 No file of that kind was seen; the column names are those that its readers use.
-A mean over raters is one number: their spread (std_*) has no place in the format. Being normalised, 3 here is not the
+A mean over raters is one number: their spread (std_*) has no place in the format. Being normalized, 3 here is not the
 rubric's 3; order and gaps within a prompt are meaningful, the level is only linear in theirs.
 Splits: none published; all test by default, `train_frac` and `dev_frac` take prompts out of it.
 """

@@ -15,7 +15,7 @@ Not verified on the files themselves: that ratings run from 1 to 7. The card giv
 set documents 1..7.
 
     alignment <- image_text_alignment_rating, s = 1 + 4 (r - 1) / 6
-    realism   <- fidelity_rating, the same. Our realism asks for freedom from generation artefacts, fidelity for
+    realism   <- fidelity_rating, the same. Our realism asks for freedom from generation artifacts, fidelity for
                  undistorted objects: the nearest match, not the same question
     overall   <- rank, as preferences without gaps; overall_rating is not converted
 Splits: train -> train (half-points), validation -> dev, test -> test. One annotator per image.

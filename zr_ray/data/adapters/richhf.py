@@ -1,7 +1,7 @@
 """RichHF-18K (Liang et al., arXiv 2312.10240): rated Pick-a-Pic images, the nearest public match to our dimensions.
 
 Source, read: github.com/google-research-datasets/richhf-18k at 65290d3 (README: eight features, "the higher the
-better"; no licence file), google-research/richhf_18k/parse_tfrecord_file.py at 1963839 (the feature types),
+better"; no license file), google-research/richhf_18k/parse_tfrecord_file.py at 1963839 (the feature types),
 youweiliang/RichHF at 4ea4f4c (get_dataset.py: how file names lead to Pick-a-Pic v1; train.py: artifact = plausibility)
 and the viewer of huggingface.co/datasets/RAraghavarora/RichHumanFeedback, a mirror with captions and images (float
 scores 0..1 in steps of 1/12: the mean of three annotators' (r - 1) / 4). Layout: train.tfrecord, dev.tfrecord,

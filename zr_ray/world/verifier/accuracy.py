@@ -22,7 +22,7 @@ from zr_ray.world.verifier.scores import alignment_score, plausibility_score, qu
 STRENGTHS = ("clean", "mild", "strong")
 """No degradation; each at half the level drawn (at least MIN_LEVEL); as drawn by the world, up to 1. Cropping, which is
 geometry, is absent from clean scenes and as drawn in the others."""
-OBJECT_ATTRIBUTES = ("colour", "shape", "size", "place")
+OBJECT_ATTRIBUTES = ("color", "shape", "size", "place")
 SCENE_ATTRIBUTES = ("count", "objects", "relation", "floating", "shadow", "overlap", "light", "exact")
 NEAR = 6
 """Pixels within which a read object answers for a true one."""
@@ -43,7 +43,7 @@ def reading_verdicts(scene: Scene, reading: SceneReading) -> dict[str, list[bool
     """Attribute -> whether it was read right, once per true object (OBJECT_ATTRIBUTES) or once per scene
     (SCENE_ATTRIBUTES).
 
-    "relation" only where the scene has one. "objects" is all of count, colour, shape and size; "exact" adds relation,
+    "relation" only where the scene has one. "objects" is all of count, color, shape and size; "exact" adds relation,
     floating, shadow and overlap."""
     verdicts: dict[str, list[bool]] = defaultdict(list)
     answers: dict[int, int] = {}
@@ -57,13 +57,11 @@ def reading_verdicts(scene: Scene, reading: SceneReading) -> dict[str, list[bool
         seen = reading.objects[nearest] if nearest is not None and distance[nearest] <= NEAR else None
         if seen is not None:
             answers[index] = nearest
-        for name in ("colour", "shape", "size"):
+        for name in ("color", "shape", "size"):
             verdicts[name].append(seen is not None and getattr(seen, name) == getattr(item, name))
         verdicts["place"].append(seen is not None and distance[nearest] <= 1)
     verdicts["count"].append(len(reading.objects) == len(scene.objects))
-    verdicts["objects"].append(
-        verdicts["count"][0] and all(all(verdicts[name]) for name in ("colour", "shape", "size"))
-    )
+    verdicts["objects"].append(verdicts["count"][0] and all(all(verdicts[name]) for name in ("color", "shape", "size")))
     related = True
     if scene.relation:
         first, second = (

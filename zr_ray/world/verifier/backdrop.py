@@ -16,11 +16,11 @@ from zr_ray.world.render import SKY, SUN
 from zr_ray.world.scene import SIZE
 
 SUN_SPOTS = {"left": (8, 8), "right": (8, SIZE - 9)}
-"""Row and column where a sun's centre is looked for."""
+"""Row and column where a sun's center is looked for."""
 SUN_CONTRAST, SUN_MISFIT = 0.10, 0.16
 """A sun differs from its surroundings by at least, and from the sun's hue by at most, this share of its brightness."""
 GRADIENT = np.linspace(-6, 24, SIZE, dtype=np.float32)
-"""[64] lightening of the sky towards the ground, grey levels, as the renderer draws it."""
+"""[64] lightening of the sky towards the ground, gray levels, as the renderer draws it."""
 GROUND_ROWS = (16, 58)
 """A ground line above the first or below the second row is not one."""
 _SUN = np.array(SUN, np.float32)
@@ -42,7 +42,7 @@ _RINGS = _rings()
 
 @dataclass(frozen=True)
 class Backdrop:
-    """What lies behind the objects. Colours are RGB at full brightness, grey levels 0-255."""
+    """What lies behind the objects. Colors are RGB at full brightness, gray levels 0-255."""
 
     light: str
     """Corner of the sun, "left" or "right"; empty when no sun is seen."""
@@ -55,10 +55,10 @@ class Backdrop:
     ground: int | None
     """First row of the ground; None when there is no ground line."""
     noise: float
-    """Standard deviation of pixel-to-pixel noise, grey levels of the picture as it is."""
+    """Standard deviation of pixel-to-pixel noise, gray levels of the picture as it is."""
 
     def rows(self) -> np.ndarray:
-        """[64, 3] float32: colour of every row at full brightness."""
+        """[64, 3] float32: color of every row at full brightness."""
         rows = self.sky + GRADIENT[:, None]
         if self.ground is not None:
             rows[self.ground :] = self.soil
@@ -66,7 +66,7 @@ class Backdrop:
 
 
 def read_backdrop(image: np.ndarray) -> Backdrop:
-    """Backdrop of a picture. image: [64, 64, 3] float32, grey levels 0-255."""
+    """Backdrop of a picture. image: [64, 64, 3] float32, gray levels 0-255."""
     light, gain = _sun(image)
     if not light:
         top = np.median(image[:12].reshape(-1, 3), 0)
@@ -126,9 +126,9 @@ def _counted_line(bright: np.ndarray, sky: np.ndarray, soil: np.ndarray, near: i
     return counted if abs(counted - near) <= 2 else near
 
 
-def _inlier_mean(pixels: np.ndarray, centre: np.ndarray) -> np.ndarray:
+def _inlier_mean(pixels: np.ndarray, center: np.ndarray) -> np.ndarray:
     """Mean of the pixels within a noise-dependent distance of the median."""
-    distance = np.square(pixels - centre) @ _ONES
+    distance = np.square(pixels - center) @ _ONES
     near = distance <= max(30.0**2, 6.0 * float(np.median(distance)))
     return pixels[near].mean(0)
 

@@ -35,10 +35,10 @@ def draw(backdrop: Backdrop, shade: np.ndarray | None, found: list[Found]) -> np
     if shade is not None:
         picture *= shade[:, :, None]
     for item in found:
-        paint(picture, item.kind, item.colour, item.x, item.y)
+        paint(picture, item.kind, item.color, item.x, item.y)
     for first, second in combinations(found, 2):
         if max(abs(first.x - second.x), abs(first.y - second.y)) <= first.half + second.half:
-            picture[covered(first) & covered(second)] = (PALETTE[first.colour] + PALETTE[second.colour]) / 2
+            picture[covered(first) & covered(second)] = (PALETTE[first.color] + PALETTE[second.color]) / 2
     return picture
 
 
@@ -95,7 +95,7 @@ def blur_of_sun(bright: np.ndarray, backdrop: Backdrop) -> tuple[int, float]:
 
 def deblock(bright: np.ndarray, weight: float, noise: float, blur: int) -> tuple[np.ndarray, int]:
     """Undo a blend towards block means, held back where noise would be blown up (a Wiener gain against detail of 50
-    grey levels).
+    gray levels).
 
     Returns: the picture, and the index into BLURS that fits it when `blur` fits the scene: what is left of the blend
     blurs like a box of 4 pixels, standard deviation 4 / sqrt(12)."""
@@ -118,7 +118,7 @@ def levels(
     length = np.square(path) @ _ONES[:, 0]
     moved = ((bright - drawn) * path) @ _ONES[:, 0] / np.maximum(length, 1)  # [64, 64] how far, 1 all the way
     measured = {
-        "noise": (max(backdrop.noise, backdrop.gain * _artefacts(bright - drawn, moved)) - 5) / 25,
+        "noise": (max(backdrop.noise, backdrop.gain * _artifacts(bright - drawn, moved)) - 5) / 25,
         "blur": (blur - 0.5) / 1.3,
         "blocks": (weight - 0.25) / 0.55,
         "clash": _clash(backdrop),
@@ -168,8 +168,8 @@ def _clutter(moved: np.ndarray, length: np.ndarray, backdrop: Backdrop, found: l
     return (area / max(1, pixels) * SIZE**2 / STICK - 4) / 20
 
 
-def _artefacts(error: np.ndarray, moved: np.ndarray) -> float:
-    """Root mean square of what neither the scene nor dark litter explains, grey levels at full brightness, single
+def _artifacts(error: np.ndarray, moved: np.ndarray) -> float:
+    """Root mean square of what neither the scene nor dark litter explains, gray levels at full brightness, single
     pixels held at 60.
 
     White noise gives its standard deviation; grids and smears, which pixel-to-pixel noise misses, count like noise of

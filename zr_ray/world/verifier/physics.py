@@ -77,9 +77,9 @@ def _ellipse(half: int) -> np.ndarray:
 def shadow_mask(item: Found, side: str, ground: int) -> np.ndarray:
     """[64, 64] float32: 1 where a shadow on that side of the object's foot lies."""
     mask = np.zeros((SIZE, SIZE + 80), np.float32)
-    centre = item.x + (item.half + 3) * (-1 if side == "left" else 1) + 40
+    center = item.x + (item.half + 3) * (-1 if side == "left" else 1) + 40
     rows = min(7, SIZE - ground)
-    mask[ground : ground + rows, centre - item.half - 2 : centre + item.half + 3] = _ellipse(item.half)[:rows]
+    mask[ground : ground + rows, center - item.half - 2 : center + item.half + 3] = _ellipse(item.half)[:rows]
     return mask[:, 40:-40]
 
 

@@ -17,7 +17,7 @@ from itertools import combinations, permutations
 
 import numpy as np
 
-from zr_ray.world.scene import COLOURS, OVERLAP_PIXELS, SIZE, SceneObject
+from zr_ray.world.scene import COLORS, OVERLAP_PIXELS, SIZE, SceneObject
 from zr_ray.world.verifier.backdrop import Backdrop, read_backdrop
 from zr_ray.world.verifier.degradation import (
     block_means,
@@ -40,14 +40,14 @@ SOFT = 2
 """Index into BLURS: the least blur of templates where the outline cannot be trusted, as in the first pass and between
 overlapping objects."""
 MIN_CHANGE = 30.0
-"""Grey levels, summed over channels, by which the middle of a proposal must differ from what is already explained."""
+"""Gray levels, summed over channels, by which the middle of a proposal must differ from what is already explained."""
 SWEEPS = 2
 """Most rounds of the second pass; the second one only where objects touch and the first changed something."""
 SUN_NOISE = 3.0
-"""Grey levels of noise up to which the sun alone tells blur and blocks well enough for the second pass."""
+"""Gray levels of noise up to which the sun alone tells blur and blocks well enough for the second pass."""
 MIN_LIKENESS = 0.6
-"""An object that resembles its redrawing less is not recognised: 99 % of correctly read rendered objects, however
-degraded, reach 0.68, coloured blobs on a proper backdrop rarely 0.6. Nothing is recognised either where the last of
+"""An object that resembles its redrawing less is not recognized: 99 % of correctly read rendered objects, however
+degraded, reach 0.68, colored blobs on a proper backdrop rarely 0.6. Nothing is recognized either where the last of
 BLURS fits best."""
 
 
@@ -66,7 +66,7 @@ class SceneReading:
     """What the verifier reads from a picture."""
 
     objects: tuple[SeenObject, ...]
-    """Objects from left to right; empty when nothing recognisable is there."""
+    """Objects from left to right; empty when nothing recognizable is there."""
     relations: dict[tuple[int, int], str]
     """(i, j) -> where object i is, seen from object j, one of RELATIONS."""
     light: str
@@ -124,7 +124,7 @@ def read_scene(image: np.ndarray) -> SceneReading:
     objects = tuple(
         SeenObject(
             f.size,
-            COLOURS[f.colour],
+            COLORS[f.color],
             f.shape,
             f.x,
             f.y + f.half,
@@ -150,7 +150,7 @@ def read_scene(image: np.ndarray) -> SceneReading:
 
 
 def _empty(bright: np.ndarray, backdrop: Backdrop, blur: int, weight: float) -> SceneReading:
-    """The reading of a picture in which no object is recognised."""
+    """The reading of a picture in which no object is recognized."""
     model = soften(draw(backdrop, None, []), BLURS[blur])
     return SceneReading(
         (), {}, backdrop.light, backdrop.ground, False, levels(bright, model, backdrop, BLURS[blur], weight, [])
@@ -203,7 +203,7 @@ def _find(sharp: np.ndarray, background: np.ndarray, blur: int, noise: float) ->
                 continue
             found.append(best)
             places = None
-            paint(explained, best.kind, best.colour, best.x, best.y)
+            paint(explained, best.kind, best.color, best.x, best.y)
             _fade(sheet.weight, best)
             for at, item in fits.items():
                 if item and _same_place(item, best):
@@ -226,7 +226,7 @@ def _again(sharp: np.ndarray, backdrop: Backdrop, shade: np.ndarray, found: list
     right."""
     padded, kept = pad(sharp), list(found)
     for _ in range(SWEEPS):
-        before = {(item.kind, item.colour, item.x, item.y) for item in kept}
+        before = {(item.kind, item.color, item.x, item.y) for item in kept}
         for item in sorted(kept, key=lambda item: item.fit):
             others = [other for other in kept if other is not item]
             near = tuple(other for other in others if _close(item, other))
@@ -235,7 +235,7 @@ def _again(sharp: np.ndarray, backdrop: Backdrop, shade: np.ndarray, found: list
             good = new.fit >= MIN_FIT and new.gain >= MIN_GAIN and not any(_same_place(new, other) for other in others)
             kept = others + [new] if good else others
         touching = any(_close(one, other) for one, other in combinations(kept, 2))
-        if not touching or before == {(item.kind, item.colour, item.x, item.y) for item in kept}:
+        if not touching or before == {(item.kind, item.color, item.x, item.y) for item in kept}:
             break
     return sorted(kept, key=lambda item: item.x)
 

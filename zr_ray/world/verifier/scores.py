@@ -12,7 +12,7 @@ import numpy as np
 
 from zr_ray.errors import DataError
 from zr_ray.rubric import DIMENSIONS
-from zr_ray.world.scene import AESTHETICS, COLOURS, PHRASES, REALISM, SHAPES, SIZES, Asked, Request
+from zr_ray.world.scene import AESTHETICS, COLORS, PHRASES, REALISM, SHAPES, SIZES, Asked, Request
 from zr_ray.world.truth import PENALTY
 from zr_ray.world.verifier.reading import SceneReading, read_scene
 
@@ -23,7 +23,7 @@ def parse_prompt(prompt: str) -> Request:
     words = prompt.split()
 
     def asked(part: list[str]) -> Asked | None:
-        fits = len(part) == 3 and part[0] in SIZES and part[1] in COLOURS and part[2] in SHAPES
+        fits = len(part) == 3 and part[0] in SIZES and part[1] in COLORS and part[2] in SHAPES
         return Asked(*part) if fits else None
 
     first, second = asked(words[:3]), asked(words[-3:])
@@ -34,7 +34,7 @@ def parse_prompt(prompt: str) -> Request:
         if middle == phrase and first is not None and second is not None:
             return Request(first, second, name)
     raise DataError(
-        f"a prompt of the rubric world is 'SIZE COLOUR SHAPE' or two of them joined by {', '.join(PHRASES.values())};"
+        f"a prompt of the rubric world is 'SIZE COLOR SHAPE' or two of them joined by {', '.join(PHRASES.values())};"
         f" got {prompt!r}"
     )
 
@@ -56,7 +56,7 @@ def pair_objects(reading: SceneReading, request: Request) -> tuple[float, tuple[
             if index is not None:
                 seen = reading.objects[index]
                 penalty += sum(
-                    PENALTY[name] for name in ("size", "colour", "shape") if getattr(want, name) != getattr(seen, name)
+                    PENALTY[name] for name in ("size", "color", "shape") if getattr(want, name) != getattr(seen, name)
                 )
         if len(used) == 2 and reading.relations[choice[0], choice[1]] != request.relation:
             penalty += PENALTY["relation"]

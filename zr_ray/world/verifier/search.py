@@ -20,7 +20,7 @@ _LOWEST = np.array([-8000] * 6 + [0], np.float32)
 CANDIDATES, BLIND_CANDIDATES = 4, 1
 """Proposals kept per round: places that an ink explains, and places where much is unexplained whatever the ink."""
 BLIND_FLOOR = 900.0
-"""Squared grey levels per pixel below which nothing counts as unexplained."""
+"""Squared gray levels per pixel below which nothing counts as unexplained."""
 
 
 _HALF = 40
@@ -29,7 +29,7 @@ _HALF = 40
 
 @cache
 def _half_bank() -> np.ndarray:
-    """[2, 8, 40, 21] complex64: conjugate spectra of fills and outlines averaged over 2 x 2 pixels, centred on the
+    """[2, 8, 40, 21] complex64: conjugate spectra of fills and outlines averaged over 2 x 2 pixels, centered on the
     origin."""
     canvas = np.zeros((2, len(KINDS), 2 * _HALF, 2 * _HALF), np.float32)
     for kind in range(len(KINDS)):
@@ -45,7 +45,7 @@ def propose(image: np.ndarray, background: np.ndarray, noise: float) -> list[tup
     """Places (x, y) that may hold an object, best first: those where an ink explains much, then those where anything is
     unexplained.
 
-    Args: image, background: [64, 64, 3] float32 at full brightness. noise: standard deviation, grey levels."""
+    Args: image, background: [64, 64, 3] float32 at full brightness. noise: standard deviation, gray levels."""
     background = pool(background)
     residual = pool(image) - background  # [32, 32, 3]
     linear = residual @ _INKS.T - (residual * background) @ _ONES  # [32, 32, 7]

@@ -10,17 +10,17 @@ from itertools import product
 import numpy as np
 
 from zr_ray.world.render import OUTLINE, RGB, shape_mask
-from zr_ray.world.scene import COLOURS, HALF_WIDTH, SHAPES, SIZE, SIZES
+from zr_ray.world.scene import COLORS, HALF_WIDTH, SHAPES, SIZE, SIZES
 
 KINDS = tuple((shape, size) for shape in SHAPES for size in SIZES)
-PALETTE = np.array([RGB[name] for name in COLOURS], np.float32)
-"""[6, 3] fill colours in the order of COLOURS."""
+PALETTE = np.array([RGB[name] for name in COLORS], np.float32)
+"""[6, 3] fill colors in the order of COLORS."""
 MARGIN = 12
 """Pixels of padding around the picture, so that windows of objects cut by the frame stay inside the array."""
 CORE = (slice(MARGIN, MARGIN + SIZE),) * 2
 """The picture inside a padded array."""
 WINDOW = 10
-"""Pixels from a fitting window's centre to its left and upper edge."""
+"""Pixels from a fitting window's center to its left and upper edge."""
 BLURS = (0.0, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6, 1.8, 2.2)
 """Gaussian standard deviations, pixels, that templates exist for. The world's blur ends at 1.8; shapes cannot be told
 beyond."""
@@ -32,16 +32,16 @@ class Found:
 
     kind: int
     """Index into KINDS."""
-    colour: int
-    """Index into COLOURS."""
+    color: int
+    """Index into COLORS."""
     x: int
-    """Column of the centre."""
+    """Column of the center."""
     y: int
-    """Row of the centre."""
+    """Row of the center."""
     fit: float
     """gain / energy: 1 for a perfect match, whatever the noise; 0 when it explains nothing."""
     gain: float
-    """Squared grey levels explained."""
+    """Squared gray levels explained."""
 
     @property
     def shape(self) -> str:
@@ -66,18 +66,18 @@ def coverage(kind: int) -> tuple[np.ndarray, np.ndarray]:
     return mask & core, mask & ~core
 
 
-def paint(image: np.ndarray, kind: int, colour: int, x: int, y: int) -> None:
+def paint(image: np.ndarray, kind: int, color: int, x: int, y: int) -> None:
     """Draw an object into a [64, 64, 3] float32 picture, in place, clipped by the frame."""
     half = HALF_WIDTH[KINDS[kind][1]]
     rows, columns = slice(max(0, y - half), min(SIZE, y + half + 1)), slice(max(0, x - half), min(SIZE, x + half + 1))
     cut = slice(rows.start - y + half, rows.stop - y + half), slice(columns.start - x + half, columns.stop - x + half)
-    for mask, ink in zip(coverage(kind), (PALETTE[colour], OUTLINE), strict=True):
+    for mask, ink in zip(coverage(kind), (PALETTE[color], OUTLINE), strict=True):
         image[rows, columns][mask[cut]] = ink
 
 
 @cache
 def gaussian(length: int, sigma: float) -> np.ndarray:
-    """[length, length] float32 matrix that blurs along an axis, weights renormalised at the ends; the identity for
+    """[length, length] float32 matrix that blurs along an axis, weights renormalized at the ends; the identity for
     sigma 0."""
     if sigma <= 0:
         return np.eye(length, dtype=np.float32)
