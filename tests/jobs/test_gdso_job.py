@@ -208,7 +208,7 @@ BAD = {
     ),
     "missing model": (
         lambda t: [f"judge.path={t}/nowhere"],
-        "judge.path must be one of builtin, small, student, or a Hugging Face model folder",
+        "judge.path must be one of builtin, small, .*student.*, or a Hugging Face model folder",
     ),
     "two-token label": (
         lambda t: [f"judge.path={two_token_labels(t)}"],

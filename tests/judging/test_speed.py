@@ -43,12 +43,12 @@ def test_turns_are_timed_in_a_process_of_their_own(tmp_path):
     assert (
         len(own["turns_s"]) == 2
         and abs(own["images_per_s"] - 4 / min(own["turns_s"])) < 1e-6
-        and "four dimensions in one forward" in done.stdout
+        and "all dimensions in one forward" in done.stdout
     )
 
 
 def test_ratios():
     rates = {"teacher": 10.0, "student-vllm": 50.0, "student-transformers": 80.0, "student-one-forward": 240.0}
     figures = {part: {"images_per_s": r, "turns_s": [1.0], "tokens_per_score": 1.0} for part, r in rates.items()}
-    text = speed_table(figures | {"settings": {"images": 1, "threads": 1, "gpus": 0, "batch": 1}})
+    text = speed_table(figures | {"settings": {"images": 1, "threads": 1, "gpus": 0, "batch": 1, "dimensions": 4}})
     assert "(c) / (a) = 24.0" in text and "(c) / best (b) = 3.00" in text and "best (b) / (a) = 8.0" in text

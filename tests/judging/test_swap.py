@@ -44,7 +44,7 @@ def test_swapping_changes_the_score_and_rescoring_does_not(fleet, text, world_it
     assert sum(d["pairs"] for d in found["dimensions"].values()) == found["pooled"]["pairs"]
 
 
-def test_widest_pairs(world_items, DIMENSIONS):
+def test_widest_pairs(world_items):
     chosen = widest_pairs(world_items, DIMENSIONS)
     keys = [(pair.winner.group, pair.dimension) for pair in chosen]
     assert len(set(keys)) == len(keys)

@@ -138,6 +138,6 @@ def test_score_index_needs_the_marker(judge):
 
 def test_missing_model_folder_says_what_to_do(tmp_path):
     with pytest.raises(
-        JudgeError, match="judge.path must be one of builtin, small, student, or a Hugging Face model folder"
+        JudgeError, match="judge.path must be one of builtin, small, .*student.*, or a Hugging Face model folder"
     ):
         judge_folder(str(tmp_path / "nowhere"))

@@ -9,7 +9,7 @@ import torch
 from zr_ray.errors import RewardError
 from zr_ray.records import JudgeIdentity, RewardReply
 from zr_ray.rubric import PAPER
-from zr_ray.serving.client import _joined
+from zr_ray.serving.scores import joined
 
 
 def reply(dimensions, bins):
@@ -22,11 +22,11 @@ def reply(dimensions, bins):
 
 def test_parts_of_two_judges_are_not_put_together():
     one = reply(("layout", "realism"), (0.0, 1.0, 2.0))
-    joined = _joined([one, one], ())
-    assert joined.dimensions == one.dimensions and joined.bins == one.bins and joined.q.shape == (2, 2, 3)
+    both = joined([one, one], ())
+    assert both.dimensions == one.dimensions and both.bins == one.bins and both.q.shape == (2, 2, 3)
     for other in (replace(one, dimensions=("realism", "layout")), replace(one, bins=(0.0, 1.0, 3.0))):
         with pytest.raises(RewardError, match="the same dimensions and bins"):
-            _joined([one, other], ())
+            joined([one, other], ())
 
 
 def test_the_service_says_what_it_scores(reward_clients):

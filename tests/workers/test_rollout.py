@@ -70,7 +70,7 @@ def test_direct_score_is_the_distribution_after_the_marker(fleet, judge, world_i
 
 
 class FakeLearner:
-    """Not an engine: the learner's three verbs that a push needs, around a transformers model without DeepSpeed."""
+    """Not an engine: the learner's verbs that a push needs, around a transformers model without DeepSpeed."""
 
     rank = 0
 
@@ -79,6 +79,9 @@ class FakeLearner:
 
     def named_weights(self):
         return self.judge[0].model.named_parameters()
+
+    def require_finite_weights(self):
+        assert all(bool(weight.isfinite().all()) for _, weight in self.named_weights())
 
     @torch.no_grad()
     def forward(self, rows):
