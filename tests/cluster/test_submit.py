@@ -41,3 +41,13 @@ def test_too_much_to_send_names_the_largest_folders(submit):
     said = submit.submission_problem(ValueError("Package size (200.00MiB) exceeds the maximum size of 100.00MiB. ..."))
     assert "\n" not in said and "zr_ray/assets" in said and ".rayignore" in said
     assert submit.submission_problem(RuntimeError("no\nroom")) == "error: the cluster did not take the job: no room"
+
+
+def test_what_a_job_needs_travels_and_nothing_else():
+    """Ray's own walk over the checkout: an ignore file that also matches "." would send an empty package."""
+    from ray._private.runtime_env.packaging import _dir_travel
+
+    sent = []
+    _dir_travel(ROOT, [], lambda path: sent.append(str(path.relative_to(ROOT))), include_gitignore=True)
+    assert {"jobs/gdso.py", "zr_ray/__init__.py", "cluster/local_head.py", "pyproject.toml"} <= set(sent)
+    assert not [path for path in sent if path.split("/")[0] in ("tests", "docs", ".venv", "runs", ".git", ".cache")]
