@@ -26,6 +26,7 @@ def krippendorff_alpha(votes: Tensor, scale: Literal["nominal", "interval"] = "i
         return float("nan")
 
     def distance(a: Tensor, b: Tensor) -> Tensor:
+        """delta^2 of Krippendorff's alpha, elementwise: squared difference, or 0 and 1 for nominal votes."""
         return (a - b).square() if scale == "interval" else (a != b).double()
 
     observed = 0.0
