@@ -25,6 +25,16 @@ ItemCheck = Callable[[AnnotatedImage, int, int], str | None]
 
 
 @dataclass(frozen=True)
+class Need:
+    """What the longest question of some data takes of an engine."""
+
+    tokens: int
+    """Question and image together."""
+    image: tuple[int, int]
+    """Height and width, pixels, of the image with the most tokens."""
+
+
+@dataclass(frozen=True)
 class RunData:
     """The data of a run."""
 
@@ -38,6 +48,8 @@ class RunData:
     """What a run can live with, one line each."""
     digest: str = ""
     """Hash of everything above: records in order, pixels included."""
+    need: Need | None = None
+    """Of all items, None where no judge was asked about them."""
 
     def line(self, split: str) -> str:
         """How much there is, for a log. split: name of the evaluation split."""
@@ -82,7 +94,8 @@ def load_run_data(
     held_out_findings(held_out, split, findings)
     pairs = tuple(preference_pairs(train, dimensions))
     digest = _digest([*train, *held_out], prints)
-    return RunData(Path(folder), tuple(train), tuple(held_out), pairs, findings.lines(), digest)
+    need = getattr(check, "need", None)
+    return RunData(Path(folder), tuple(train), tuple(held_out), pairs, findings.lines(), digest, need)
 
 
 def _digest(items: Sequence[AnnotatedImage], prints: dict[str, str]) -> str:

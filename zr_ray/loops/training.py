@@ -11,9 +11,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from zr_ray.config.sections import RolloutSection
 from zr_ray.data.load import require_judge
 from zr_ray.data.run_data import DATA_FILE, RunData, load_run_data, require_pairs
 from zr_ray.errors import JudgeError
+from zr_ray.models.engine_limits import limits_text, settled
 from zr_ray.models.identity import judge_hash
 from zr_ray.models.item_check import JudgeItemCheck
 from zr_ray.models.judge_text import JudgeText, judge_folder
@@ -75,6 +77,7 @@ def _check(config) -> Plan[_Found]:
         data = read_data(config, config.data.path, text)
         require_pairs(data)
         facts |= data.plan(config.evaluation.split)
+    facts["rollout limits"] = limits_fact(config.rollout, judge, data)
     inputs = {"judge.path": judge_hash(judge)} | ({"data.path": data.digest} if data else {})
     bundles = {"rollout": worker_bundles(config.rollout), "learner": worker_bundles(config.learner)}
     return Plan(_Found(judge, text, data), facts, inputs, (bundles,))
@@ -86,6 +89,13 @@ def read_data(config, folder: Path, text: JudgeText) -> RunData:
     Args: config: has rollout and evaluation."""
     check = JudgeItemCheck.of_engine(text, config.rollout)
     return load_run_data(folder, config.evaluation.split, check, text.rubric.dimensions)
+
+
+def limits_fact(rollout: RolloutSection, judge: Path, data: RunData | None) -> str:
+    """What the engines will be started with, in one line.   Raises: ConfigError for what they would refuse."""
+    need = data.need if data is not None else None
+    told = limits_text(settled(rollout, judge, need), need)
+    return told if data is not None else f"{told}; lengths follow the data, which is still to be written"
 
 
 def keep_facts(run: RunFolder, data: RunData, split: str) -> None:
@@ -105,10 +115,11 @@ def _train(config, loop, found: _Found, started: Started) -> None:
     data = found.data or read_data(config, data_folder(config.data, run.path), found.text)
     require_pairs(data)
     keep_facts(run, data, config.evaluation.split)
+    rollout = settled(config.rollout, found.judge, data.need)
     with (
         driver.follow(run),
         reserve(run.run_id, started.phases[0], config.run.room_deadline_s) as room,
-        rollout_fleet(run.run_id, found.judge, config.rollout, group=room.take("rollout")) as fleet,
+        rollout_fleet(run.run_id, found.judge, rollout, group=room.take("rollout")) as fleet,
     ):
         say(
             f"{len(fleet.workers)} rollout engine(s) ready after {duration(time.time() - since)}; starting"

@@ -11,13 +11,11 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from zr_ray.config.sections import LearnerSection, RolloutSection
+from zr_ray.config.sections import VLLM_SHARE, LearnerSection, RolloutSection
 from zr_ray.errors import JudgeError
 
 GIB = 2**30
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2}
-VLLM_SHARE = 0.9
-"""Part of a GPU that vLLM plans with by default (gpu_memory_utilization)."""
 ROW_TOKENS = 1024
 """Length of a packed row where the configuration does not bound it; sets the size of the attention matrix."""
 

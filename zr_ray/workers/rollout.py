@@ -18,6 +18,7 @@ import numpy as np
 
 from zr_ray.config.sections import RolloutSection
 from zr_ray.errors import RolloutError
+from zr_ray.models.engine_limits import settled
 from zr_ray.models.judge_text import JudgeText
 from zr_ray.records import Judgement, JudgeRequest
 from zr_ray.startup.torchvision_shim import child_environment
@@ -67,9 +68,10 @@ class RolloutWorker:
     def __init__(self, judge: str, config: RolloutSection) -> None:
         os.environ.update(engine_environment(config))
         self.text = JudgeText(Path(judge))
-        self.config = config
+        self.config = config = settled(config, Path(judge))
         # nobody has pushed weights yet; the folder's own weights are never rolled out unverified
         self.policy_version = -1
+        self._checksum = ""
         from vllm import LLM
 
         self._llm = LLM(
@@ -78,10 +80,10 @@ class RolloutWorker:
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_batched_tokens,
             max_model_len=config.max_model_len,
-            limit_mm_per_prompt={"image": 1},
+            limit_mm_per_prompt={"image": _image_limit(config), "video": 0},
             enforce_eager=config.enforce_eager,
-            # off on CPU: vLLM cannot rewind a seeded CPU generator after a partial prefill
-            enable_chunked_prefill=config.gpus > 0,
+            enable_chunked_prefill=config.chunked_prefill,
+            enable_prefix_caching=config.prefix_caching,
             distributed_executor_backend="uni",  # the model in this process: pushes need no second hop
             # log-probs after masking and temperature, which is the distribution that was sampled from
             logprobs_mode="processed_logprobs",
@@ -164,10 +166,12 @@ class RolloutWorker:
         Args: version: policy version the weights belong to. buckets: safetensors bytes (or Ray object references to
             them) with Hugging Face parameter names; together they hold every parameter once.
         Returns: the version now held. The caller proves the push with a probe (see `weights.py`)."""
-        from zr_ray.workers.weights import read_buckets
+        from zr_ray.workers.weights import Checksum, read_buckets
 
         # vLLM's own loader maps Hugging Face names to fused layers, so nothing here knows the architecture
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": read_buckets(buckets)})
+        read = Checksum()
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": read.over(read_buckets(buckets))})
+        self._checksum = read.digest
         if not self._llm.reset_prefix_cache():
             raise RolloutError(
                 "vLLM refused to drop its prefix cache after a weight push; requests must not be in flight"
@@ -175,6 +179,10 @@ class RolloutWorker:
         self._llm.llm_engine.reset_encoder_cache()  # image features of the old vision tower
         self.policy_version = version
         return version
+
+    def weights_checksum(self) -> str:
+        """Digest of what the last push read (`weights.Checksum`); empty before the first."""
+        return self._checksum
 
     def describe(self) -> dict[str, str | int]:
         """Where this worker runs and what it holds, for logs and the dashboard."""
@@ -186,6 +194,14 @@ class RolloutWorker:
             "policy_version": self.policy_version,
             "threads": self.config.threads,
         }
+
+
+def _image_limit(config: RolloutSection) -> dict[str, int]:
+    """One image a question; its largest size, where it is known, is what vLLM plans encoder memory with."""
+    if config.largest_image is None:
+        return {"count": 1}
+    height, width = config.largest_image
+    return {"count": 1, "height": height, "width": width}
 
 
 def _image(array: np.ndarray):
