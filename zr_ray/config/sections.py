@@ -61,6 +61,11 @@ class RunSection(Section):
         None, "continue the newest run (`latest`), or this run folder (a path, or an id under run.root)"
     )
 
+    gpu_gib: float | None = field(
+        None,
+        "memory of one GPU, GiB, for instance 80: a plan that cannot fit is refused; null: memory is printed only",
+        gt=0,
+    )
     wait_for_nodes_s: float = field(
         0.0, "seconds to wait for nodes that an autoscaler may still add; 0 refuses what the cluster cannot hold", ge=0
     )

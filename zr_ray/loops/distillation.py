@@ -31,6 +31,7 @@ from zr_ray.run import driver
 from zr_ray.run.folder import RESULT_FILE, RunFolder, default_root
 from zr_ray.run.launch import Bundles, Plan, Started, launch
 from zr_ray.run.observe import say
+from zr_ray.workers.lora import check_lora
 from zr_ray.world.build import data_folder
 
 TEACHER_FILE = "teacher.json"
@@ -176,6 +177,7 @@ def _check(config: DistillationConfig, engines: Engines, resumed: RunFolder | No
         data = read_data(config, config.data.path, text)
         facts |= data.plan(config.evaluation.split)
     facts["rollout limits"] = limits_fact(config.rollout, teacher, data)
+    check_lora(judge, config.learner)
     inputs = {"judge.path": judge_hash(judge)} | ({"data.path": data.digest} if data else {})
     learning = {} if engines == "none" else {"rollout": worker_bundles(config.rollout)}
     learning["learner"] = worker_bundles(config.learner)

@@ -19,11 +19,13 @@ from zr_ray.models.engine_limits import limits_text, settled
 from zr_ray.models.identity import judge_hash
 from zr_ray.models.item_check import JudgeItemCheck
 from zr_ray.models.judge_text import JudgeText, judge_folder
+from zr_ray.models.memory import check_memory, judge_shape, learner_memory, memory_text, rollout_memory
 from zr_ray.records import AnnotatedImage, PreferencePair
 from zr_ray.run import driver
 from zr_ray.run.folder import RunFolder
 from zr_ray.run.launch import Plan, Started, launch
 from zr_ray.run.observe import duration, say
+from zr_ray.workers.lora import check_lora
 from zr_ray.world.build import data_folder
 
 
@@ -78,6 +80,8 @@ def _check(config) -> Plan[_Found]:
         require_pairs(data)
         facts |= data.plan(config.evaluation.split)
     facts["rollout limits"] = limits_fact(config.rollout, judge, data)
+    check_lora(judge, config.learner)
+    facts |= memory_facts(config, judge)
     inputs = {"judge.path": judge_hash(judge)} | ({"data.path": data.digest} if data else {})
     bundles = {"rollout": worker_bundles(config.rollout), "learner": worker_bundles(config.learner)}
     return Plan(_Found(judge, text, data), facts, inputs, (bundles,))
@@ -96,6 +100,25 @@ def limits_fact(rollout: RolloutSection, judge: Path, data: RunData | None) -> s
     need = data.need if data is not None else None
     told = limits_text(settled(rollout, judge, need), need)
     return told if data is not None else f"{told}; lengths follow the data, which is still to be written"
+
+
+def memory_facts(config, judge: Path) -> dict[str, str]:
+    """GPU memory of a learner rank and of an engine, by the formula of `models/memory.py`; empty for a run on CPUs.
+
+    Raises: PlacementError if run.gpu_gib is known and the exact parts exceed it."""
+    wanted = {"rollout": config.rollout, "learner": config.learner}
+    if not any(section.gpus > 0 for section in wanted.values()):
+        return {}
+    shape, refers = judge_shape(judge), getattr(getattr(config, "gdso", None), "beta_kl", 0) > 0
+    facts = {}
+    for role, section in wanted.items():
+        if section.gpus == 0:
+            continue
+        held = (config.run.gpu_gib or 0.0) * min(1.0, section.gpus)
+        estimate = learner_memory(shape, section, refers) if role == "learner" else rollout_memory(shape, section, held)
+        check_memory(role, estimate, held)
+        facts[f"memory of a {role} GPU"] = memory_text(estimate, held)
+    return facts
 
 
 def keep_facts(run: RunFolder, data: RunData, split: str) -> None:

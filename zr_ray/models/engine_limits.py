@@ -15,6 +15,7 @@ from pathlib import Path
 from zr_ray.config.sections import BATCHED_TOKENS, VLLM_SHARE, RolloutSection
 from zr_ray.data.run_data import Need
 from zr_ray.errors import ConfigError, JudgeError
+from zr_ray.models.hub_layout import refuse_layout
 
 STEP = 64
 """Tokens that a derived length is rounded up to: questions of a resumed or grown data set still fit."""
@@ -73,6 +74,7 @@ def settled(rollout: RolloutSection, folder: Path, need: Need | None = None) -> 
     Args: folder: the judge's. need: the longest question of the data, None where the data is not known.
     Raises: ConfigError for what vLLM refuses at its start, or cannot hold; JudgeError for a text-only model."""
     shape, on_gpu = EngineShape.of(folder), rollout.gpus > 0
+    refuse_layout(Path(folder))
     _refuse_dtype(rollout, shape)
     _refuse_split(tensor_parallel(rollout), shape)
     length = rollout.max_model_len

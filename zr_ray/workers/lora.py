@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -109,3 +110,15 @@ def lora_targets(model: nn.Module, wanted: Sequence[str], frozen: Sequence[str])
             f" ({', '.join(frozen)}) freezes all of it: nothing is left to train; remove a prefix"
         )
     return free
+
+
+def check_lora(folder: Path, config: LearnerSection) -> None:
+    """Refuse what `Lora` would refuse, from the folder's configuration alone: on a model without memory. Raises
+    ConfigError."""
+    if not config.lora_rank:
+        return
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(folder))
+    lora_targets(model, config.lora_targets, config.freeze)
