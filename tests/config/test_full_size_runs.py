@@ -39,7 +39,9 @@ QWEN3_5_27B = {
         "linear_num_key_heads": 16, "linear_num_value_heads": 48, "linear_key_head_dim": 128,
         "linear_value_head_dim": 128, "max_position_embeddings": 262144, "layer_types": LAYERS * 16,
     },
-    "vision_config": {"model_type": "qwen3_5", "depth": 27, "hidden_size": 1152, "out_hidden_size": 5120},
+    "vision_config": {
+        "model_type": "qwen3_5", "depth": 27, "hidden_size": 1152, "num_heads": 16, "out_hidden_size": 5120,
+    },
 }  # fmt: skip
 
 

@@ -38,7 +38,8 @@ class EngineShape:
     heads: int
     kv_heads: int
     head_dim: int
-    vision_heads: int
+    vision_heads: int | None
+    """None where config.json does not say."""
 
     @classmethod
     def of(cls, folder: Path) -> EngineShape:
@@ -60,7 +61,7 @@ class EngineShape:
             heads=heads,
             kv_heads=text.get("num_key_value_heads") or heads,
             head_dim=text.get("head_dim") or text["hidden_size"] // heads,
-            vision_heads=vision.get("num_heads") or vision.get("num_attention_heads") or 1,
+            vision_heads=vision.get("num_heads") or vision.get("num_attention_heads"),
         )
 
     def cache_bytes(self, tokens: int, width: int) -> int:
@@ -159,7 +160,7 @@ def _refuse_split(parts: int, shape: EngineShape) -> None:
             ("key-value heads", max(shape.kv_heads, parts)),
             ("heads of the vision tower", shape.vision_heads),
         )
-        if count % parts
+        if count is not None and count % parts
     ]
     if broken:
         raise ConfigError(
