@@ -51,7 +51,6 @@ def test_a_right_one_prints_its_limits(judge, data):
 
 WRONG = {
     "a length below the largest image": (["rollout.max_model_len=900"], "line 2: item 'i1': an image of 1024 x 1024"),
-    "a prompt that does not fit": (["rollout.max_model_len=1300"], "line 2: item 'i1': the question must have at most"),
     "parts that do not divide heads": (["rollout.gpus=3"], "3 does not divide the judge's 4 attention heads"),
     "a batch smaller than ranks": (
         ["learner.zero_stage=3", "learner.workers=4", "gdso.pairs_per_step=2"], "a multiple of learner.workers (4)",
@@ -78,9 +77,17 @@ def test_a_wrong_setting(judge, data, overrides, words):
 
 def test_an_image_beyond_the_decoder(judge, data, tmp_path):
     folder = shutil.copytree(data, tmp_path / "data")
-    Image.new("1", (20000, 20000)).save(folder / "0.jpg", format="PNG")
-    with pytest.raises(ZrRayError, match=r"line 1: .*0.jpg: wanted at most \d+ pixels, got 20000 x 20000"):
+    Image.new("1", (6000, 6000)).save(folder / "0.jpg", format="PNG")
+    with pytest.raises(ZrRayError, match=r"line 1: .*0.jpg: wanted at most \d+ pixels, got 6000 x 6000"):
         plan(judge, folder)
+
+
+def test_a_prompt_that_does_not_fit(judge, data, tmp_path):
+    folder = shutil.copytree(data, tmp_path / "data")
+    lines = (folder / "annotations.jsonl").read_text().replace("a cat 0", "red cat " * 3000)
+    (folder / "annotations.jsonl").write_text(lines)
+    with pytest.raises(ZrRayError, match=r"line 1: item 'i0': the question must have at most \d+ tokens .* got \d{4}"):
+        plan(judge, folder, "rollout.max_model_len=4000")
 
 
 def test_experts_as_transformers_saves_them(data, tmp_path):
