@@ -45,10 +45,8 @@ def test_lora_merged_weights_and_reference(judge_path, units, tmp_path):
     plain, _, packer = load_packed_judge(judge_path, torch.float32)
     with torch.no_grad():
         before = plain(packer.pack(rows)).logprobs
-    learner, seen = (
-        Learner(judge_path, section(lora_rank=4, lora_alpha=8.0, gradient_checkpointing=True), keep_reference=True),
-        [],
-    )
+    small, seen = section(lora_rank=4, lora_alpha=8.0, gradient_checkpointing=True), []
+    learner = Learner(judge_path, small, keep_reference=True)
     assert learner.reference is None
     trained = [n for n, p in learner.engine.module.named_parameters() if p.requires_grad]
     assert trained and all(".lora_" in n and ".policy." in n and "visual" not in n for n in trained)
