@@ -39,4 +39,4 @@ def test_outputs_without_a_score_stop_the_run_as_failed(ray_cluster, run_job, tm
     assert "were cut at rollout.max_new_tokens=2: raise it" in said.out + said.err
     assert said.err.strip().splitlines()[-1].startswith("error: step 2: no output had a score in 2 steps in a row")
     result = json.loads(Path(tmp_path / "cut" / "result.json").read_text())
-    assert result["status"] == "FAILED" and result["rows"] == []
+    assert result["status"] == "FAILED" and "rows" not in result

@@ -44,7 +44,7 @@ class UnscoredSteps:
                 self.journal.say(line)
         if self.seen >= self.allowed:
             problem = f"no output had a score in {self.seen} steps in a row; {advice[-1]}; {self.journal.kept()}"
-            self.journal.finish("gdso", {"status": "FAILED", "problem": problem, "rows": []})
+            self.journal.finish("gdso", {"status": "FAILED", "problem": problem})
             raise RolloutError(f"step {step}: {problem}")
         return False
 
