@@ -210,7 +210,8 @@ class Learner:
             model = self.engine.module.model
             model.config.architectures = [type(model).__name__]
             model.config.save_pretrained(folder)
-            model.generation_config.save_pretrained(folder)
+            if not (folder / "generation_config.json").is_file():
+                model.generation_config.save_pretrained(folder)
         else:  # gathering is a collective
             for _ in self.named_weights():
                 pass
