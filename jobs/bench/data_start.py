@@ -61,11 +61,12 @@ def measure(folder: Path, judge: str) -> None:
 
     text = JudgeText(judge_folder(judge))
     check = JudgeItemCheck(text, None, 32)
-    before, start = _pss_mib(), time.perf_counter()
+    before, start, worked = _pss_mib(), time.perf_counter(), time.process_time()
     data = load_run_data(folder, "test", check, ("realism",))
-    spent = time.perf_counter() - start
+    spent, worked = time.perf_counter() - start, time.process_time() - worked
     counts = {"records": len(data.train) + len(data.held_out), "pairs": len(data.pairs)}
-    print(json.dumps(counts | {"seconds": round(spent, 1), "pss_mib": round(_pss_mib() - before)}))
+    measured = {"seconds": round(spent, 1), "cpu_s": round(worked, 1), "pss_mib": round(_pss_mib() - before)}
+    print(json.dumps(counts | measured))
 
 
 def _pss_mib() -> float:

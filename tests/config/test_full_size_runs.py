@@ -16,6 +16,7 @@ from zr_ray.errors import ConfigError, PlacementError
 from zr_ray.loops.training import memory_facts
 from zr_ray.models.engine_limits import EngineShape, settled
 from zr_ray.models.memory import judge_shape, learner_memory, rollout_memory
+from zr_ray.operate.plan import describe
 
 CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
 QWEN3_VL_4B = {
@@ -91,3 +92,15 @@ def test_a_27b_teacher_on_eight_gpus(folders):
         settled(config.rollout.model_copy(update={"gpus": 5.0}), folders["27b"])
     one_gpu = config.rollout.model_copy(update={"gpus": 1.0})
     assert rollout_memory(shape, one_gpu, 40).least > 40
+
+
+@pytest.mark.parametrize(("name", "shape"), [("qwen3_vl_4b", "4b"), ("qwen3_5_27b_teacher", "27b")])
+def test_a_plan_says_which_nodes_and_how_much_memory(folders, name, shape):
+    where = ["rollout.resource=zr_learner", "learner.resource=zr_learner"]  # else half a GPU goes to the smallest one
+    config = load_config(GdsoConfig, CONFIGS / f"{name}.yaml", [f"judge.path={folders[shape]}", *where])
+    said = "\n".join(describe(config, CONFIGS.parents[1] / "cluster" / "aws.yaml"))
+    assert "learner: " in said and said.count("    memory ") == 2 and "TIGHT" not in said
+    assert "nodes at peak: 1 (" in said, "engine and learner share a GPU, or a node of eight"
+    small = config.model_copy(update={"learner": config.learner.model_copy(update={"lora_rank": 0})})
+    with pytest.raises(PlacementError, match=r"a learner worker needs at least [\d.]+ GiB \(weights"):
+        describe(small, CONFIGS.parents[1] / "cluster" / "aws.yaml")

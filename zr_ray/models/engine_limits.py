@@ -19,6 +19,8 @@ from zr_ray.models.hub_layout import refuse_layout
 
 STEP = 64
 """Tokens that a derived length is rounded up to: questions of a resumed or grown data set still fit."""
+DIRECT = 16
+"""Tokens that a direct question adds to a reasoned one at most: an empty thinking block, the marker, the score."""
 UNKNOWN = 8192
 """Longest sequence, tokens, where neither data nor configuration says one."""
 GIB = 2**30
@@ -80,7 +82,7 @@ def settled(rollout: RolloutSection, folder: Path, need: Need | None = None) -> 
     _refuse_split(tensor_parallel(rollout), shape)
     length = rollout.max_model_len
     if length is None:
-        wanted = UNKNOWN if need is None else need.tokens + rollout.max_new_tokens
+        wanted = UNKNOWN if need is None else need.tokens + max(rollout.max_new_tokens, DIRECT)
         length = min(-(-wanted // STEP) * STEP, shape.longest)
     elif length > shape.longest:
         raise ConfigError(
