@@ -122,6 +122,11 @@ class RewardSection(Section):
         "weighted sum; lowest dimension; per-dimension group z-scores (GDPO); most probable labels instead of mu"
         " (scalar baseline)",
     )
+    blind: Literal["refuse", "accept"] = field(
+        "refuse",
+        "what a dimension does that orders the untrained generator's images no better than chance: end the run before"
+        " training, or be said and used",
+    )
     risk: float = field(0.0, "k of mu - k sigma: an uncertain judge counts for less", ge=0)
     threshold: float | None = field(
         None, "gradient family: images above this reward get no gradient (ReFL's hinge); null: all do"

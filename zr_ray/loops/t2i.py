@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from zr_ray.config.t2i import T2iConfig
 from zr_ray.loops.journal import Journal
+from zr_ray.loops.t2i_fitness import say_fitness
 from zr_ray.loops.t2i_flow_grpo import FlowGrpo
 from zr_ray.loops.t2i_gradient import RewardGradient
 from zr_ray.loops.t2i_looks import Looks
@@ -61,6 +62,7 @@ def train(loop_config: dict) -> None:
     done = journal.restore()
     watch.rewind(done)
     looks.look_before()
+    say_fitness(looks.before, config, journal.say)
 
     for step in journal.steps(done):
         if watch.over():
