@@ -21,11 +21,12 @@ export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.cache/torch_extensions
 WARM_UP := from deepspeed.accelerator import get_accelerator; get_accelerator().create_op_builder('ShareMemCommBuilder').load()
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help gdso serve t2i test test-slow check install constraints stop clean
+.PHONY: help gdso serve t2i all test test-slow check install constraints stop clean
 help:
 	@echo "make gdso   train the built-in judge on the simulated rubric world, as a Ray job (EXTRA, CONFIG, ARGS, RAY_ADDRESS)"
 	@echo "make serve  the reward service on the built-in student, on http://127.0.0.1:8000/reward, until Ctrl-C (ARGS, RAY_ADDRESS)"
 	@echo "make t2i    post-train the built-in generator with the served built-in student, as a Ray job (ARGS, RAY_ADDRESS)"
+	@echo "make all    teacher, student, is it a fit reward, generator: one after the other, as a Ray job (ARGS, RAY_ADDRESS)"
 	@echo "make test   run the tests but the slow ones (ARGS='-k name' picks some)"
 	@echo "make test-slow   run the slow ones: real architectures, chaos, fuzz, a browser (at most 40 minutes on two cores)"
 	@echo "make check  lint, format, types, imports between rooms"
@@ -44,6 +45,10 @@ serve: $(STAMP)
 t2i: $(STAMP)
 	@if [ -z "$$RAY_ADDRESS" ]; then exports=$$($(VENV)/bin/python cluster/local_head.py start) || exit 1; eval "$$exports"; fi; \
 	exec $(VENV)/bin/python cluster/submit.py --name t2i $(if $(DETACH),--detach) -- python jobs/t2i.py --config jobs/configs/t2i_tiny.yaml $(ARGS)
+
+all: $(STAMP)
+	@if [ -z "$$RAY_ADDRESS" ]; then exports=$$($(VENV)/bin/python cluster/local_head.py start) || exit 1; eval "$$exports"; fi; \
+	exec $(VENV)/bin/python cluster/submit.py --name chain $(if $(DETACH),--detach) -- python jobs/chain.py --config jobs/configs/chain_tiny.yaml $(ARGS)
 
 PYTEST = PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/python -m pytest -n 2 --dist loadgroup
 

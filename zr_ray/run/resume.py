@@ -10,6 +10,11 @@ from zr_ray.errors import CheckpointError, ConfigError
 
 TAKEN = (
     "run.*",
+    "chain.*",  # a chain compares its stages' own configurations
+    "gdso.overrides",
+    "risd.overrides",
+    "t2i.overrides",
+    "evaluate_reward.arguments",
     "*deadline_s",
     "learner.lr",
     "learner.min_lr_frac",
