@@ -62,7 +62,8 @@ def test_backward_fills_the_gradient(reward_clients, student, images):
         reward = client.reward(x, PROMPTS, weights, risk)
         torch.testing.assert_close(reward, expected.detach(), atol=1e-5, rtol=0)
         (reward * outer).sum().backward()
-        torch.testing.assert_close(x.grad, local.grad, atol=1e-7, rtol=1e-5)
+        # batches of other shapes round differently: 1.7e-7 was seen where the largest slope is of order .1
+        torch.testing.assert_close(x.grad, local.grad, atol=1e-6, rtol=1e-5)
 
 
 def test_served_gradient_equals_float64_differences(reward_clients, judge_path, images):
