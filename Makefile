@@ -18,7 +18,7 @@ VENV := .venv
 STAMP := $(VENV)/.installed-$(EXTRA)
 # DeepSpeed compiles an operator at first use: once per checkout, not once per process
 export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.cache/torch_extensions
-WARM_UP := from deepspeed.accelerator import get_accelerator; get_accelerator().create_op_builder('ShareMemCommBuilder').load()
+WARM_UP := from zr_ray.workers.operators import load_collective; load_collective()
 export RAY_USAGE_STATS_ENABLED := 0
 
 .PHONY: help gdso serve t2i all test test-slow check install constraints stop clean
