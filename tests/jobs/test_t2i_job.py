@@ -53,10 +53,10 @@ def test_a_run_trains_with_the_served_reward_and_leaves_nothing_running(ray_clus
 
 
 def test_the_number_of_actors_changes_no_image(root):
-    """The same prompts and noise whoever samples them: one actor sees the rewards that two saw in the first step."""
+    """The same prompts, noise and noise levels whoever trains on them: in the first step one actor sees what two do."""
     one, two = metrics(root / "nft-1"), metrics(root / "nft-2")
     assert one[0]["reward/total"] == pytest.approx(two[0]["reward/total"], rel=1e-4)
-    assert one[0]["actor/grad_norm"] == pytest.approx(two[0]["actor/grad_norm"], rel=1e-2)
+    assert one[0]["actor/grad_norm"] == pytest.approx(two[0]["actor/grad_norm"], rel=1e-3)
 
 
 def test_dry_run_and_refusals_ask_ray_for_nothing(run_job, root, capsys):

@@ -103,7 +103,8 @@ def step_prompts(task: T2iTask, step: int, rank: int, world: int) -> StepPrompts
         chosen.append(prompts[int(order[place])])
     places = tuple(range(rank, c.prompts_per_step, world))
     group = c.group_size if task.config.is_policy else 1
-    return StepPrompts(tuple(chosen[i] for i in places), places, (task.config.run.seed, step), group)
+    seed = (task.config.run.seed, step)
+    return StepPrompts(tuple(chosen[i] for i in places), places, seed, group, c.prompts_per_step)
 
 
 def learning_rate(step: int, config: T2iConfig) -> float:
