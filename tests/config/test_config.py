@@ -5,6 +5,7 @@ import yaml
 
 from zr_ray.config.gdso import GdsoConfig
 from zr_ray.config.loader import differing_keys, dump_yaml, fields_of, load_config, schema_help
+from zr_ray.config.sections import SyncTolerance
 from zr_ray.errors import ConfigError
 
 
@@ -74,7 +75,7 @@ def test_dump_and_load_are_inverse(tmp_path):
         ("learner.betas=[0.9, 1]", "learner.betas must both lie in [0, 1), got [0.9, 1.0]"),
         ("rollout.temperature=0.7", "rollout.temperature is no key any more: rollouts are sampled at temperature 1"),
         ("rollout.gpus=1.5", "rollout.gpus must be a whole number above 1, got 1.5"),
-        ("learner.gpus=2", "learner.gpus must be 0 or 1, got 2"),
+        ("learner.gpus=2", "learner.gpus must be at most 1, got 2"),
         ("evaluation.split=train", "evaluation.split must be 'dev' or 'test', got 'train'"),
         ("data.world.candidates=1", "data.world.candidates must be at least 2 to form same-prompt pairs, got 1"),
         (
@@ -162,9 +163,11 @@ def test_an_override_mends_the_file(tmp_path):
 
 
 def test_sync_tolerance_follows_the_dtypes():
-    assert load().sync_tolerance == 1e-5
-    assert load("rollout.dtype=bfloat16").sync_tolerance == load("learner.dtype=bfloat16").sync_tolerance == 5e-2
-    assert load("weights.tolerance=0.5", "learner.dtype=bfloat16").sync_tolerance == 0.5
+    assert load().sync_tolerance == SyncTolerance("largest", 1e-5)
+    for mixed in ("rollout.dtype=bfloat16", "learner.dtype=bfloat16"):
+        assert load(mixed).sync_tolerance == SyncTolerance("mean", 3e-2)
+    assert load("rollout.gpus=1").sync_tolerance == SyncTolerance("mean", 5e-3)  # fp32 products round on GPUs
+    assert load("weights.tolerance=0.5", "learner.dtype=bfloat16").sync_tolerance == SyncTolerance("mean", 0.5)
 
 
 def test_help_names_every_key_with_its_meaning():
@@ -184,11 +187,13 @@ def test_differing_keys():
     [
         ({"max_num_seqs": 512, "max_batched_tokens": 256}, "at least rollout.max_num_seqs"),
         ({"max_model_len": 64, "max_new_tokens": 64}, "must hold a question"),
-        ({"max_model_len": 9000}, "on CPU does not split"),
+        ({"max_model_len": 9000, "max_batched_tokens": 8192}, "on CPU does not split"),
     ],
 )
 def test_what_vllm_refuses_at_its_start_is_refused_in_the_configuration(changes, words):
     with pytest.raises(ConfigError, match=words):
         load_config(GdsoConfig, None, [f"rollout.{key}={value}" for key, value in changes.items()])
     if "on CPU" in words:
-        load_config(GdsoConfig, None, ["rollout.max_model_len=9000", "rollout.gpus=1"])
+        load_config(
+            GdsoConfig, None, ["rollout.max_model_len=9000", "rollout.max_batched_tokens=8192", "rollout.gpus=1"]
+        )

@@ -4,8 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from zr_ray.config.sections import RolloutSection
-from zr_ray.errors import ConfigError
 from zr_ray.models.item_check import JudgeItemCheck
 from zr_ray.models.judge_text import JudgeText
 from zr_ray.models.preprocess import PixelPreprocessor
@@ -44,13 +42,24 @@ def test_a_prompt_of_five_thousand_words_is_refused_and_an_ordinary_one_is_not(t
     assert JudgeItemCheck(text)(item("red " * 40000), 64, 64) is not None  # the model's own limit
 
 
-def test_a_limit_that_an_engine_on_cpu_refuses_is_refused_before_it_starts(text):
-    own = JudgeItemCheck(text).limit
-    with pytest.raises(ConfigError, match=rf"max_batched_tokens \(300\) on CPU, got null, .* own limit of {own}"):
-        JudgeItemCheck.of_engine(text, RolloutSection(max_batched_tokens=300))
-    fits = RolloutSection(max_batched_tokens=300, max_model_len=256)
-    assert JudgeItemCheck.of_engine(text, fits).limit == 256
-    assert JudgeItemCheck.of_engine(text, RolloutSection(max_batched_tokens=300, gpus=1)).limit == own
+def test_the_longest_question_is_remembered_and_a_bound_is_counted_out_where_it_matters(text):
+    check = JudgeItemCheck(text, None, 32)
+    assert check.need is None
+    prompts = ("a cube", "a small red cube left of a large blue sphere")
+    assert [check(item(p), 64, side) for p, side in zip(prompts, (64, 128), strict=True)] == [None, None]
+    image = PixelPreprocessor.load(text.folder).image_tokens(64, 128)
+    longest = max(len(text.question(prompts[1], d)) for d in text.rubric.dimensions) - 1 + image
+    # the bound: 8 of slack, and the one word in the template it is measured with
+    assert longest <= check.need.tokens <= longest + 9 and check.need.image in ((64, 64), (64, 128))
+    room = longest + 32  # the bound of the first, roomy question must not refuse the second one
+    tight = JudgeItemCheck(text, room, 32)
+    tight._lengths[prompts[1]] = longest + 40
+    assert tight(item(prompts[1]), 64, 128) is None
+
+
+def test_an_image_that_takes_more_than_the_limit_is_named_with_its_size(text):
+    reason = JudgeItemCheck(text, 40, 32)(item("a cube"), 64, 64)
+    assert "an image of 64 x 64 pixels takes 16 tokens" in reason and "more than 40" in reason
 
 
 def test_an_image_that_no_judge_of_this_kind_reads_is_refused(text):

@@ -8,9 +8,9 @@ import pytest
 
 from zr_ray.config.gdso import GdsoConfig
 from zr_ray.errors import PlacementError
+from zr_ray.models.memory import Estimate
 from zr_ray.operate.cluster_file import NodeType, node_types
 from zr_ray.operate.jobs import JOBS
-from zr_ray.operate.memory import Estimate
 from zr_ray.operate.plan import Role, check_memory, describe, main, make_plan, roles_of
 
 ROOT = Path(__file__).resolve().parents[2]

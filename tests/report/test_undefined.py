@@ -85,3 +85,31 @@ def test_no_pairs_in_a_table_of_runs(tmp_path):
     text = write_table(run, {"rows": [entry, entry | {"judge": "small"}], "claims": [claim], "swaps": []})
     assert text.count("no pairs") >= 4 and "nan" not in text
     assert entry["pooled"]["plcc"] == pytest.approx(1.0)
+
+
+def test_a_judge_that_scored_nothing(tmp_path):
+    """All outputs malformed: a teacher of another format, an untrained chat model."""
+    from zr_ray.functional.disagreement import disagreement
+    from zr_ray.judging.agreement import full_row
+
+    path = tmp_path / "x.png"
+    items = [
+        AnnotatedImage(f"i{n}", f"g{n // 2}", "test", f"p{n // 2}", path, dict.fromkeys(DIMENSIONS, 1.0 + n % 5))
+        for n in range(12)
+    ]
+    human = torch.tensor([[item.scores[d] for d in DIMENSIONS] for item in items], dtype=torch.float64)
+    empty = Judged(
+        torch.full((12, 4, 1, 9), math.nan, dtype=torch.float64), torch.ones(12, 4, 1), PAPER, (("",) * 4,) * 12
+    )
+    rows = [row("zero-shot", empty, human, items, 20, 0), full_row("teacher", empty, items, 20, 0)]
+    found = {"job": "gdso", "run_id": "r", "status": "FAILED", "wall_s": 1.0, "rows": rows, "noise_ceiling": None}
+    check_result(found)
+    run = RunFolder.create(tmp_path, "r", RisdConfig())
+    run.write_result(found)
+    texts = [format_table(found), markdown_tables(found), write_report(run).read_text(), _rows(rows)]
+    assert all("nan" not in text.replace("nance", "") for text in texts)
+    assert rows[0]["malformed_frac"] == 1.0 and rows[0]["pooled"]["items"] == 0
+    nothing = torch.full((12, 9), math.nan, dtype=torch.float64)
+    group = torch.arange(12)
+    gap = disagreement(nothing, nothing, group, torch.arange(9.0).double(), None, 20, 0)
+    assert value_text(gap, "mu_gap") == "-"

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from zr_ray.config.sections import WeightsSection
+from zr_ray.config.sections import SyncTolerance, WeightsSection
 from zr_ray.errors import WeightSyncError
 from zr_ray.judging.ask import generate, question, score, workers_of_rank
 from zr_ray.loops.push import WeightPush
@@ -97,7 +97,8 @@ class FakeLearner:
 def test_push_is_verified_and_a_stale_engine_is_noticed(fleet, judge_path, requests, world_items):
     judge = load_packed_judge(judge_path, torch.float32)
     learner = FakeLearner(judge)
-    push = WeightPush(fleet.workers, judge[1], world_items[0], WeightsSection(bucket_mib=1), 1e-5, 120)
+    exact = SyncTolerance("largest", 1e-5)
+    push = WeightPush(fleet.workers, judge[1], world_items[0], WeightsSection(bucket_mib=1), exact, 120)
     assert push(learner, 1)["sync/max_abs_diff"] < 1e-5
     torch.manual_seed(0)
     with torch.no_grad():

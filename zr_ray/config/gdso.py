@@ -18,6 +18,11 @@ class GdsoSection(Section):
     )
     pairs_per_step: int = field(48, "B: same-prompt pairs of one step; 2 sides x group_size outputs each", ge=1)
     group_size: int = field(4, "G: outputs sampled per image and dimension", ge=2, why="for a group baseline")
+    unscored_steps: int = field(
+        2,
+        "steps in a row without one scored output after which the run stops as FAILED; such a step is not trained on",
+        ge=1,
+    )
     updates_per_rollout: int = field(1, "K_gdso: optimizer updates on one step's rollouts; 1 is on-policy", ge=1)
     lambda_pointwise: float = field(1.0, "weight of the pointwise reward, Eq. (13)", ge=0)
     lambda_pairwise: float = field(1.0, "weight of the pairwise reward, Eq. (13)", ge=0)
@@ -98,10 +103,5 @@ class GdsoConfig(TrainingConfig):
             raise ValueError(
                 f"weights.push_every_steps must be at most gdso.steps ({self.gdso.steps}), got"
                 f" {self.weights.push_every_steps}: the rollouts would never see an update"
-            )
-        if self.learner.gpus not in (0, 1):
-            raise ValueError(
-                f"learner.gpus must be 0 or 1, got {self.learner.gpus:g}: a DeepSpeed rank drives one whole GPU; "
-                "raise learner.workers instead"
             )
         return self

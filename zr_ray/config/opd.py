@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from zr_ray.config.risd import DistillationConfig
-from zr_ray.config.sections import RolloutSection, Section, WeightsSection, field
+from zr_ray.config.sections import RolloutSection, Section, SyncTolerance, WeightsSection, field
 
 
 class OpdSection(Section):
@@ -26,9 +26,9 @@ class OpdConfig(DistillationConfig):
     weights: WeightsSection = Field(default_factory=WeightsSection)
 
     @property
-    def sync_tolerance(self) -> float:
-        """Largest probe difference that a push may leave; nats."""
-        return self.weights.tolerance_for(self.rollout.dtype, self.learner.dtype)
+    def sync_tolerance(self) -> SyncTolerance:
+        """Probe difference that a push may leave."""
+        return self.weights.tolerance_for(self.rollout, self.learner)
 
     @model_validator(mode="after")
     def _fits(self) -> OpdConfig:

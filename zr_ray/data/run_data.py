@@ -1,4 +1,5 @@
-"""What a job trains on and is judged on: both splits read in one pass, every image decoded once.
+"""What a job trains on and is judged on: both splits read in one pass, every image decoded once, or of a large set an
+even sample of them and the headers of the rest.
 
 Refused is what the run would stumble over, counted what it can live with but people should know (`findings.py`).
 """
@@ -14,14 +15,29 @@ from pathlib import Path
 
 from zr_ray.data.annotations import located_annotations, read_annotations
 from zr_ray.data.findings import Findings, held_out_findings, leak_findings, scale_findings, twin_findings
+from zr_ray.data.glance import glance, sample_to_decode
 from zr_ray.data.images import MAX_PIXELS, ImageTooLarge, decode
 from zr_ray.data.pairs import group_items, preference_pairs
 from zr_ray.data.rubrics import read_rubric
 from zr_ray.errors import DataError
 from zr_ray.records import AnnotatedImage, PreferencePair
 
+FEW = 1000
+"""Images that are decoded whatever their size."""
+DECODE_PIXELS = 2**30
+"""Of larger sets so many pixels are decoded at the start: 1,024 images of 1024 x 1024, 20 to 70 s on one core."""
 ItemCheck = Callable[[AnnotatedImage, int, int], str | None]
 """(item, image height, image width) -> why a judge cannot be asked about it, or None. Made by `models.item_check`."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """What the longest question of some data takes of an engine."""
+
+    tokens: int
+    """Question and image together."""
+    image: tuple[int, int]
+    """Height and width, pixels, of the image with the most tokens."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +54,8 @@ class RunData:
     """What a run can live with, one line each."""
     digest: str = ""
     """Hash of everything above: records in order, pixels included."""
+    need: Need | None = None
+    """Of all items, None where no judge was asked about them."""
 
     def line(self, split: str) -> str:
         """How much there is, for a log. split: name of the evaluation split."""
@@ -82,7 +100,8 @@ def load_run_data(
     held_out_findings(held_out, split, findings)
     pairs = tuple(preference_pairs(train, dimensions))
     digest = _digest([*train, *held_out], prints)
-    return RunData(Path(folder), tuple(train), tuple(held_out), pairs, findings.lines(), digest)
+    need = getattr(check, "need", None)
+    return RunData(Path(folder), tuple(train), tuple(held_out), pairs, findings.lines(), digest, need)
 
 
 def _digest(items: Sequence[AnnotatedImage], prints: dict[str, str]) -> str:
@@ -123,16 +142,33 @@ def _decoded(
     folder: Path, splits: tuple[str, ...], check: ItemCheck | None, findings: Findings, prints: dict[str, str]
 ) -> Iterator[AnnotatedImage]:
     """Records of some splits with their images decoded, noted and fingerprinted; the pixels are dropped again."""
-    for where, item in located_annotations(folder):
-        if item.split not in splits:
-            continue
-        height, width, prints[item.id], notes = _look(item.image, where)
+    records = [(where, item) for where, item in located_annotations(folder) if item.split in splits]
+    heads = [_glance(item.image, where) for where, item in records] if len(records) > FEW else []
+    chosen = sample_to_decode([h * w for h, w, _ in heads], DECODE_PIXELS) if heads else set(range(len(records)))
+    if len(chosen) < len(records):
+        findings.add(
+            f"images: {len(records)} are too many to decode before a run, an even sample of {len(chosen)} was decoded"
+            " and the headers of the rest were read"
+        )
+    for n, (where, item) in enumerate(records):
+        height, width, print_, notes = _look(item.image, where) if n in chosen else (*heads[n], ())
+        # one kind of fingerprint for the whole set: pixels where all were decoded, else size and beginning of the file
+        prints[item.id] = print_ if len(chosen) == len(records) else heads[n][2]
         for note in notes:
             findings.add(f"images: {note}", item.id)
         reason = check(item, height, width) if check is not None else None
         if reason is not None:
             raise DataError(f"{where}: item {item.id!r}: {reason}")
         yield item
+
+
+def _glance(path: Path, where: str) -> tuple[int, int, str]:
+    try:
+        return glance(path)
+    except ImageTooLarge as error:
+        raise ImageTooLarge(f"{where}: {error}") from error
+    except (DataError, OSError) as error:
+        raise DataError(f"{where}: {error}") from error
 
 
 def _look(path: Path, where: str) -> tuple[int, int, str, tuple[str, ...]]:

@@ -24,11 +24,12 @@ from torch import Tensor
 
 from zr_ray.config.audit import AuditConfig, AuditSection
 from zr_ray.data.load import require_judge
-from zr_ray.data.run_data import load_checked_split
+from zr_ray.data.run_data import Need, load_checked_split
 from zr_ray.errors import JudgeError
 from zr_ray.judging.pool import score_pool
 from zr_ray.loops.distillation import find_teacher, open_labels, settle_teacher, shared_rubric, write_teacher
 from zr_ray.loops.held_out_taught import compared, labeled, mean_log_q
+from zr_ray.models.engine_limits import limits_text, settled
 from zr_ray.models.identity import judge_hash
 from zr_ray.models.item_check import JudgeItemCheck
 from zr_ray.models.judge_text import JudgeText, judge_folder
@@ -55,6 +56,8 @@ class _Found:
     """Dimensions and bins that teacher and student share."""
     items: list[AnnotatedImage] | None
     """None where the simulated world is still to be written."""
+    need: Need | None
+    """What the longest question takes; None with `items`."""
 
 
 def audit(config: AuditConfig, args: argparse.Namespace) -> None:
@@ -80,17 +83,18 @@ def _check(config: AuditConfig, resumed: RunFolder | None) -> Plan[_Found]:
     teacher = settle_teacher(resumed, find_teacher(config.teacher.path, root))
     rubric, text = shared_rubric(teacher, student), JudgeText(teacher)
     require_judge(config.data.path, rubric)
-    facts, items = {"student": str(student), "teacher": str(teacher)}, None
+    facts, items, need = {"student": str(student), "teacher": str(teacher)}, None, None
     if config.data.path is not None:
-        items = _read(config, config.data.path, text)
+        items, need = _read(config, config.data.path, text)
         facts["data"] = f"{len(items)} {config.audit.split} items"
+    facts["rollout limits"] = limits_text(settled(config.rollout, teacher, need), need)
     phases = {"student": worker_bundles(config.student)}, labeling_bundles(config.rollout)
-    return Plan(_Found(root, student, teacher, text, rubric, items), facts, phases=phases)
+    return Plan(_Found(root, student, teacher, text, rubric, items, need), facts, phases=phases)
 
 
-def _read(config: AuditConfig, folder: Path, text: JudgeText) -> list[AnnotatedImage]:
+def _read(config: AuditConfig, folder: Path, text: JudgeText) -> tuple[list[AnnotatedImage], Need | None]:
     check = JudgeItemCheck.of_engine(text, config.rollout)
-    return load_checked_split(folder, config.audit.split, check)[0]
+    return load_checked_split(folder, config.audit.split, check)[0], check.need
 
 
 def _audit(config: AuditConfig, found_before: _Found, started: Started) -> None:
@@ -101,14 +105,16 @@ def _audit(config: AuditConfig, found_before: _Found, started: Started) -> None:
     write_teacher(run, teacher)
     text, rubric = found_before.text, found_before.rubric
     bins = torch.tensor(rubric.bins, dtype=torch.float64)
-    items = found_before.items or _read(config, data_folder(config.data, run.path), text)
+    items, need = found_before.items, found_before.need
+    if items is None:
+        items, need = _read(config, data_folder(config.data, run.path), text)
     pool = draw(items, c.pool_items, config.run.seed)
     say(f"the student {student} scores {len(pool)} items")
     log_q = score_pool(run, student, pool, config, rubric)
     chosen = sample((log_q.exp() @ bins).mean(-1), c, config.run.seed)
     items = [pool[i] for i in [*chosen["random"], *chosen["highest"]]]
     labels = open_labels(config, teacher, text, found_before.root)
-    known = label_items(items, labels, teacher, config.rollout, config.label, say)
+    known = label_items(items, labels, teacher, settled(config.rollout, teacher, need), config.label, say)
 
     found = {}
     for name, members in chosen.items():

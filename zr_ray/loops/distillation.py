@@ -21,7 +21,8 @@ from zr_ray.data.labels import LabelSet, fingerprints
 from zr_ray.data.load import require_judge
 from zr_ray.data.run_data import RunData
 from zr_ray.errors import CheckpointError, DataError, JudgeError
-from zr_ray.loops.training import keep_facts, read_data, say_result
+from zr_ray.loops.training import keep_facts, limits_fact, read_data, say_result
+from zr_ray.models.engine_limits import settled
 from zr_ray.models.identity import judge_hash
 from zr_ray.models.judge_text import BUILTIN_JUDGES, JudgeText, judge_folder
 from zr_ray.records import AnnotatedImage
@@ -30,6 +31,7 @@ from zr_ray.run import driver
 from zr_ray.run.folder import RESULT_FILE, RunFolder, default_root
 from zr_ray.run.launch import Bundles, Plan, Started, launch
 from zr_ray.run.observe import say
+from zr_ray.workers.lora import check_lora
 from zr_ray.world.build import data_folder
 
 TEACHER_FILE = "teacher.json"
@@ -174,6 +176,8 @@ def _check(config: DistillationConfig, engines: Engines, resumed: RunFolder | No
     if config.data.path is not None:
         data = read_data(config, config.data.path, text)
         facts |= data.plan(config.evaluation.split)
+    facts["rollout limits"] = limits_fact(config.rollout, teacher, data)
+    check_lora(judge, config.learner)
     inputs = {"judge.path": judge_hash(judge)} | ({"data.path": data.digest} if data else {})
     learning = {} if engines == "none" else {"rollout": worker_bundles(config.rollout)}
     learning["learner"] = worker_bundles(config.learner)
@@ -190,6 +194,7 @@ def _distil(
     write_teacher(run, teacher)
     data = found.data or read_data(config, data_folder(config.data, run.path), found.text)
     keep_facts(run, data, config.evaluation.split)
+    config = config.model_copy(update={"rollout": settled(config.rollout, teacher, data.need)})
     say(f"teacher {teacher}")
     items, test = data.train, data.held_out
     labels = open_labels(config, teacher, found.text, found.root)
@@ -221,6 +226,13 @@ def _label(
         raise DataError(
             f"the teacher must read some of the {len(items)} training images, it could read none; see `error` in"
             f" {labels.folder}"
+        )
+    scored = sum(bool(known[name].valid.any()) for name in fingerprints(kept))
+    if items and not scored:
+        raise JudgeError(
+            f"the teacher's traces must reach a score for some of the {len(kept)} training items, none does: raise"
+            f" rollout.max_new_tokens (now {config.rollout.max_new_tokens}), or look at what it writes with"
+            f" jobs/evaluate.py judge.path={teacher}"
         )
     return kept
 

@@ -18,11 +18,12 @@ import numpy as np
 from zr_ray.config.evaluate import EvaluateConfig
 from zr_ray.data.files import atomic_file
 from zr_ray.data.load import require_judge
-from zr_ray.data.run_data import DATA_FILE, load_checked_split
+from zr_ray.data.run_data import DATA_FILE, Need, load_checked_split
 from zr_ray.judging import evaluate
 from zr_ray.judging.agreement import full_row
 from zr_ray.loops.held_out import EXAMPLES
 from zr_ray.loops.training import say_result
+from zr_ray.models.engine_limits import limits_text, settled
 from zr_ray.models.item_check import JudgeItemCheck
 from zr_ray.models.judge_text import JudgeText, judge_folder
 from zr_ray.records import AnnotatedImage
@@ -42,6 +43,8 @@ class _Found:
     """Empty where the simulated world is still to be written."""
     warnings: tuple[str, ...]
     """What people should know about them."""
+    need: Need | None
+    """What the longest question takes; None where the data is still to be written."""
 
 
 def launch_evaluation(config: EvaluateConfig, args: argparse.Namespace) -> None:
@@ -62,19 +65,24 @@ def _check(config: EvaluateConfig) -> Plan[_Found]:
     text = JudgeText(judge)  # refuses labels that are not one token
     require_judge(config.data.path, text.rubric)
     facts = {"judge": f"{judge}, labels {text.format.labels} -> tokens {text.label_ids}"}
-    items, warnings = [], ()
+    items, warnings, need = [], (), None
     if config.data.path is not None:
-        items, warnings = _read(config, config.data.path, text)
+        items, warnings, need = _read(config, config.data.path, text)
         facts["data"] = f"{len(items)} {config.evaluate.split} items"
         facts |= {f"warning {n}": line for n, line in enumerate(warnings, 1)}
-    return Plan(_Found(judge, text, items, warnings), facts, phases=({"rollout": worker_bundles(config.rollout)},))
+    facts["rollout limits"] = limits_text(settled(config.rollout, judge, need), need)
+    return Plan(
+        _Found(judge, text, items, warnings, need), facts, phases=({"rollout": worker_bundles(config.rollout)},)
+    )
 
 
-def _read(config: EvaluateConfig, folder: Path, text: JudgeText) -> tuple[list[AnnotatedImage], tuple[str, ...]]:
-    """(items of the split, each known to fit a question; what people should know about the split)."""
+def _read(
+    config: EvaluateConfig, folder: Path, text: JudgeText
+) -> tuple[list[AnnotatedImage], tuple[str, ...], Need | None]:
+    """(items of the split, each known to fit a question; what people should know about the split; the longest)."""
     check = JudgeItemCheck.of_engine(text, config.rollout)
     items, warnings = load_checked_split(folder, config.evaluate.split, check)
-    return items[: config.evaluate.items], warnings
+    return items[: config.evaluate.items], warnings, check.need
 
 
 def _evaluate(config: EvaluateConfig, found: _Found, started: Started) -> None:
@@ -82,16 +90,17 @@ def _evaluate(config: EvaluateConfig, found: _Found, started: Started) -> None:
     from zr_ray.workers.rollout import rollout_fleet
 
     c, run, since = config.evaluate, started.run, started.started_at
-    folder, items, warnings = data_folder(config.data, run.path), found.items, found.warnings
+    folder, items, warnings, need = data_folder(config.data, run.path), found.items, found.warnings, found.need
     if not items:
-        items, warnings = _read(config, folder, found.text)
+        items, warnings, need = _read(config, folder, found.text)
     run.write_json(DATA_FILE, {"folder": str(folder), "held_out_items": len(items), "warnings": warnings})
     say(f"judge {found.judge}; {len(items)} {c.split} items")
     for warning in warnings:
         say(f"warning: {warning}")
+    rollout = settled(config.rollout, found.judge, need)
     with (
         reserve(run.run_id, started.phases[0], config.run.room_deadline_s) as room,
-        rollout_fleet(run.run_id, found.judge, config.rollout, group=room.take("rollout")) as fleet,
+        rollout_fleet(run.run_id, found.judge, rollout, group=room.take("rollout")) as fleet,
     ):
         room.settled()
         say(f"{len(fleet.workers)} rollout engine(s) ready after {duration(time.time() - since)}")

@@ -10,14 +10,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from zr_ray.config.gdso import GdsoConfig
-from zr_ray.errors import RolloutError
 from zr_ray.judging.ask import generate, pair_requests, workers_of_rank
 from zr_ray.loops.held_out import HeldOut, by_engines
 from zr_ray.loops.journal import Journal
 from zr_ray.loops.objective import GdsoObjective, collect, mean_metrics, rollout_metrics
 from zr_ray.loops.push import WeightPush
 from zr_ray.loops.sums import reduced
-from zr_ray.workers.engine import REMEDY
+from zr_ray.loops.unscored import UnscoredSteps
 
 if TYPE_CHECKING:
     from zr_ray.loops.training import TrainingTask
@@ -38,6 +37,7 @@ def train(loop_config: dict) -> None:
     push = WeightPush.of_run(task, learner.text, task.pairs[0].winner)
     schedule = PairSchedule(list(task.pairs), c.pairs_per_step, config.run.seed)
     workers = workers_of_rank(task.workers, learner.rank, learner.world)
+    unscored = UnscoredSteps(journal, learner.text, config.rollout.max_new_tokens, c.unscored_steps)
 
     start = journal.restore()  # also drops what a killed run wrote after its checkpoint
     version = start
@@ -61,18 +61,18 @@ def train(loop_config: dict) -> None:
             rollouts = collect(pairs, requests, groups, c, text.rubric, text.label_ids, len(text.marker_ids))
             # denominators of the whole step, known before its first loss
             totals = reduced(rollout_metrics(rollouts, step), learner.reduce_sum)
-        if not totals["valid"]:
-            raise RolloutError(f"step {step + 1}: {nothing_scored(totals['samples'], config)}; {journal.kept()}")
-        objective = GdsoObjective(rollouts, c, totals, config.rollout.max_new_tokens)
-        with journal.timer("train"):
-            for k in range(c.updates_per_rollout):
-                stats = learner.accumulate(rollouts.units, objective)
-                rate = config.learner.rate(step * c.updates_per_rollout + k, c.steps * c.updates_per_rollout)
-                applied = learner.apply(rate)
-                if k == 0:  # later updates are off-policy by design; the first must show a ratio of 1
-                    on_policy = learner.reduce_max(objective.ratio_max_abs_diff)
-        metrics = mean_metrics(totals | reduced(stats.sums, learner.reduce_sum)) | applied
-        metrics |= {"policy/ratio_max_abs_diff": on_policy, "learner/microbatches": float(stats.microbatches)}
+        metrics = mean_metrics(totals)
+        if unscored.check(step + 1, totals["valid"], totals["samples"], groups):
+            objective = GdsoObjective(rollouts, c, totals, config.rollout.max_new_tokens)
+            with journal.timer("train"):
+                for k in range(c.updates_per_rollout):
+                    stats = learner.accumulate(rollouts.units, objective)
+                    rate = config.learner.rate(step * c.updates_per_rollout + k, c.steps * c.updates_per_rollout)
+                    applied = learner.apply(rate)
+                    if k == 0:  # later updates are off-policy by design; the first must show a ratio of 1
+                        on_policy = learner.reduce_max(objective.ratio_max_abs_diff)
+            metrics = mean_metrics(totals | reduced(stats.sums, learner.reduce_sum)) | applied
+            metrics |= {"policy/ratio_max_abs_diff": on_policy, "learner/microbatches": float(stats.microbatches)}
         # after the last step too: the held-out set is judged through the engines
         if (step + 1) % config.weights.push_every_steps == 0 or step + 1 == c.steps:
             version = step + 1
@@ -82,11 +82,3 @@ def train(loop_config: dict) -> None:
         journal.step(step + 1, metrics, totals["tokens"])
         journal.checkpoint(step + 1)
     journal.finish("gdso", held_out.finish())
-
-
-def nothing_scored(outputs: float, config: GdsoConfig) -> str:
-    """Why a step cannot be trained on, and what to do."""
-    return (
-        f"none of {outputs:.0f} outputs reached a score within {config.rollout.max_new_tokens} tokens, there is nothing"
-        f" to learn from; {REMEDY}, or raise rollout.max_new_tokens"
-    )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from zr_ray.config.sections import WeightsSection
-from zr_ray.errors import NonFiniteError
+from zr_ray.config.sections import SyncTolerance, WeightsSection
+from zr_ray.errors import NonFiniteError, WeightSyncError
 from zr_ray.judging.ask import question
 from zr_ray.models.judge_text import JudgeText
 from zr_ray.models.packing import Row
@@ -13,7 +13,16 @@ from zr_ray.records import AnnotatedImage
 from zr_ray.run.observe import wait_for
 from zr_ray.workers.engine import REMEDY
 from zr_ray.workers.learner import Learner
-from zr_ray.workers.weights import ObjectStoreTransport, WeightTransport, check_probe, logprob_difference, make_buckets
+from zr_ray.workers.weights import (
+    Checksum,
+    Difference,
+    ObjectStoreTransport,
+    WeightTransport,
+    check_probe,
+    held_problem,
+    make_buckets,
+    probe_difference,
+)
 
 
 class WeightPush:
@@ -29,12 +38,12 @@ class WeightPush:
         text: JudgeText,
         item: AnnotatedImage,
         config: WeightsSection,
-        tolerance: float,
+        tolerance: SyncTolerance,
         deadline_s: float,
         transport: WeightTransport | None = None,
     ) -> None:
-        """workers: ALL rollout workers of the run. item: what the probe asks about. tolerance: largest difference
-        allowed, nats."""
+        """workers: ALL rollout workers of the run. item: what the probe asks about. tolerance: what the probe may
+        differ by."""
         self.workers, self.config = list(workers), config
         self.tolerance, self.deadline_s = tolerance, deadline_s
         self.reasoned, self.direct = (
@@ -50,31 +59,41 @@ class WeightPush:
         return cls(task.workers, text, item, c.weights, c.sync_tolerance, c.rollout.deadline_s)
 
     def __call__(self, learner: Learner, version: int) -> dict[str, float]:
-        """Push as `version`; returns `sync/max_abs_diff` (nats). Raises NonFiniteError, before anything is sent, if a
+        """Push as `version`; returns `sync/*` (nats). Raises NonFiniteError, before anything is sent, if a
         weight is not finite, and if the learner's own log-probs are not; WeightSyncError on a breach."""
         learner.require_finite_weights()
         # lazy: parameters are gathered while the buckets are iterated
-        buckets = make_buckets(learner.named_weights(), self.config.bucket_mib * 2**20)
+        sent = Checksum()
+        buckets = make_buckets(sent.over(learner.named_weights()), self.config.bucket_mib * 2**20)
         if learner.rank == 0:
             handles = self.transport.send(buckets)
-            held = wait_for(
-                [w.update_weights.remote(version, handles) for w in self.workers],
-                self.deadline_s,
-                f"the push of weights {version}",
-            )
+            held = self._ask("update_weights", "the push", version, handles)
+            received = self._ask("weights_checksum", "the checksum")
         else:
-            held = [version] * len(self.workers)  # only rank 0 hears from the engines; it would raise
-            for _ in buckets:  # ZeRO-3 gathers on every rank
+            held, received = [version], []  # only rank 0 hears from the engines; it would raise
+            for _ in learner.named_weights():  # ZeRO-3 gathers on every rank
                 pass
         learner.barrier()  # nobody asks an engine before all engines hold the version
         if not self.config.verify:
             return {}
         # every rank probes: under ZeRO-3 the learner's forward is a collective, and all must stop together
-        difference = learner.reduce_max(self._probe(learner))
-        check_probe(difference, self.tolerance, version, held)
-        return {"sync/max_abs_diff": difference, "sync/version": float(version)}
+        difference = self._probe(learner)
+        difference = Difference(
+            *(learner.reduce_max(v) for v in (difference.largest, difference.mean, difference.high))
+        )
+        problem = held_problem(version, held, sent.digest, received) if learner.rank == 0 else ""
+        if learner.reduce_max(float(bool(problem))):  # rank 0 alone would leave the others waiting
+            raise WeightSyncError(problem or f"rank 0 found the push of version {version} broken; see its message")
+        check_probe(difference, self.tolerance, version)
+        return difference.metrics() | {"sync/version": float(version)}
 
-    def _probe(self, learner: Learner) -> float:
+    def _ask(self, verb: str, what: str, version: int | None = None, *arguments) -> list:
+        """Answers of all workers."""
+        calls = [getattr(worker, verb) for worker in self.workers]
+        given = () if version is None else (version, *arguments)
+        return wait_for([call.remote(*given) for call in calls], self.deadline_s, f"{what} of the weights")
+
+    def _probe(self, learner: Learner) -> Difference:
         """Every engine's answers against the learner's log-probs of the same tokens; every rank computes the same."""
         asked = [worker.generate.remote(self.reasoned, 1, 0.0, self.config.probe_tokens) for worker in self.workers]
         asked += [worker.score.remote(self.direct) for worker in self.workers]
@@ -93,4 +112,4 @@ class WeightPush:
         outputs = learner.forward(rows)
         if not (outputs.logprobs.isfinite().all() and outputs.score_logprobs.isfinite().all()):
             raise NonFiniteError(f"the learner's log-probs of the probe questions are not finite; {REMEDY}")
-        return logprob_difference(judgements, outputs.logprobs, outputs.score_logprobs)
+        return probe_difference(judgements, outputs.logprobs, outputs.score_logprobs)

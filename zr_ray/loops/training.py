@@ -11,17 +11,21 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from zr_ray.config.sections import RolloutSection
 from zr_ray.data.load import require_judge
 from zr_ray.data.run_data import DATA_FILE, RunData, load_run_data, require_pairs
 from zr_ray.errors import JudgeError
+from zr_ray.models.engine_limits import limits_text, settled
 from zr_ray.models.identity import judge_hash
 from zr_ray.models.item_check import JudgeItemCheck
 from zr_ray.models.judge_text import JudgeText, judge_folder
+from zr_ray.models.memory import check_memory, judge_shape, learner_memory, memory_text, rollout_memory
 from zr_ray.records import AnnotatedImage, PreferencePair
 from zr_ray.run import driver
 from zr_ray.run.folder import RunFolder
 from zr_ray.run.launch import Plan, Started, launch
 from zr_ray.run.observe import duration, say
+from zr_ray.workers.lora import check_lora
 from zr_ray.world.build import data_folder
 
 
@@ -75,6 +79,9 @@ def _check(config) -> Plan[_Found]:
         data = read_data(config, config.data.path, text)
         require_pairs(data)
         facts |= data.plan(config.evaluation.split)
+    facts["rollout limits"] = limits_fact(config.rollout, judge, data)
+    check_lora(judge, config.learner)
+    facts |= memory_facts(config, judge)
     inputs = {"judge.path": judge_hash(judge)} | ({"data.path": data.digest} if data else {})
     bundles = {"rollout": worker_bundles(config.rollout), "learner": worker_bundles(config.learner)}
     return Plan(_Found(judge, text, data), facts, inputs, (bundles,))
@@ -86,6 +93,32 @@ def read_data(config, folder: Path, text: JudgeText) -> RunData:
     Args: config: has rollout and evaluation."""
     check = JudgeItemCheck.of_engine(text, config.rollout)
     return load_run_data(folder, config.evaluation.split, check, text.rubric.dimensions)
+
+
+def limits_fact(rollout: RolloutSection, judge: Path, data: RunData | None) -> str:
+    """What the engines will be started with, in one line.   Raises: ConfigError for what they would refuse."""
+    need = data.need if data is not None else None
+    told = limits_text(settled(rollout, judge, need), need)
+    return told if data is not None else f"{told}; lengths follow the data, which is still to be written"
+
+
+def memory_facts(config, judge: Path) -> dict[str, str]:
+    """GPU memory of a learner rank and of an engine, by the formula of `models/memory.py`; empty for a run on CPUs.
+
+    Raises: PlacementError if run.gpu_gib is known and the exact parts exceed it."""
+    wanted = {"rollout": config.rollout, "learner": config.learner}
+    if not any(section.gpus > 0 for section in wanted.values()):
+        return {}
+    shape, refers = judge_shape(judge), getattr(getattr(config, "gdso", None), "beta_kl", 0) > 0
+    facts = {}
+    for role, section in wanted.items():
+        if section.gpus == 0:
+            continue
+        held = (config.run.gpu_gib or 0.0) * min(1.0, section.gpus)
+        estimate = learner_memory(shape, section, refers) if role == "learner" else rollout_memory(shape, section, held)
+        check_memory(role, estimate, held)
+        facts[f"memory of a {role} GPU"] = memory_text(estimate, held)
+    return facts
 
 
 def keep_facts(run: RunFolder, data: RunData, split: str) -> None:
@@ -105,10 +138,11 @@ def _train(config, loop, found: _Found, started: Started) -> None:
     data = found.data or read_data(config, data_folder(config.data, run.path), found.text)
     require_pairs(data)
     keep_facts(run, data, config.evaluation.split)
+    rollout = settled(config.rollout, found.judge, data.need)
     with (
         driver.follow(run),
         reserve(run.run_id, started.phases[0], config.run.room_deadline_s) as room,
-        rollout_fleet(run.run_id, found.judge, config.rollout, group=room.take("rollout")) as fleet,
+        rollout_fleet(run.run_id, found.judge, rollout, group=room.take("rollout")) as fleet,
     ):
         say(
             f"{len(fleet.workers)} rollout engine(s) ready after {duration(time.time() - since)}; starting"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from zr_ray.config.sections import RolloutSection
 from zr_ray.data.prompts import control_token_fault
-from zr_ray.errors import ConfigError, DataError
+from zr_ray.data.run_data import Need
+from zr_ray.errors import DataError
 from zr_ray.models.judge_text import JudgeText
 from zr_ray.models.preprocess import PixelPreprocessor
 from zr_ray.records import AnnotatedImage
@@ -28,19 +29,18 @@ class JudgeItemCheck:
         self._preprocess = PixelPreprocessor.load(text.folder)
         self._template = max(len(self.text.question("x", d)) for d in self.text.rubric.dimensions)
         self._lengths: dict[str, int] = {}
+        self._exact: set[str] = set()  # prompts whose length is counted out
+        self._longest, self._image, self._image_tokens = 0, (0, 0), 0
 
     @classmethod
     def of_engine(cls, text: JudgeText, rollout: RolloutSection) -> JudgeItemCheck:
-        """For items that rollout engines are asked about with reasoning.   Raises: ConfigError if the engine would
-        refuse the judge's own length limit at its start."""
-        check = cls(text, rollout.max_model_len, rollout.max_new_tokens)
-        if rollout.gpus == 0 and check.limit is not None and check.limit > rollout.max_batched_tokens:
-            raise ConfigError(
-                f"rollout.max_model_len must be at most rollout.max_batched_tokens ({rollout.max_batched_tokens}) on"
-                f" CPU, got null, which is the judge's own limit of {check.limit}; set it to the longest question and"
-                " output that the data needs, for example 2048"
-            )
-        return check
+        """For items that rollout engines are asked about with reasoning."""
+        return cls(text, rollout.max_model_len, rollout.max_new_tokens)
+
+    @property
+    def need(self) -> Need | None:
+        """Of the items asked about so far; None before the first."""
+        return Need(self._longest, self._image) if self._longest else None
 
     def __call__(self, item: AnnotatedImage, height: int, width: int) -> str | None:
         """height, width: of the item's image, pixels."""
@@ -51,12 +51,20 @@ class JudgeItemCheck:
             image = self._preprocess.image_tokens(height, width)
         except DataError as error:
             return str(error)
-        if self.limit is None:
-            return None
-        room = self.limit - self.new_tokens - image + 1  # the question holds one placeholder of the image
+        if image > self._image_tokens:
+            self._image, self._image_tokens = (height, width), image
+        # the question holds one placeholder of the image
+        room = (2**31 if self.limit is None else self.limit) - self.new_tokens - image + 1
         question = self._question_tokens(item.prompt, room)
+        self._longest = max(self._longest, question + image - 1)
         if question <= room:
             return None
+        if self._template > room:
+            return (
+                f"an image of {width} x {height} pixels takes {image} tokens, with {self.new_tokens} of the output and"
+                f" {self._template} of the question more than {self.limit}; scale it down, lower the largest size in"
+                " the judge's image processor, or raise rollout.max_model_len"
+            )
         return (
             f"the question must have at most {room} tokens ({self.limit} less {image} of the image and"
             f" {self.new_tokens} of the output), got {question}; shorten the prompt, or raise rollout.max_model_len"
@@ -65,7 +73,7 @@ class JudgeItemCheck:
     def _question_tokens(self, prompt: str, room: int) -> int:
         """Tokens of the longest question about a prompt; a bound that fits is not counted out (one encoding a
         prompt instead of one a dimension)."""
-        if prompt not in self._lengths:
+        if self._lengths.get(prompt, room + 1) > room and prompt not in self._exact:
             bound = (
                 self._template
                 + _SLACK
@@ -74,5 +82,6 @@ class JudgeItemCheck:
             if bound > room:
                 bound = max(len(self.text.question(prompt, d)) for d in self.text.rubric.dimensions)
                 self.text.forget()
+                self._exact.add(prompt)
             self._lengths[prompt] = bound
         return self._lengths[prompt]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from zr_ray.errors import JudgeError
+from zr_ray.models.hub_layout import settle_layout
 from zr_ray.models.judge_text import JudgeText
 from zr_ray.models.packing import PackedBatch, RowPacker
 
@@ -128,4 +129,5 @@ def load_packed_judge(folder: Path, dtype: torch.dtype) -> tuple[PackedJudge, Ju
         model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
     except (ValueError, OSError) as error:
         raise JudgeError(f"{folder} must hold an image-text-to-text model with safetensors weights: {error}") from error
+    settle_layout(model)
     return PackedJudge(model, text), text, RowPacker(folder, model)

@@ -7,6 +7,7 @@ that a driver can use it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,12 @@ BUILTIN_JUDGES = {
 """Judges inside the package. `builtin` and `small` have seen rendered scenes only, and no rubric; `base` reasons about
 generated images too. `student` gives rewards in one token. `student_v0` is an earlier student that cannot see what
 generators make: what a reward that is not fit looks like."""
+
+
+THINK, THOUGHT = "<think>", "</think>"
+"""What opens and closes the reasoning of thinking models; Qwen's templates open it for the judge."""
+NO_THOUGHT = f"\n{THOUGHT}\n\n"
+"""What closes an opened block at once, as Qwen's own templates write it with enable_thinking=False."""
 
 
 def judge_folder(path: str) -> Path:
@@ -59,7 +66,17 @@ class JudgeText:
         self.format = ScoringFormat.load(folder)
         self.rubric: Rubric = self.format.rubric
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self._require_template()
+        self.thinks: bool = self._render("x", self.format.dimensions[0]).rstrip().endswith(THINK)
+        """Whether the chat template opens a thinking block: the score then comes after its end."""
+        if self.thinks and not self.format.direct_prefix:
+            self.format = replace(self.format, direct_prefix=NO_THOUGHT)
         config = AutoConfig.from_pretrained(folder)
+        if getattr(config, "image_token_id", None) is None:
+            raise JudgeError(
+                f"{self.folder} must hold a vision-language model, its config.json (model_type {config.model_type}) has"
+                " no image_token_id; a text-only model cannot judge images"
+            )
         self.control_tokens: tuple[str, ...] = control_tokens(self.tokenizer)
         self.vocab_size: int = config.get_text_config().vocab_size
         self.image_token_id: int = config.image_token_id
@@ -68,7 +85,20 @@ class JudgeText:
         self.forbidden_ids: tuple[int, ...] = self._forbidden(config)
         self.marker_ids: tuple[int, ...] = tuple(self.tokenizer.encode(self.format.marker, add_special_tokens=False))
         self._marker = self.format.marker.strip()
+        added = {token.content: i for i, token in self.tokenizer.added_tokens_decoder.items()}
+        self._tags = {tag: added[tag] for tag in (THINK, THOUGHT) if tag in added}
         self._questions: dict[tuple[str, str, bool], np.ndarray] = {}
+
+    def _require_template(self) -> None:
+        if not self.tokenizer.chat_template:
+            raise JudgeError(
+                f"the tokenizer in {self.folder} must have a chat template, it has none: a base model without"
+                " instruction tuning? Take the instruct model, or put a chat_template.jinja into the folder"
+            )
+
+    def _render(self, prompt: str, dimension: str) -> str:
+        messages = self.format.messages(prompt, dimension)
+        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
     def _end_token(self, config) -> int:
         end = self.tokenizer.eos_token_id
@@ -95,9 +125,7 @@ class JudgeText:
         that the next token is the score. Raises JudgeError if the chat template puts none or several placeholders."""
         key = (prompt, dimension, direct)
         if key not in self._questions:
-            text = self.tokenizer.apply_chat_template(
-                self.format.messages(prompt, dimension), tokenize=False, add_generation_prompt=True
-            )
+            text = self._render(prompt, dimension)
             if direct:
                 text += self.format.direct_prefix + self.format.marker
             ids = np.asarray(self.tokenizer.encode(text, add_special_tokens=False), dtype=np.int32)
@@ -119,18 +147,29 @@ class JudgeText:
         label = self.label_ids[bin_index]
         if reasoning is None:
             return np.asarray([label], dtype=np.int32), 0
-        body = [*self.tokenizer.encode(f"{reasoning}\n", add_special_tokens=False), *self.marker_ids]
+        ending = f"{reasoning}{NO_THOUGHT if self.thinks else chr(10)}"
+        body = [*self.tokenizer.encode(ending, add_special_tokens=False), *self.marker_ids]
         return np.asarray([*body, label, self.end_id], dtype=np.int32), len(body)
 
     def score_index(self, token_ids: Sequence[int]) -> int | None:
-        """Position of the score token: the last label token right behind the marker; None if there is none (malformed
-        output)."""
+        """Position of the score token: the last label token right behind the marker, after the end of a thinking
+        block where there is one; None if there is none (malformed output)."""
         labels = set(self.label_ids)
         ids = [int(t) for t in token_ids]
-        for i in range(len(ids) - 1, -1, -1):
-            if ids[i] in labels and self.tokenizer.decode(ids[:i]).rstrip().endswith(self._marker):
+        start = self._answer_start(ids)
+        for i in range(len(ids) - 1, start - 1, -1):
+            if ids[i] in labels and self.tokenizer.decode(ids[start:i]).rstrip().endswith(self._marker):
                 return i
         return None
+
+    def _answer_start(self, ids: list[int]) -> int:
+        """Where the answer begins: behind the last closing tag; at the end of a thought that was never closed."""
+        if THOUGHT not in self._tags:
+            return 0
+        ends = [i for i, token in enumerate(ids) if token == self._tags[THOUGHT]]
+        if ends:
+            return ends[-1] + 1
+        return len(ids) if self.thinks or self._tags.get(THINK) in ids else 0
 
     def reasoning(self, token_ids: Sequence[int], score_index: int | None) -> str:
         """The reasoning text before the marker, for reports."""

@@ -17,12 +17,17 @@ from typing import Any
 from zr_ray.config.loader import load_config
 from zr_ray.config.sections import WorkerSection
 from zr_ray.errors import PlacementError
+from zr_ray.models.memory import (
+    Estimate,
+    check_memory,
+    judge_shape,
+    learner_memory,
+    memory_text,
+    replica_memory,
+    rollout_memory,
+)
 from zr_ray.operate.cluster_file import NodeType, node_types
 from zr_ray.operate.jobs import JOBS, named_run
-from zr_ray.operate.memory import Estimate, judge_shape, learner_memory, replica_memory, rollout_memory
-
-MEMORY_MARGIN = 0.92
-"""Above this part of a GPU an estimate is said to be tight; drivers and the CUDA context keep about 5 %."""
 
 
 @dataclass(frozen=True)
@@ -145,17 +150,6 @@ def estimates(config, roles: list[Role], plan: Plan, types: list[NodeType]) -> d
     return found
 
 
-def check_memory(role: str, estimate: Estimate, gpu_gib: float) -> None:
-    """Raise PlacementError if the exact parts alone exceed the GPU."""
-    if gpu_gib and estimate.least > gpu_gib:
-        parts = ", ".join(f"{name} {gib:.1f}" for name, gib in estimate.parts.items())
-        raise PlacementError(
-            f"a {role} worker needs at least {estimate.least:.1f} GiB ({parts}), its GPU has {gpu_gib:g}; "
-            + ("raise learner.workers or learner.zero_stage, or " if role == "learner" else "")
-            + "give the role a node type with more memory"
-        )
-
-
 def describe(config, path: Path) -> list[str]:
     """The plan as lines. Raises PlacementError for what can never be placed."""
     roles, types = roles_of(config), node_types(path)
@@ -173,17 +167,10 @@ def describe(config, path: Path) -> list[str]:
             continue
         estimate, gpu_gib = memory[role.name], kind.gpu_gib * min(1.0, role.bundle["GPU"])
         check_memory(role.name, estimate, gpu_gib)
-        lines.append("    memory " + _memory_text(estimate, gpu_gib))
+        lines.append("    memory " + memory_text(estimate, gpu_gib))
     peak = ", ".join(f"{count} x {name} of at most {known[name].most}" for name, count in plan.nodes.items())
     lines.append(f"nodes at peak: {sum(plan.nodes.values())} ({peak}), and the head")
     return lines
-
-
-def _memory_text(estimate: Estimate, gpu_gib: float) -> str:
-    parts = " + ".join(f"{name} {gib:.3g}" for name, gib in estimate.parts.items())
-    of = f" of {gpu_gib:g} GiB" if gpu_gib else " GiB (the memory of this GPU is not known)"
-    tight = " TIGHT: expect out of memory" if gpu_gib and estimate.total > MEMORY_MARGIN * gpu_gib else ""
-    return f"{estimate.total:.3g}{of}: {parts}{'; ' + estimate.remark if estimate.remark else ''}{tight}"
 
 
 def main(argv: list[str]) -> int:

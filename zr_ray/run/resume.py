@@ -21,6 +21,8 @@ TAKEN = (
     "learner.warmup_steps",
     "learner.grad_clip",
     "learner.max_tokens_per_microbatch",
+    "learner.gradient_checkpointing",
+    "gdso.unscored_steps",
     "learner.cpus",
     "learner.resource",
     "learner.threads",

@@ -30,6 +30,8 @@ class Ranks:
 
     def __init__(self, config: LearnerSection) -> None:
         self.device = torch.device("cuda", torch.cuda.current_device()) if config.gpus > 0 else torch.device("cpu")
+        if 0 < config.gpus < 1:  # the rest of the GPU is an engine's
+            torch.cuda.set_per_process_memory_fraction(config.gpus)
         _prepare_process(config)  # DeepSpeed reads the accelerator from the environment while it is imported
         import deepspeed
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import math
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +17,13 @@ from torch import Tensor
 
 from zr_ray.config.sections import LearnerSection
 from zr_ray.errors import ConfigError, NonFiniteError
+from zr_ray.models.hub_layout import copy_side_files, save_sharded, to_hub
 from zr_ray.models.judge import JudgeOutputs, PackedJudge, load_packed_judge
 from zr_ray.models.judge_text import JudgeText
-from zr_ray.models.packing import Row
+from zr_ray.models.packing import PackedBatch, Row
 from zr_ray.models.questions import QuestionRow
 from zr_ray.workers.engine import REMEDY, Engine, Ranks
+from zr_ray.workers.lora import Lora
 
 Objective = Callable[[JudgeOutputs, list[int], Tensor | None], tuple[Tensor, dict[str, float]]]
 """(outputs of the micro-batch, indices of its units, reference log-probs [N, T] or None) -> (loss, metric sums)."""
@@ -59,8 +60,15 @@ class Learner:
         dtype = torch.float32 if config.dtype == "float32" else torch.bfloat16
         module, self.text, self.packer = load_packed_judge(self.judge, dtype)
         _freeze(module, config.freeze)
-        # copied before DeepSpeed wraps the module: under ZeRO-3 its parameters are shards afterwards
-        self.reference = copy.deepcopy(module).requires_grad_(False).eval().to(self.device) if keep_reference else None
+        self.lora = Lora(module.model, config, keep_reference) if config.lora_rank else None
+        self.reference: PackedJudge | None = None
+        if keep_reference and self.lora is None:
+            # copied before DeepSpeed wraps the module: under ZeRO-3 its parameters are shards afterwards
+            self.reference = copy.deepcopy(module).requires_grad_(False).eval().to(self.device)
+        self._refers = keep_reference
+        if config.gradient_checkpointing:
+            # not the reentrant kind: it loses gradients where a layer's inputs need none (a frozen tower)
+            module.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if make_packer is not None:
             self.packer = make_packer(module, self.text)
         self.engine = Engine(module, config, self.ranks)
@@ -97,12 +105,7 @@ class Learner:
         for i in range(rounds):
             indices = batches[min(i, len(batches) - 1)]
             packed = self.packer.pack([row for u in indices for row in units[u]]).to(self.device)
-            reference = features = None
-            if self.reference is not None:
-                with torch.no_grad():
-                    # a frozen tower is the same in policy and reference: one vision forward serves both
-                    features = self.reference.image_features(packed) if self.engine.module.tower_is_frozen else None
-                    reference = self.reference(packed, features).logprobs
+            reference, features = self._reference_logprobs(packed)
             loss, metrics = objective(self.engine.forward(packed, features), indices, reference)
             counted = i < len(batches)
             self.engine.backward(loss, counted)
@@ -117,6 +120,21 @@ class Learner:
             raise NonFiniteError(f"{broken or 'the loss of another rank'} is not finite; {REMEDY}")
         return UpdateStats(sums, tokens, len(batches))
 
+    @torch.no_grad()
+    def _reference_logprobs(self, packed: PackedBatch) -> tuple[Tensor | None, object]:
+        """([N, T] log-probs of pi_ref, image features that the policy's forward can take as they are); None each where
+        there is no such thing."""
+        if not self._refers:
+            return None, None
+        # a frozen tower is the same in policy and reference: one vision forward serves both
+        shared = self.engine.module.tower_is_frozen
+        if self.lora is not None:
+            features = self.engine.module.image_features(packed) if shared and self.config.zero_stage < 3 else None
+            with self.lora.as_reference():
+                return self.engine.forward(packed, features).logprobs, features
+        features = self.reference.image_features(packed) if shared else None
+        return self.reference(packed, features).logprobs, features
+
     def apply(self, lr: float) -> dict[str, float]:
         """One optimizer step at learning rate `lr` with the accumulated gradients; see `Engine.apply`."""
         return self.engine.apply(lr)
@@ -124,7 +142,12 @@ class Learner:
     # ---- weights ----
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """(Hugging Face name, full tensor) of every parameter. Under ZeRO-3 every rank must exhaust it."""
+        """(name, full tensor) of every tensor of the hub's checkpoint. Under ZeRO-3 every rank must exhaust it."""
+        named = self._named_parameters()
+        return to_hub(self.engine.module.model, named if self.lora is None else self.lora.merged(named))
+
+    def _named_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """(name in the Hugging Face model, full tensor) of every parameter; a collective under ZeRO-3."""
         prefix = "model."  # PackedJudge.model is the Hugging Face model
         for name, value in self.engine.named_weights():
             yield name.removeprefix(prefix), value
@@ -135,11 +158,19 @@ class Learner:
 
     def refresh_reference(self) -> None:
         """pi_ref <- pi (Algorithm 1, outer iteration)."""
+        if self.lora is not None and self._refers:
+            import deepspeed
+
+            for own, other in self.lora.pairs():
+                sharded = self.config.zero_stage == 3
+                with deepspeed.zero.GatheredParameters([own, other], modifier_rank=0, enabled=sharded):
+                    other.data.copy_(own.data)
+            return
         if self.reference is None:
             return
-        # through `named_weights`, not a state dict: it gathers what ZeRO-3 has sharded, one parameter at a time
+        # not through a state dict: this gathers what ZeRO-3 has sharded, one parameter at a time
         targets = dict(self.reference.model.named_parameters())
-        for name, value in self.named_weights():
+        for name, value in self._named_parameters():
             targets[name].data.copy_(value)
 
     # ---- to and from disk ----
@@ -172,18 +203,18 @@ class Learner:
     def save_judge(self, folder: Path) -> None:
         """Write a Hugging Face folder (weights, config, tokenizer, processor, scoring format) that transformers and
         vLLM load."""
-        weights = {n: v.cpu().clone() for n, v in self.named_weights()}  # every rank: gathering is a collective
         if self.rank == 0:
-            folder.mkdir(parents=True, exist_ok=True)
-            # tokenizer, templates, processor and scoring format as they were; weights and model card are new
-            for source in self.judge.iterdir():
-                if (
-                    source.is_file()
-                    and source.suffix not in (".safetensors", ".bin", ".md")
-                    and not source.name.endswith(".index.json")
-                ):
-                    shutil.copy2(source, folder / source.name)
-            self.engine.module.model.save_pretrained(folder, state_dict=weights)
+            copy_side_files(self.judge, folder)
+            self.text.format.save(folder)  # the hub's folders have none, and templates that think get a prefix
+            save_sharded(self.named_weights(), folder)
+            model = self.engine.module.model
+            model.config.architectures = [type(model).__name__]
+            model.config.save_pretrained(folder)
+            if not (folder / "generation_config.json").is_file():
+                model.generation_config.save_pretrained(folder)
+        else:  # gathering is a collective
+            for _ in self.named_weights():
+                pass
         self.barrier()
 
 

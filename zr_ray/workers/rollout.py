@@ -12,21 +12,26 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from zr_ray.config.sections import RolloutSection
 from zr_ray.errors import RolloutError
+from zr_ray.models.engine_limits import settled, tensor_parallel
+from zr_ray.models.hub_layout import save_sharded
 from zr_ray.models.judge_text import JudgeText
 from zr_ray.records import Judgement, JudgeRequest
 from zr_ray.startup.torchvision_shim import child_environment
 
 if TYPE_CHECKING:
     from ray.util.placement_group import PlacementGroup
+    from torch import Tensor
 
     from zr_ray.run.placement import Fleet
 
+SHARED_MEMORY = Path("/dev/shm")
 FORBIDDEN_KEY = "zr_ray_forbidden_tokens"
 
 
@@ -39,6 +44,7 @@ def engine_environment(config: RolloutSection) -> dict[str, str]:
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # of the parts of an engine on several GPUs: CUDA is up by then
         "OMP_NUM_THREADS": str(config.threads),
     }
 
@@ -67,9 +73,11 @@ class RolloutWorker:
     def __init__(self, judge: str, config: RolloutSection) -> None:
         os.environ.update(engine_environment(config))
         self.text = JudgeText(Path(judge))
-        self.config = config
+        self.config = config = settled(config, Path(judge))
         # nobody has pushed weights yet; the folder's own weights are never rolled out unverified
         self.policy_version = -1
+        self._checksum = ""
+        self._parts = tensor_parallel(config)
         from vllm import LLM
 
         self._llm = LLM(
@@ -78,11 +86,14 @@ class RolloutWorker:
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_batched_tokens,
             max_model_len=config.max_model_len,
-            limit_mm_per_prompt={"image": 1},
+            limit_mm_per_prompt={"image": _image_limit(config), "video": 0},
             enforce_eager=config.enforce_eager,
-            # off on CPU: vLLM cannot rewind a seeded CPU generator after a partial prefill
-            enable_chunked_prefill=config.gpus > 0,
-            distributed_executor_backend="uni",  # the model in this process: pushes need no second hop
+            enable_chunked_prefill=config.chunked_prefill,
+            enable_prefix_caching=config.prefix_caching,
+            # the model in this process, where one GPU is enough: pushes need no second hop
+            distributed_executor_backend="uni" if self._parts == 1 else "mp",
+            tensor_parallel_size=self._parts,
+            **({"gpu_memory_utilization": config.gpu_memory_frac} if config.gpus > 0 else {}),
             # log-probs after masking and temperature, which is the distribution that was sampled from
             logprobs_mode="processed_logprobs",
             max_logprobs=len(self.text.label_ids),
@@ -164,10 +175,12 @@ class RolloutWorker:
         Args: version: policy version the weights belong to. buckets: safetensors bytes (or Ray object references to
             them) with Hugging Face parameter names; together they hold every parameter once.
         Returns: the version now held. The caller proves the push with a probe (see `weights.py`)."""
-        from zr_ray.workers.weights import read_buckets
+        from zr_ray.workers.weights import Checksum, read_buckets
 
         # vLLM's own loader maps Hugging Face names to fused layers, so nothing here knows the architecture
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": read_buckets(buckets)})
+        read = Checksum()
+        self._reload(read.over(read_buckets(buckets)), through_files=self._parts > 1)
+        self._checksum = read.digest
         if not self._llm.reset_prefix_cache():
             raise RolloutError(
                 "vLLM refused to drop its prefix cache after a weight push; requests must not be in flight"
@@ -175,6 +188,21 @@ class RolloutWorker:
         self._llm.llm_engine.reset_encoder_cache()  # image features of the old vision tower
         self.policy_version = version
         return version
+
+    def _reload(self, named: Iterable[tuple[str, Tensor]], through_files: bool) -> None:
+        """Load a stream of named tensors. through_files: for an engine of several processes, which an iterator cannot
+        reach: each reads its part from files in shared memory, one copy a node while it lasts."""
+        if not through_files:
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": named})
+            return
+        shared = SHARED_MEMORY if SHARED_MEMORY.is_dir() else None
+        with TemporaryDirectory(prefix="zr_ray_push_", dir=shared) as folder:
+            save_sharded(named, Path(folder))
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_path": folder})
+
+    def weights_checksum(self) -> str:
+        """Digest of what the last push read (`weights.Checksum`); empty before the first."""
+        return self._checksum
 
     def describe(self) -> dict[str, str | int]:
         """Where this worker runs and what it holds, for logs and the dashboard."""
@@ -186,6 +214,14 @@ class RolloutWorker:
             "policy_version": self.policy_version,
             "threads": self.config.threads,
         }
+
+
+def _image_limit(config: RolloutSection) -> dict[str, int]:
+    """One image a question; its largest size, where it is known, is what vLLM plans encoder memory with."""
+    if config.largest_image is None:
+        return {"count": 1}
+    height, width = config.largest_image
+    return {"count": 1, "height": height, "width": width}
 
 
 def _image(array: np.ndarray):

@@ -1,22 +1,30 @@
 """Learner -> rollout hand-off: versioned, in buckets, and proved after every push.
 
-A push (`loops/push.py`) sends the learner's parameters under a new policy version and then asks every rollout worker
-for a few probe answers; the learner recomputes the log-probs of the same tokens. Stale, partial or mis-mapped weights
-show up there, whatever the transport. A transport is anything with `send(buckets) -> handles`, whose handles
-`read_buckets` can turn into tensors inside the engine: the Ray object store now; NCCL and CUDA-IPC go through vLLM's
-native weight-transfer API behind the same call.
+A push (`loops/push.py`) sends the learner's parameters under a new policy version. Two proofs follow, whatever the
+transport: a checksum of what every engine read against what was sent, which tells stale, partial and broken weights in
+any precision; and a few probe answers whose log-probs the learner recomputes, which tells mis-mapped weights. In fp32
+on CPU the probe alone would do; in 16 bit it cannot see a small update. A transport is anything with `send(buckets) ->
+handles`, whose handles `read_buckets` can turn into tensors inside the engine: the Ray object store now; NCCL and
+CUDA-IPC go through vLLM's native weight-transfer API behind the same call.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from zr_ray.config.sections import SyncTolerance
 from zr_ray.errors import WeightSyncError
 from zr_ray.records import Judgement
+
+TAIL = 4
+"""90 % of a probe's values may differ by so many times the mean's limit; an exponential tail has 2.3."""
 
 
 class WeightTransport(Protocol):
@@ -67,32 +75,96 @@ def read_buckets(handles: Iterable) -> Iterator[tuple[str, Tensor]]:
         yield from load(handle).items()
 
 
-def logprob_difference(judgements: Sequence[Judgement], logprobs: Tensor, score_logprobs: Tensor) -> float:
-    """Largest |engine - learner| over all sampled tokens and all label entries.
+class Checksum:
+    """Of a stream of named tensors: names, shapes, and a sample of their bits. Equal streams have equal digests."""
+
+    STRIDE = 61
+    """Every so many values count: a lost or swapped bucket cannot hide, and a push of 9 B parameters costs tenths of a
+    second. Prime, so that it walks through all columns."""
+
+    def __init__(self) -> None:
+        self._running, self.tensors = 0, 0
+
+    def over(self, named: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """The stream as it is, counted while it passes."""
+        for name, tensor in named:
+            sample = tensor.detach().reshape(-1)[:: self.STRIDE].contiguous().cpu()
+            head = f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode()
+            self._running = zlib.crc32(sample.view(torch.uint8).numpy().tobytes(), zlib.crc32(head, self._running))
+            self.tensors += 1
+            yield name, tensor
+
+    @property
+    def digest(self) -> str:
+        """Number of tensors and 8 hex digits."""
+        return f"{self.tensors}:{self._running:08x}"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """|engine - learner| over all sampled tokens and all label entries of some answers, nats; inf where something is
+    not finite."""
+
+    largest: float
+    mean: float
+    high: float
+    """90 % quantile."""
+
+    def metrics(self) -> dict[str, float]:
+        """As `sync/*` of a step."""
+        return {"sync/max_abs_diff": self.largest, "sync/mean_abs_diff": self.mean, "sync/p90_abs_diff": self.high}
+
+
+def probe_difference(judgements: Sequence[Judgement], logprobs: Tensor, score_logprobs: Tensor) -> Difference:
+    """How far engine and learner are apart.
 
     Args: judgements: N engine outputs. logprobs: [N, T] learner's log-probs of the same tokens. score_logprobs: [N, K].
-    Returns: nats; inf if anything is not finite."""
-    worst = 0.0
+    """
+    found = []
     for i, judgement in enumerate(judgements):
-        differences = [np.abs(judgement.logprobs - logprobs[i, : len(judgement.logprobs)].float().cpu().numpy())]
+        found.append(np.abs(judgement.logprobs - logprobs[i, : len(judgement.logprobs)].float().cpu().numpy()))
         if judgement.score_logprobs is not None:
-            differences.append(np.abs(judgement.score_logprobs - score_logprobs[i].float().cpu().numpy()))
-        largest = float(np.concatenate(differences).max())  # max of an array with nan is nan, caught below
-        worst = max(worst, largest if np.isfinite(largest) else float("inf"))
-    return worst
+            found.append(np.abs(judgement.score_logprobs - score_logprobs[i].float().cpu().numpy()))
+    values = np.concatenate(found).astype(np.float64)
+    if not np.isfinite(values).all():
+        return Difference(float("inf"), float("inf"), float("inf"))
+    return Difference(float(values.max()), float(values.mean()), float(np.quantile(values, 0.9)))
 
 
-def check_probe(difference: float, tolerance: float, version: int, held: Sequence[int]) -> None:
-    """Raise WeightSyncError unless every engine holds `version` and its log-probs agree with the learner's."""
+def logprob_difference(judgements: Sequence[Judgement], logprobs: Tensor, score_logprobs: Tensor) -> float:
+    """`probe_difference`'s largest, nats."""
+    return probe_difference(judgements, logprobs, score_logprobs).largest
+
+
+def held_problem(version: int, held: Sequence[int], sent: str, received: Sequence[str]) -> str:
+    """What is wrong unless every engine holds `version` and read what was sent; else empty. sent, received:
+    checksums."""
     if any(v != version for v in held):
-        raise WeightSyncError(
+        return (
             f"every rollout worker must hold policy version {version} after the push, they hold {list(held)}; restart"
             " the run with --resume"
         )
-    if not difference <= tolerance:  # not `>`: nan must be refused, too
+    wrong = [digest for digest in received if digest != sent]
+    if wrong:
+        return (
+            f"every rollout worker must have read the weights of version {version} as they were sent (checksum {sent}),"
+            f" {len(wrong)} of {len(received)} read {wrong[0]}; restart the run with --resume"
+        )
+    return ""
+
+
+def check_probe(difference: Difference, tolerance: SyncTolerance, version: int) -> None:
+    """Raise WeightSyncError unless the probe's log-probs agree with the learner's."""
+    measured = {"largest": difference.largest, "mean": difference.mean}[tolerance.statistic]
+    allowed = tolerance.nats
+    if tolerance.statistic == "mean" and difference.high > TAIL * tolerance.nats:
+        # few values far off: one layer or one kind of token, which a mean over all would hide
+        measured, allowed = difference.high, TAIL * tolerance.nats
+    if not measured <= allowed:  # not `>`: nan must be refused, too
         raise WeightSyncError(
-            f"after the push of version {version} engine and learner log-probs must agree within {tolerance:g}, the"
-            f" probe differs by {difference:g}: the engine holds stale or wrongly mapped weights, or computes in"
-            " another precision; check rollout.dtype against learner.dtype, or set weights.tolerance if the difference"
-            " is known and wanted"
+            f"after the push of version {version} engine and learner log-probs must agree within {allowed:g}, the"
+            f" probe differs by {measured:g} ({tolerance.statistic}; largest {difference.largest:g}, 90 % below"
+            f" {difference.high:g}): the engine holds stale or wrongly mapped weights, or computes in another"
+            " precision; check rollout.dtype against learner.dtype, or set weights.tolerance if the difference is"
+            " known and wanted"
         )

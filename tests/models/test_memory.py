@@ -10,7 +10,7 @@ import pytest
 
 from zr_ray.config.sections import LearnerSection, RolloutSection
 from zr_ray.errors import JudgeError
-from zr_ray.operate.memory import GIB, JudgeShape, activations, judge_shape, learner_memory, rollout_memory
+from zr_ray.models.memory import GIB, JudgeShape, activations, judge_shape, learner_memory, rollout_memory
 
 JUDGE = JudgeShape(parameters=GIB, layers=2, hidden=8, heads=4, kv_heads=2, head_dim=16, longest=64)
 """2^30 parameters, so that bytes a parameter read as GiB."""
@@ -28,7 +28,7 @@ def test_shape_is_read_from_headers_alone(tmp_path):
 
 def test_a_folder_without_weights_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"num_attention_heads": 1}))
-    with pytest.raises(JudgeError, match="no \\*.safetensors"):
+    with pytest.raises(JudgeError, match=r"no \*.safetensors file, and no vision-language model in config.json"):
         judge_shape(tmp_path)
 
 
@@ -53,6 +53,8 @@ def test_learner_state_by_zero_stage(dtype, stage, ranks, least):
 def test_activations_of_one_micro_batch():
     # rows of 32 tokens: 34 + 5 * 4 * 32 / 8 = 114 bytes for each of 32 * 8 values, two layers, 16 bit
     assert activations(JUDGE, 32, width=2) * GIB == pytest.approx(2 * 32 * 8 * 114)
+    # with checkpointing the inputs of both layers and one layer of the rest
+    assert activations(JUDGE, 32, 2, checkpointing=True) * GIB == pytest.approx(2 * 2 * 32 * 8 + 32 * 8 * 114)
     assert activations(JUDGE, 32, width=4) == pytest.approx(2 * activations(JUDGE, 32, width=2))
 
 
@@ -62,3 +64,26 @@ def test_rollout_cache_is_what_vllm_leaves():
     sequence = 2 * 2 * 2 * 16 * 2 * 48  # keys and values, layers, heads, width of a head, bytes, tokens
     assert memory.least == pytest.approx(2.0 + sequence / GIB)
     assert f"{int(7.0 * GIB / sequence)} sequences of 48 tokens" in memory.remark
+
+
+def test_lora_trains_and_refers_through_adapters():
+    shape = JudgeShape(GIB, 2, 8, 4, 2, 16, 64, vocabulary=100, intermediate=24)
+    # per layer: q and o 8 + 64 each, k and v 8 + 32 each, three of the MLP 8 + 24 each
+    assert shape.lora_parameters(3) == 3 * 2 * (2 * 72 + 2 * 40 + 3 * 32)
+    config = LearnerSection(dtype="bfloat16", lora_rank=3, max_tokens_per_microbatch=64)
+    memory = learner_memory(shape, config, keeps_reference=True)
+    assert memory.parts["weights"] == 2.0 and memory.parts["optimizer"] + memory.parts["reference"] < 1e-4
+    assert memory.parts["logits"] == pytest.approx(64 * 100 * 10 / GIB)
+
+
+def test_a_split_engine_holds_its_part():
+    one, two = (
+        rollout_memory(JUDGE, RolloutSection(dtype="bfloat16", max_model_len=48, gpus=n), gpu_gib=10) for n in (1, 2)
+    )
+    assert (one.parts["weights"], two.parts["weights"]) == (2.0, 1.0)
+    assert two.least - 1.0 == pytest.approx((one.least - 2.0) / 2)
+
+
+def test_parameters_of_a_configuration_alone_are_counted(judge_path, tmp_path):
+    (tmp_path / "config.json").write_text((judge_path / "config.json").read_text())
+    assert judge_shape(tmp_path).parameters == judge_shape(judge_path).parameters
