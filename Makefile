@@ -21,13 +21,14 @@ export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.cache/torch_extensions
 WARM_UP := from deepspeed.accelerator import get_accelerator; get_accelerator().create_op_builder('ShareMemCommBuilder').load()
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help gdso serve t2i test test-slow check install constraints stop clean
+.PHONY: help gdso serve t2i test test-slow field check install constraints stop clean
 help:
 	@echo "make gdso   train the built-in judge on the simulated rubric world, as a Ray job (EXTRA, CONFIG, ARGS, RAY_ADDRESS)"
 	@echo "make serve  the reward service on the built-in student, on http://127.0.0.1:8000/reward, until Ctrl-C (ARGS, RAY_ADDRESS)"
 	@echo "make t2i    post-train the built-in generator with the served built-in student, as a Ray job (ARGS, RAY_ADDRESS)"
 	@echo "make test   run the tests but the slow ones (ARGS='-k name' picks some)"
 	@echo "make test-slow   run the slow ones: real architectures, chaos, fuzz, a browser (at most 40 minutes on two cores)"
+	@echo "make field  run every row of tests/field.toml, inputs that stopped real users, and print a line per row (ARGS='words')"
 	@echo "make check  lint, format, types, imports between rooms"
 	@echo "make constraints   resolve the exact versions of all dependencies anew (constraints/)"
 	@echo "make stop   end the local Ray head that make gdso started"
@@ -52,6 +53,9 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(PYTEST) -m slow $(ARGS)
+
+field: $(STAMP)
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/python -m tests.field --dist=loadgroup -n2 $(ARGS)
 
 check: $(STAMP)
 	$(VENV)/bin/ruff check .
