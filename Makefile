@@ -21,7 +21,7 @@ export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.cache/torch_extensions
 WARM_UP := from zr_ray.workers.operators import load_collective; load_collective()
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help gdso serve t2i all test test-slow gpu-check check install constraints stop clean
+.PHONY: help gdso serve t2i all test test-slow gpu-check check install constraints stop clean field
 help:
 	@echo "make gdso   train the built-in judge on the simulated rubric world, as a Ray job (EXTRA, CONFIG, ARGS, RAY_ADDRESS)"
 	@echo "make serve  the reward service on the built-in student, on http://127.0.0.1:8000/reward, until Ctrl-C (ARGS, RAY_ADDRESS)"
@@ -30,6 +30,7 @@ help:
 	@echo "make test   run the tests but the slow ones (ARGS='-k name' picks some)"
 	@echo "make test-slow   run the slow ones: real architectures, chaos, fuzz, a browser (at most 40 minutes on two cores)"
 	@echo "make gpu-check   what a machine with GPUs is asked once (ZR_GPU_JUDGE=folder measures that judge)"
+	@echo "make field  run every row of tests/field.toml, inputs that stopped real users, and print a line per row (ARGS='words')"
 	@echo "make check  lint, format, types, imports between rooms"
 	@echo "make constraints   resolve the exact versions of all dependencies anew (constraints/)"
 	@echo "make stop   end the local Ray head that make gdso started"
@@ -61,6 +62,8 @@ test-slow: $(STAMP)
 
 gpu-check: $(STAMP)
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/python -m pytest -m gpu -s -rs tests/gpu $(ARGS)
+field: $(STAMP)
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/python -m tests.field --dist=loadgroup -n2 $(ARGS)
 
 check: $(STAMP)
 	$(VENV)/bin/ruff check .
