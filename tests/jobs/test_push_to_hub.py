@@ -1,4 +1,4 @@
-"""Pushing a folder to a hub: what is refused, what a dry run says, and what a hub is asked (one of our own, loopback)."""
+"""Pushing a folder to a hub: what is refused, what a dry run says, what a hub of our own on loopback is asked."""
 
 import http.server
 import importlib.util
