@@ -21,7 +21,7 @@ export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.cache/torch_extensions
 WARM_UP := from zr_ray.workers.operators import load_collective; load_collective()
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help gdso serve t2i all test test-slow gpu-check check install constraints stop clean field
+.PHONY: help gdso serve t2i all test test-slow field gpu-check check install constraints stop clean
 help:
 	@echo "make gdso   train the built-in judge on the simulated rubric world, as a Ray job (EXTRA, CONFIG, ARGS, RAY_ADDRESS)"
 	@echo "make serve  the reward service on the built-in student, on http://127.0.0.1:8000/reward, until Ctrl-C (ARGS, RAY_ADDRESS)"
@@ -62,6 +62,7 @@ test-slow: $(STAMP)
 
 gpu-check: $(STAMP)
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/python -m pytest -m gpu -s -rs tests/gpu $(ARGS)
+
 field: $(STAMP)
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/python -m tests.field --dist=loadgroup -n2 $(ARGS)
 

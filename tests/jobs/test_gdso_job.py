@@ -16,6 +16,8 @@ import pytest
 import torch
 
 from tests.cluster import dashboard
+from tests.run import tracked
+from zr_ray.run.folder import RunFolder
 from zr_ray.run.observe import gauge_name
 from zr_ray.run.room import groups_of
 
@@ -36,6 +38,7 @@ SMALL = [
     "learner.threads=1",
     "rollout.max_num_seqs=64",
     "rollout.max_model_len=160",
+    "run.trackers=[tensorboard,wandb,mlflow]",
 ]
 
 
@@ -123,6 +126,24 @@ def test_killed_run_resumes_to_the_same_numbers(job_environment, uninterrupted, 
     assert metrics_of(tmp_path / "killed") == metrics_of(uninterrupted[0])
     rows = [json.loads((run / "result.json").read_text())["rows"] for run in (tmp_path / "killed", uninterrupted[0])]
     assert rows[0] == rows[1]
+    trackers_hold_the_curves(RunFolder(tmp_path / "killed"))
+
+
+def trackers_hold_the_curves(run: RunFolder) -> None:
+    """Once, under the names of metrics.jsonl, with report and table; of a killed run too, but for wall-clock values of
+    the steps that were made twice."""
+    repeatable = lambda curves: {name: points for name, points in curves.items() if not name.startswith("time/")}
+    wanted = repeatable(tracked.written(run))
+    assert wanted["loss/total"][-1][0] == 4
+    assert repeatable(tracked.wandb_curves(run)) == repeatable(tracked.mlflow_curves(run)) == wanted
+    found = tracked.mlflow_run(run)
+    assert found.info.status == "FINISHED"
+    files = {f.path for f in tracked.mlflow_client(run).list_artifacts(found.info.run_id)}
+    assert {"report.html", "table.json"} <= files
+
+
+def test_trackers_hold_the_curves_of_a_job(uninterrupted):
+    trackers_hold_the_curves(RunFolder(uninterrupted[0]))
 
 
 @pytest.mark.slow

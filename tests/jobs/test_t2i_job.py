@@ -4,6 +4,9 @@ import json
 
 import pytest
 
+from tests.run import tracked
+from zr_ray.run.folder import RunFolder
+
 pytestmark = pytest.mark.slow  # three jobs with Ray Train and Serve
 SMALL = [
     "generator.compiled=false",
@@ -23,6 +26,7 @@ SMALL = [
     "t2i.steps=2",
     "checkpoint.every_steps=2",
     "watch.action=report",
+    "run.trackers=[tensorboard,mlflow]",
 ]
 
 
@@ -47,6 +51,7 @@ def test_a_run_trains_with_the_served_reward_and_leaves_nothing_running(ray_clus
     lines = metrics(root / name)
     assert len(lines) == 2 and all(line["reward/failed"] == 0 and line["actor/grad_norm"] > 0 for line in lines)
     assert all(1 <= line["reward/alignment"] <= 5 for line in lines)
+    assert tracked.mlflow_curves(RunFolder(root / name)) == tracked.written(RunFolder(root / name))
     for file in ("report.html", "grid.png", "generator/model_index.json"):
         assert (root / name / file).is_file(), file
     assert f"reward-{name}" not in serve.status().applications

@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from zr_ray.config.sections import CheckpointSection, RunSection, Section, WorkerSection, field
+from zr_ray.config.sections import CheckpointSection, Section, TrackedRunSection, WorkerSection, field
 from zr_ray.rubric import DIMENSIONS
 
 POLICY_ALGORITHMS = ("nft", "flow_grpo")
@@ -250,7 +250,7 @@ class WatchSection(Section):
 class T2iConfig(Section):
     """Everything `jobs/t2i.py` can be told."""
 
-    run: RunSection = Field(default_factory=RunSection)
+    run: TrackedRunSection = Field(default_factory=TrackedRunSection)
     generator: GeneratorSection = Field(default_factory=GeneratorSection)
     prompts: PromptsSection = Field(default_factory=PromptsSection)
     actor: ActorSection = Field(default_factory=ActorSection)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from zr_ray.config.risd import DistillationConfig
+from zr_ray.config.sections import TrackedRunSection
 from zr_ray.data.labels import LabelSet, fingerprints
 from zr_ray.data.load import require_judge
 from zr_ray.data.run_data import RunData
@@ -204,7 +205,7 @@ def _distil(
     items = tuple(kept if label_training else items)
     task = DistillationTask(config, run.path, found.judge, items, tuple(test), labels, (), teacher, started.started_at)
     _learn(config, run, loop, engines, task, started.phases[1])
-    _report(run, data.folder, started.started_at)
+    _report(run, data.folder, started.started_at, config.run)
 
 
 def _label(
@@ -252,9 +253,9 @@ def _learn(config, run: RunFolder, loop: Callable, engines: Engines, task: Disti
         run_learners(loop, task, config.learner, run.path, run.run_id, room)
 
 
-def _report(run: RunFolder, data: Path, started_at: float) -> None:
+def _report(run: RunFolder, data: Path, started_at: float, settings: TrackedRunSection) -> None:
     from zr_ray.report.student_card import write_student_card
 
     card = f", its card {write_student_card(run, data)}" if run.read_result()["job"] == "risd" else ""
-    say_result(run, started_at)
+    say_result(run, started_at, settings)
     say(f"next: the student is {run.judge}{card}; use it anywhere with judge.path={run.judge}")

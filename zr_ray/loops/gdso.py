@@ -32,7 +32,7 @@ def train(loop_config: dict) -> None:
     c = config.gdso
     # without a KL term nothing reads pi_ref, and a copy of the model is saved
     learner = Learner(task.judge, config.learner, keep_reference=c.beta_kl > 0)
-    journal = Journal(task.run_path, learner, config.checkpoint, c.steps, task.started_at)
+    journal = Journal(task.run_path, learner, config.checkpoint, c.steps, task.started_at, config.run)
     held_out = HeldOut(journal, learner, task, method="gdso", reasoning=True, ask=by_engines(learner, task))
     push = WeightPush.of_run(task, learner.text, task.pairs[0].winner)
     schedule = PairSchedule(list(task.pairs), c.pairs_per_step, config.run.seed)

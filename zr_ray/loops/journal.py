@@ -3,7 +3,7 @@
 Rank 0 writes; the other ranks take part where a value comes from all of them. Step lines go to `progress.log` in the
 run folder, which the driver follows, so the job log holds them and nothing else. A loop reads
 
-    journal = Journal(task.run_path, trained, config.checkpoint, c.steps, task.started_at)
+    journal = Journal(task.run_path, trained, config.checkpoint, c.steps, task.started_at, config.run)
     start = journal.restore()              # also drops what a killed run wrote after its checkpoint
     ...                                    # what comes before training: a first push, rows of the untrained model
     for step in journal.steps(start):      # the first step's clock starts here
@@ -27,7 +27,7 @@ from typing import Protocol
 
 import torch
 
-from zr_ray.config.sections import CheckpointSection
+from zr_ray.config.sections import CheckpointSection, TrackedRunSection
 from zr_ray.errors import NonFiniteError, StoppedError
 from zr_ray.run.checkpoints import begin_checkpoint, finish_checkpoint, latest_checkpoint, temporary_folder
 from zr_ray.run.folder import PROGRESS_FILE, RunFolder
@@ -57,14 +57,20 @@ class Journal:
     """Bookkeeping of one rank of one run."""
 
     def __init__(
-        self, run_path: Path, trained: Trained, checkpoint: CheckpointSection, total_steps: int, started_at: float
+        self,
+        run_path: Path,
+        trained: Trained,
+        checkpoint: CheckpointSection,
+        total_steps: int,
+        started_at: float,
+        settings: TrackedRunSection = TrackedRunSection(),
     ) -> None:
-        """started_at: time.time() of the job's first line."""
+        """started_at: time.time() of the job's first line. settings: which trackers get the steps."""
         self.run, self.trained, self.total = RunFolder(run_path), trained, total_steps
         self._timer = Timer()
         self._step = 0
         self.is_writer = trained.rank == 0
-        self._checkpoint, self._started_at = checkpoint, started_at
+        self._checkpoint, self._started_at, self._settings = checkpoint, started_at, settings
         self._metrics: Metrics | None = None  # of the writer, from `restore` on
         self._progress = Progress(total_steps)
         self._pending: dict[str, float] = {}
@@ -138,7 +144,7 @@ class Journal:
             self.say(f"resumed after step {step} from {folder}")
         if self.is_writer:
             forget(self.run.path)
-            self._metrics = Metrics(self.run, resumed_after_step=step)
+            self._metrics = Metrics(self.run, step, self._settings, self.say)
         self.trained.barrier()
         return step
 
@@ -149,6 +155,8 @@ class Journal:
         if stop or now or step % self._checkpoint.every_steps == 0 or step == self.total:
             self._save(step)
         if stop and step < self.total:
+            if self._metrics is not None:
+                self._metrics.close()
             raise StoppedError(
                 f"stopped on request after step {step} of {self.total}, its checkpoint is complete; continue with"
                 f" --resume {self.run.run_id}"

@@ -107,6 +107,7 @@ def _check(config: T2iConfig) -> Plan[_Found]:
 
 
 def _train(config: T2iConfig, loop, found: _Found, started: Started) -> None:
+    from zr_ray.report.publish import publish
     from zr_ray.report.t2i_page import format_rows, write_report
     from zr_ray.run.placement import run_learners
     from zr_ray.run.room import reserve
@@ -125,6 +126,7 @@ def _train(config: T2iConfig, loop, found: _Found, started: Started) -> None:
         task = T2iTask(config, run.path, found.generator, found.training, found.held_out, target, since, found.referee)
         run_learners(loop, task, config.actor, run.path, run.run_id, room, "actor")
     report, result = write_report(run), run.read_result()
+    publish(run, config.run)
     say(format_rows(result))
     say(f"status {result['status']} in {duration(time.time() - since)}; report {report}")
     made = run.path / "generator"

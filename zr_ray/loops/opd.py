@@ -47,7 +47,7 @@ def train(loop_config: dict) -> None:
     c = config.opd
     learner = Learner(task.judge, config.learner)
     teacher = FrozenTeacher(task.teacher, learner)
-    journal = Journal(task.run_path, learner, config.checkpoint, c.steps, task.started_at)
+    journal = Journal(task.run_path, learner, config.checkpoint, c.steps, task.started_at, config.run)
     ask, known = by_engines(learner, task), task.labels.read()
     held_out = TaughtHeldOut(journal, learner, task, method="opd", reasoning=True, ask=ask, known=known)
     push = WeightPush.of_run(task, learner.text, task.items[0])

@@ -51,7 +51,7 @@ def train(loop_config: dict) -> None:
     learner = Learner(task.judge, config.learner, make_packer=make_packer)
     rubric = learner.text.rubric
     known = task.labels.read()
-    journal = Journal(task.run_path, learner, config.checkpoint, c.steps, task.started_at)
+    journal = Journal(task.run_path, learner, config.checkpoint, c.steps, task.started_at, config.run)
     ask = by_learner(learner, task)
     held_out = TaughtHeldOut(journal, learner, task, method="risd", reasoning=False, ask=ask, known=known)
     teacher = OnlineTeacher(task, learner) if c.mode == "online" else OfflineTeacher(task.items, known)

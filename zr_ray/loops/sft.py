@@ -38,7 +38,7 @@ def train(loop_config: dict) -> None:
     config: SftConfig = task.config
     c = config.sft
     learner = Learner(task.judge, config.learner)
-    journal = Journal(task.run_path, learner, config.checkpoint, c.steps, task.started_at)
+    journal = Journal(task.run_path, learner, config.checkpoint, c.steps, task.started_at, config.run)
     method = "rewarddance" if c.reasoning else "sft"
     held_out = HeldOut(journal, learner, task, method, c.reasoning, by_engines(learner, task))
     push = WeightPush.of_run(task, learner.text, task.pairs[0].winner)

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from zr_ray.config.sections import RolloutSection
+from zr_ray.config.sections import RolloutSection, TrackedRunSection
 from zr_ray.data.load import require_judge
 from zr_ray.data.run_data import DATA_FILE, RunData, load_run_data, require_pairs
 from zr_ray.errors import JudgeError
@@ -150,18 +150,22 @@ def _train(config, loop, found: _Found, started: Started) -> None:
         )
         task = TrainingTask(config, run.path, found.judge, tuple(fleet.workers), data.pairs, data.held_out, since)
         run_learners(loop, task, config.learner, run.path, run.run_id, room)
-    say_result(run, since)
+    say_result(run, since, config.run)
     say(f"next: the trained judge is {run.judge}; use it anywhere with judge.path={run.judge}")
 
 
-def say_result(run: RunFolder, started_at: float) -> None:
-    """Write the report of a finished run, say its table, its status and where the report is.
+def say_result(run: RunFolder, started_at: float, settings: TrackedRunSection | None = None) -> None:
+    """Write the report of a finished run, hand it to its trackers if it has some, say its table, its status and where
+    the report is.
 
     Raises: JudgeError, after that, if the run failed in the end."""
     from zr_ray.report.page import format_table, write_report
+    from zr_ray.report.publish import publish
 
     result = run.read_result()
     report = write_report(run)
+    if settings is not None:
+        publish(run, settings)
     say(format_table(result))
     say(f"status {result['status']} in {duration(time.time() - started_at)}; report {report}")
     if result["status"] != "SUCCEEDED":
