@@ -12,6 +12,7 @@ from zr_ray.loops.push import WeightPush
 from zr_ray.models.judge import load_packed_judge
 from zr_ray.models.packing import Row
 from zr_ray.rubric import DIMENSIONS
+from zr_ray.workers.recovery import Recovery
 from zr_ray.workers.weights import logprob_difference, make_buckets
 
 
@@ -94,10 +95,11 @@ class FakeLearner:
         return value
 
 
-def test_push_is_verified_and_a_stale_engine_is_noticed(fleet, judge_path, requests, world_items):
+def test_push_is_verified_and_a_stale_engine_is_noticed(fleet, rollout_config, judge_path, requests, world_items):
     judge = load_packed_judge(judge_path, torch.float32)
     learner = FakeLearner(judge)
-    push = WeightPush(fleet.workers, judge[1], world_items[0], WeightsSection(bucket_mib=1), 1e-5, 120)
+    recovery = Recovery(fleet.workers, rollout_config)
+    push = WeightPush(recovery, judge[1], world_items[0], WeightsSection(bucket_mib=1), 1e-5, 120)
     assert push(learner, 1)["sync/max_abs_diff"] < 1e-5
     torch.manual_seed(0)
     with torch.no_grad():

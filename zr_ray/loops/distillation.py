@@ -226,7 +226,7 @@ def _label(
 
 
 def _learn(config, run: RunFolder, loop: Callable, engines: Engines, task: DistillationTask, wanted: Bundles) -> None:
-    from zr_ray.run.placement import run_learners
+    from zr_ray.run.learners import run_learners
     from zr_ray.run.room import reserve
     from zr_ray.workers.rollout import rollout_fleet
 

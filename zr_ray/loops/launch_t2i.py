@@ -108,7 +108,7 @@ def _check(config: T2iConfig) -> Plan[_Found]:
 
 def _train(config: T2iConfig, loop, found: _Found, started: Started) -> None:
     from zr_ray.report.t2i_page import format_rows, write_report
-    from zr_ray.run.placement import run_learners
+    from zr_ray.run.learners import run_learners
     from zr_ray.run.room import reserve
 
     run, since = started.run, started.started_at

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 
 from zr_ray.config.sections import WeightsSection
 from zr_ray.errors import NonFiniteError
@@ -10,9 +10,9 @@ from zr_ray.judging.ask import question
 from zr_ray.models.judge_text import JudgeText
 from zr_ray.models.packing import Row
 from zr_ray.records import AnnotatedImage
-from zr_ray.run.observe import wait_for
 from zr_ray.workers.engine import REMEDY
 from zr_ray.workers.learner import Learner
+from zr_ray.workers.recovery import Probe, Recovery
 from zr_ray.workers.weights import ObjectStoreTransport, WeightTransport, check_probe, logprob_difference, make_buckets
 
 
@@ -21,11 +21,11 @@ class WeightPush:
     point.
 
     The proof: of one item's questions, the first tokens of the greedy reasoning and the score without
-    reasoning."""
+    reasoning. A worker that is lost on the way, or later, is brought back by `recovery`."""
 
     def __init__(
         self,
-        workers: Sequence,
+        recovery: Recovery,
         text: JudgeText,
         item: AnnotatedImage,
         config: WeightsSection,
@@ -33,9 +33,10 @@ class WeightPush:
         deadline_s: float,
         transport: WeightTransport | None = None,
     ) -> None:
-        """workers: ALL rollout workers of the run. item: what the probe asks about. tolerance: largest difference
+        """recovery: of ALL rollout workers of the run. item: what the probe asks about. tolerance: largest difference
         allowed, nats."""
-        self.workers, self.config = list(workers), config
+        self.recovery, self.config = recovery, config
+        self.workers = recovery.workers
         self.tolerance, self.deadline_s = tolerance, deadline_s
         self.reasoned, self.direct = (
             [question(text, item, d, seed=0, direct=direct) for d in text.rubric.dimensions] for direct in (False, True)
@@ -43,11 +44,11 @@ class WeightPush:
         self.transport = transport or ObjectStoreTransport()
 
     @classmethod
-    def of_run(cls, task, text: JudgeText, item: AnnotatedImage) -> WeightPush:
-        """The pushes of a run to all of its rollout workers. task: has workers, and config with weights,
-        sync_tolerance, rollout. item: what the probe asks about."""
+    def of_run(cls, task, recovery: Recovery, text: JudgeText, item: AnnotatedImage) -> WeightPush:
+        """The pushes of a run. task: has config with weights, sync_tolerance, rollout. recovery: of its rollout
+        workers. item: what the probe asks about."""
         c = task.config
-        return cls(task.workers, text, item, c.weights, c.sync_tolerance, c.rollout.deadline_s)
+        return cls(recovery, text, item, c.weights, c.sync_tolerance, c.rollout.deadline_s)
 
     def __call__(self, learner: Learner, version: int) -> dict[str, float]:
         """Push as `version`; returns `sync/max_abs_diff` (nats). Raises NonFiniteError, before anything is sent, if a
@@ -56,13 +57,15 @@ class WeightPush:
         # lazy: parameters are gathered while the buckets are iterated
         buckets = make_buckets(learner.named_weights(), self.config.bucket_mib * 2**20)
         if learner.rank == 0:
+            self.recovery.begin(version, ())
+            for worker in self.workers:
+                worker.release_weights.remote()
             handles = self.transport.send(buckets)
-            held = wait_for(
-                [w.update_weights.remote(version, handles) for w in self.workers],
-                self.deadline_s,
-                f"the push of weights {version}",
-            )
+            self.recovery.begin(version, handles)
+            calls = [(w, partial(w.update_weights.remote, version, handles)) for w in self.workers]
+            held = self.recovery.settle(calls, self.deadline_s, f"the push of weights {version}")
         else:
+            self.recovery.begin(version, ())
             held = [version] * len(self.workers)  # only rank 0 hears from the engines; it would raise
             for _ in buckets:  # ZeRO-3 gathers on every rank
                 pass
@@ -70,15 +73,20 @@ class WeightPush:
         if not self.config.verify:
             return {}
         # every rank probes: under ZeRO-3 the learner's forward is a collective, and all must stop together
-        difference = learner.reduce_max(self._probe(learner))
+        difference, answers = self._probe(learner)
+        difference = learner.reduce_max(difference)
         check_probe(difference, self.tolerance, version, held)
+        self.recovery.proved(answers, self.config.probe_tokens, self.tolerance)
         return {"sync/max_abs_diff": difference, "sync/version": float(version)}
 
-    def _probe(self, learner: Learner) -> float:
-        """Every engine's answers against the learner's log-probs of the same tokens; every rank computes the same."""
-        asked = [worker.generate.remote(self.reasoned, 1, 0.0, self.config.probe_tokens) for worker in self.workers]
-        asked += [worker.score.remote(self.direct) for worker in self.workers]
-        answers = wait_for(asked, self.deadline_s, "the weight probe")
+    def _probe(self, learner: Learner) -> tuple[float, Probe]:
+        """Every engine's answers against the learner's log-probs of the same tokens; every rank computes the same.
+
+        Returns: the largest difference, nats; the questions with the first engine's answers."""
+        version, tokens = self.recovery.version, self.config.probe_tokens
+        asked = [(w, partial(w.generate.remote, self.reasoned, 1, 0.0, tokens, version)) for w in self.workers]
+        asked += [(w, partial(w.score.remote, self.direct, version)) for w in self.workers]
+        answers = self.recovery.settle(asked, self.deadline_s, "the weight probe")
         reasoned, direct = answers[: len(self.workers)], answers[len(self.workers) :]
         judgements = [group[0] for groups in reasoned for group in groups] + [
             judgement for scores in direct for judgement in scores
@@ -93,4 +101,5 @@ class WeightPush:
         outputs = learner.forward(rows)
         if not (outputs.logprobs.isfinite().all() and outputs.score_logprobs.isfinite().all()):
             raise NonFiniteError(f"the learner's log-probs of the probe questions are not finite; {REMEDY}")
-        return logprob_difference(judgements, outputs.logprobs, outputs.score_logprobs)
+        probe = Probe(self.reasoned, self.direct, [group[0] for group in reasoned[0]], direct[0])
+        return logprob_difference(judgements, outputs.logprobs, outputs.score_logprobs), probe

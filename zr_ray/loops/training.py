@@ -97,7 +97,7 @@ def keep_facts(run: RunFolder, data: RunData, split: str) -> None:
 
 
 def _train(config, loop, found: _Found, started: Started) -> None:
-    from zr_ray.run.placement import run_learners
+    from zr_ray.run.learners import run_learners
     from zr_ray.run.room import reserve
     from zr_ray.workers.rollout import rollout_fleet
 

@@ -11,6 +11,7 @@ from zr_ray.errors import CheckpointError, ConfigError
 TAKEN = (
     "run.*",
     "*deadline_s",
+    "*.restarts",
     "learner.lr",
     "learner.min_lr_frac",
     "learner.warmup_steps",

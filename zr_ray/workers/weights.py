@@ -82,6 +82,25 @@ def logprob_difference(judgements: Sequence[Judgement], logprobs: Tensor, score_
     return worst
 
 
+def answers_difference(proven: Sequence[Judgement], answers: Sequence[Judgement]) -> float:
+    """Largest difference between two engines' log-probs on the same greedy questions.
+
+    Compared up to the first token at which they part: there, rounding must have decided between two tokens that were
+    as good as equal. Scores are compared where the tokens before them are the same.
+    Returns: nats; inf if anything is not finite."""
+    worst = 0.0
+    for one, other in zip(proven, answers, strict=True):
+        shared = min(len(one.token_ids), len(other.token_ids))
+        parted = np.flatnonzero(one.token_ids[:shared] != other.token_ids[:shared])
+        until = int(parted[0]) + 1 if len(parted) else shared
+        differences = [np.abs(one.logprobs[:until] - other.logprobs[:until])]
+        if not len(parted) and one.score_logprobs is not None and other.score_logprobs is not None:
+            differences.append(np.abs(one.score_logprobs - other.score_logprobs))
+        largest = float(np.concatenate(differences).max(initial=0.0))
+        worst = max(worst, largest if np.isfinite(largest) else float("inf"))
+    return worst
+
+
 def check_probe(difference: float, tolerance: float, version: int, held: Sequence[int]) -> None:
     """Raise WeightSyncError unless every engine holds `version` and its log-probs agree with the learner's."""
     if any(v != version for v in held):
