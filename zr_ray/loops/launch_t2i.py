@@ -26,6 +26,7 @@ from zr_ray.rubric import DIMENSIONS
 from zr_ray.run import driver
 from zr_ray.run.launch import Plan, Started, launch
 from zr_ray.run.observe import duration, say
+from zr_ray.run.travel import portable
 from zr_ray.workers.reward_source import named_function
 
 if TYPE_CHECKING:
@@ -122,7 +123,9 @@ def _train(config: T2iConfig, loop, found: _Found, started: Started) -> None:
             f"reward {target or config.reward.function} ready after {duration(time.time() - since)}; starting"
             f" {config.actor.workers} diffusion actor(s)"
         )
-        task = T2iTask(config, run.path, found.generator, found.training, found.held_out, target, since, found.referee)
+        referee = portable(found.referee) if found.referee is not None else None
+        folders = run.path, portable(found.generator)
+        task = T2iTask(config, *folders, found.training, found.held_out, target, since, referee)
         run_learners(loop, task, config.actor, run.path, run.run_id, room, "actor")
     report, result = write_report(run), run.read_result()
     say(format_rows(result))

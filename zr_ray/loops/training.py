@@ -22,6 +22,7 @@ from zr_ray.run import driver
 from zr_ray.run.folder import RunFolder
 from zr_ray.run.launch import Plan, Started, launch
 from zr_ray.run.observe import duration, say
+from zr_ray.run.travel import portable
 from zr_ray.world.build import data_folder
 
 
@@ -114,7 +115,9 @@ def _train(config, loop, found: _Found, started: Started) -> None:
             f"{len(fleet.workers)} rollout engine(s) ready after {duration(time.time() - since)}; starting"
             f" {config.learner.workers} learner(s)"
         )
-        task = TrainingTask(config, run.path, found.judge, tuple(fleet.workers), data.pairs, data.held_out, since)
+        task = TrainingTask(
+            config, run.path, portable(found.judge), tuple(fleet.workers), data.pairs, data.held_out, since
+        )
         run_learners(loop, task, config.learner, run.path, run.run_id, room)
     say_result(run, since)
     say(f"next: the trained judge is {run.judge}; use it anywhere with judge.path={run.judge}")

@@ -20,6 +20,7 @@ from zr_ray.config.sections import RolloutSection
 from zr_ray.errors import RolloutError, StaleWeightsError
 from zr_ray.models.judge_text import JudgeText
 from zr_ray.records import Judgement, JudgeRequest
+from zr_ray.run.travel import portable
 from zr_ray.startup.torchvision_shim import child_environment
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def rollout_fleet(
         RolloutWorker,
         config,
         f"{run_id}/rollout",
-        (str(judge), config),
+        (portable(judge), config),
         environment=engine_environment(config),
         start_deadline_s=config.start_deadline_s,
         wait_for_nodes_s=wait_for_nodes_s,
@@ -65,7 +66,7 @@ def rollout_fleet(
 class RolloutWorker:
     """Owns one engine. Verbs: generate, score, update_weights, held_weights, describe."""
 
-    def __init__(self, judge: str, config: RolloutSection) -> None:
+    def __init__(self, judge: str | Path, config: RolloutSection) -> None:
         os.environ.update(engine_environment(config))
         self.text = JudgeText(Path(judge))
         self.config = config
@@ -75,7 +76,7 @@ class RolloutWorker:
         from vllm import LLM
 
         self._llm = LLM(
-            model=judge,
+            model=str(judge),
             dtype=config.dtype,
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_batched_tokens,
