@@ -97,7 +97,7 @@ def _check(config: T2iConfig) -> Plan[_Found]:
         inputs["reward.judge"] = judge_hash(judge)
     bundles = {"actor": [bundle(actor.cpus, actor.gpus, actor.resource)] * actor.workers}
     if service is not None:
-        bundles["reward"] = [bundle(reward.cpus, reward.gpus)] * reward.replicas
+        bundles["reward"] = [bundle(reward.cpus, reward.gpus, reward.resource)] * reward.replicas
     facts = {
         "generator": f"{folder}, {pipeline_class(folder)}",
         "prompts": f"{len(training)} to train on, {len(held_out)} held out",
@@ -183,6 +183,7 @@ def own_service(config: T2iConfig) -> ServeConfig | None:
                 "replicas": c.replicas,
                 "cpus": c.cpus,
                 "gpus": c.gpus,
+                "resource": c.resource,
                 "threads": c.threads,
                 "start_deadline_s": c.start_deadline_s,
             },
