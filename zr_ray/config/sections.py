@@ -172,6 +172,12 @@ class WorkerSection(Section):
         2, "OMP threads per actor; phases alternate, so both kinds may use all cores (2 in the reference machine)", ge=1
     )
     dtype: Dtype = field("float32", "dtype the engine computes in; float32 on CPU, bfloat16 on GPUs")
+    restarts: int = field(
+        3,
+        "times lost ones are brought back before the job ends: an engine in its life, learners since their last"
+        " checkpoint",
+        ge=0,
+    )
 
     @field_validator("gpus")
     @classmethod

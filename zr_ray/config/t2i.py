@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from zr_ray.config.sections import CheckpointSection, Section, TrackedRunSection, WorkerSection, field
+from zr_ray.config.sections import RESOURCE, CheckpointSection, Section, TrackedRunSection, WorkerSection, field
 from zr_ray.rubric import DIMENSIONS
 
 POLICY_ALGORITHMS = ("nft", "flow_grpo")
@@ -113,6 +113,9 @@ class RewardSection(Section):
     replicas: int = field(1, "replicas of the job's own service", ge=1)
     cpus: float = field(1.0, "CPU cores of a replica", gt=0)
     gpus: float = field(0.0, "GPUs of a replica", ge=0)
+    resource: str | None = field(
+        None, "custom resource a node must offer to hold a replica, for example zr_reward; null: any", pattern=RESOURCE
+    )
     threads: int = field(1, "torch threads of a replica", ge=1)
     weights: dict[str, float] = field(
         dict.fromkeys(DIMENSIONS, 1.0), "name of a score -> its weight in the reward", min_length=1

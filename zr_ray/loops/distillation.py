@@ -32,6 +32,7 @@ from zr_ray.run import driver
 from zr_ray.run.folder import RESULT_FILE, RunFolder, default_root
 from zr_ray.run.launch import Bundles, Plan, Started, launch
 from zr_ray.run.observe import say
+from zr_ray.run.travel import portable
 from zr_ray.workers.lora import check_lora
 from zr_ray.world.build import data_folder
 
@@ -203,7 +204,8 @@ def _distil(
         pass  # the labels' pipeline places itself: Ray Data waits for ever, and silently, for what is not free
     kept = _label(config, labels, teacher, items if label_training else (), test)
     items = tuple(kept if label_training else items)
-    task = DistillationTask(config, run.path, found.judge, items, tuple(test), labels, (), teacher, started.started_at)
+    judge, since = portable(found.judge), started.started_at
+    task = DistillationTask(config, run.path, judge, items, tuple(test), labels, (), portable(teacher), since)
     _learn(config, run, loop, engines, task, started.phases[1])
     _report(run, data.folder, started.started_at, config.run)
 
@@ -239,7 +241,7 @@ def _label(
 
 
 def _learn(config, run: RunFolder, loop: Callable, engines: Engines, task: DistillationTask, wanted: Bundles) -> None:
-    from zr_ray.run.placement import run_learners
+    from zr_ray.run.learners import run_learners
     from zr_ray.run.room import reserve
     from zr_ray.workers.rollout import rollout_fleet
 

@@ -55,7 +55,9 @@ def train(loop_config: dict) -> None:
     worker = GeneratorWorker(task.generator, config.generator, config.actor, *ranks())
     rewards = open_source(config.reward, task.reward_target)
     watch = Watch(worker, config, run)
-    journal = Journal(task.run_path, watch, config.checkpoint, c.steps, task.started_at, config.run)
+    hung_s = dict.fromkeys(("sample", "train", "checkpoint"), config.actor.deadline_s)
+    hung_s["reward"] = config.actor.deadline_s + config.reward.deadline_s
+    journal = Journal(task.run_path, watch, config.checkpoint, c.steps, task.started_at, config.run, hung_s)
     looks = Looks(task, worker, rewards, run.path / "held_out", journal.say)
     algorithm: Algorithm = ALGORITHMS[c.algorithm](config, worker, rewards, journal.timer)
 

@@ -25,6 +25,7 @@ from zr_ray.run import driver
 from zr_ray.run.folder import RunFolder
 from zr_ray.run.launch import Plan, Started, launch
 from zr_ray.run.observe import duration, say
+from zr_ray.run.travel import portable
 from zr_ray.workers.lora import check_lora
 from zr_ray.world.build import data_folder
 
@@ -130,7 +131,7 @@ def keep_facts(run: RunFolder, data: RunData, split: str) -> None:
 
 
 def _train(config, loop, found: _Found, started: Started) -> None:
-    from zr_ray.run.placement import run_learners
+    from zr_ray.run.learners import run_learners
     from zr_ray.run.room import reserve
     from zr_ray.workers.rollout import rollout_fleet
 
@@ -148,7 +149,9 @@ def _train(config, loop, found: _Found, started: Started) -> None:
             f"{len(fleet.workers)} rollout engine(s) ready after {duration(time.time() - since)}; starting"
             f" {config.learner.workers} learner(s)"
         )
-        task = TrainingTask(config, run.path, found.judge, tuple(fleet.workers), data.pairs, data.held_out, since)
+        task = TrainingTask(
+            config, run.path, portable(found.judge), tuple(fleet.workers), data.pairs, data.held_out, since
+        )
         run_learners(loop, task, config.learner, run.path, run.run_id, room)
     say_result(run, since, config.run)
     say(f"next: the trained judge is {run.judge}; use it anywhere with judge.path={run.judge}")
