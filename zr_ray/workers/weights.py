@@ -76,7 +76,7 @@ def read_buckets(handles: Iterable) -> Iterator[tuple[str, Tensor]]:
 
 
 class Checksum:
-    """Of a stream of named tensors: names, shapes, and a sample of their bits. Equal streams have equal digests."""
+    """Of named tensors, in any order: names, shapes, and a sample of their bits."""
 
     STRIDE = 61
     """Every so many values count: a lost or swapped bucket cannot hide, and a push of 9 B parameters costs tenths of a
@@ -88,9 +88,12 @@ class Checksum:
     def over(self, named: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """The stream as it is, counted while it passes."""
         for name, tensor in named:
-            sample = tensor.detach().reshape(-1)[:: self.STRIDE].contiguous().cpu()
+            flat = tensor.detach().reshape(-1)
+            sample = flat[torch.arange(0, flat.numel(), self.STRIDE, device=flat.device)].cpu()
             head = f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode()
-            self._running = zlib.crc32(sample.view(torch.uint8).numpy().tobytes(), zlib.crc32(head, self._running))
+            # a sum: a bucket is read in the order of its file, which need not be the order of sending
+            bits = zlib.crc32(sample.view(torch.uint8).numpy().tobytes(), zlib.crc32(head))
+            self._running = (self._running + bits) % 2**32
             self.tensors += 1
             yield name, tensor
 
