@@ -18,17 +18,19 @@ VENV := .venv
 STAMP := $(VENV)/.installed-$(EXTRA)
 # DeepSpeed compiles an operator at first use: once per checkout, not once per process
 export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.cache/torch_extensions
-WARM_UP := from deepspeed.accelerator import get_accelerator; get_accelerator().create_op_builder('ShareMemCommBuilder').load()
+WARM_UP := from zr_ray.workers.operators import load_collective; load_collective()
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help gdso serve t2i test test-slow gpu-check check install constraints stop clean
+.PHONY: help gdso serve t2i all test test-slow field gpu-check check install constraints stop clean
 help:
 	@echo "make gdso   train the built-in judge on the simulated rubric world, as a Ray job (EXTRA, CONFIG, ARGS, RAY_ADDRESS)"
 	@echo "make serve  the reward service on the built-in student, on http://127.0.0.1:8000/reward, until Ctrl-C (ARGS, RAY_ADDRESS)"
 	@echo "make t2i    post-train the built-in generator with the served built-in student, as a Ray job (ARGS, RAY_ADDRESS)"
+	@echo "make all    teacher, student, is it a fit reward, generator: one after the other, as a Ray job (ARGS, RAY_ADDRESS)"
 	@echo "make test   run the tests but the slow ones (ARGS='-k name' picks some)"
 	@echo "make test-slow   run the slow ones: real architectures, chaos, fuzz, a browser (at most 40 minutes on two cores)"
 	@echo "make gpu-check   what a machine with GPUs is asked once (ZR_GPU_JUDGE=folder measures that judge)"
+	@echo "make field  run every row of tests/field.toml, inputs that stopped real users, and print a line per row (ARGS='words')"
 	@echo "make check  lint, format, types, imports between rooms"
 	@echo "make constraints   resolve the exact versions of all dependencies anew (constraints/)"
 	@echo "make stop   end the local Ray head that make gdso started"
@@ -46,6 +48,10 @@ t2i: $(STAMP)
 	@if [ -z "$$RAY_ADDRESS" ]; then exports=$$($(VENV)/bin/python cluster/local_head.py start) || exit 1; eval "$$exports"; fi; \
 	exec $(VENV)/bin/python cluster/submit.py --name t2i $(if $(DETACH),--detach) -- python jobs/t2i.py --config jobs/configs/t2i_tiny.yaml $(ARGS)
 
+all: $(STAMP)
+	@if [ -z "$$RAY_ADDRESS" ]; then exports=$$($(VENV)/bin/python cluster/local_head.py start) || exit 1; eval "$$exports"; fi; \
+	exec $(VENV)/bin/python cluster/submit.py --name chain $(if $(DETACH),--detach) -- python jobs/chain.py --config jobs/configs/chain_tiny.yaml $(ARGS)
+
 PYTEST = PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/python -m pytest -n 2 --dist loadgroup
 
 test: $(STAMP)
@@ -56,6 +62,9 @@ test-slow: $(STAMP)
 
 gpu-check: $(STAMP)
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/python -m pytest -m gpu -s -rs tests/gpu $(ARGS)
+
+field: $(STAMP)
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/python -m tests.field --dist=loadgroup -n2 $(ARGS)
 
 check: $(STAMP)
 	$(VENV)/bin/ruff check .

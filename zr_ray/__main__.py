@@ -6,7 +6,7 @@ validate  are these cluster files right
 status    the runs of a folder: where they are, how old their last sign of life is
 gc        what dead runs left on a cluster
 
-gdso, sft, risd, opd, evaluate, audit, serve    the jobs, without a checkout; --config takes the name of a named run
+gdso, sft, risd, opd, t2i, evaluate, audit, serve    the jobs, without a checkout; --config takes a named run's name
 """
 
 from __future__ import annotations

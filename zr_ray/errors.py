@@ -29,6 +29,10 @@ class WeightSyncError(ZrRayError):
     """The rollout engine does not hold the learner's weights after a push."""
 
 
+class StaleWeightsError(WeightSyncError):
+    """A rollout worker was asked for answers of one policy version and holds another."""
+
+
 class RolloutError(ZrRayError):
     """The rollout engine failed, or its answers do not line up with the requests."""
 

@@ -66,6 +66,11 @@ class FakeCluster:
                 f"the head ended with {self._head.returncode}: {(self.folder / 'head.log').read_text()[-2000:]}"
             )
 
+    def autoscaler_log(self) -> str:
+        """The ends of what head and autoscaler wrote, for the message of a test that failed."""
+        files = [self.folder / "head.log", *sorted(self.folder.glob("ray/session_2*/logs/monitor.*"))]
+        return "\n".join(f"--- {file.name}\n{file.read_text(errors='replace')[-4000:]}" for file in files)
+
     def processes(self) -> list[psutil.Process]:
         """The head and everything below it; fake nodes are its children."""
         head = psutil.Process(self._head.pid)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from zr_ray.config.chain import ChainConfig
 from zr_ray.config.gdso import GdsoConfig
 from zr_ray.config.loader import differing_keys, load_config
 from zr_ray.config.opd import OpdConfig
@@ -13,8 +14,15 @@ from zr_ray.config.sft import SftConfig
 from zr_ray.config.table import TableConfig
 
 CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
-MODELS = {"gdso": GdsoConfig, "sft": SftConfig, "opd": OpdConfig, "risd": RisdConfig, "table": TableConfig}
-"""Section that only one job has -> that job's configuration."""
+MODELS = {
+    "chain": ChainConfig,
+    "gdso": GdsoConfig,
+    "sft": SftConfig,
+    "opd": OpdConfig,
+    "risd": RisdConfig,
+    "table": TableConfig,
+}
+"""Section that tells a job's configuration, the first one that is there; a chain has those of its stages too."""
 RUNS = [path for path in sorted(CONFIGS.glob("*.yaml")) if MODELS.keys() & yaml.safe_load(path.read_text()).keys()]
 
 

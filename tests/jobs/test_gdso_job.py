@@ -13,8 +13,11 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.cluster import dashboard
+from tests.run import tracked
+from zr_ray.run.folder import RunFolder
 from zr_ray.run.observe import gauge_name
 from zr_ray.run.room import groups_of
 
@@ -35,6 +38,7 @@ SMALL = [
     "learner.threads=1",
     "rollout.max_num_seqs=64",
     "rollout.max_model_len=160",
+    "run.trackers=[tensorboard,wandb,mlflow]",
 ]
 
 
@@ -122,6 +126,24 @@ def test_killed_run_resumes_to_the_same_numbers(job_environment, uninterrupted, 
     assert metrics_of(tmp_path / "killed") == metrics_of(uninterrupted[0])
     rows = [json.loads((run / "result.json").read_text())["rows"] for run in (tmp_path / "killed", uninterrupted[0])]
     assert rows[0] == rows[1]
+    trackers_hold_the_curves(RunFolder(tmp_path / "killed"))
+
+
+def trackers_hold_the_curves(run: RunFolder) -> None:
+    """Once, under the names of metrics.jsonl, with report and table; of a killed run too, but for wall-clock values of
+    the steps that were made twice."""
+    repeatable = lambda curves: {name: points for name, points in curves.items() if not name.startswith("time/")}
+    wanted = repeatable(tracked.written(run))
+    assert wanted["loss/total"][-1][0] == 4
+    assert repeatable(tracked.wandb_curves(run)) == repeatable(tracked.mlflow_curves(run)) == wanted
+    found = tracked.mlflow_run(run)
+    assert found.info.status == "FINISHED"
+    files = {f.path for f in tracked.mlflow_client(run).list_artifacts(found.info.run_id)}
+    assert {"report.html", "table.json"} <= files
+
+
+def test_trackers_hold_the_curves_of_a_job(uninterrupted):
+    trackers_hold_the_curves(RunFolder(uninterrupted[0]))
 
 
 @pytest.mark.slow
@@ -149,6 +171,26 @@ def test_a_stopped_run_writes_a_checkpoint_and_leaves_nothing(job_environment, u
     assert metrics_of(tmp_path / "stopped") == metrics_of(uninterrupted[0])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("rate", ["1e6", "1e30"])
+def test_an_absurd_learning_rate_does_not_succeed(ray_cluster, gdso, tmp_path, rate):
+    """It used to end with entropy nan, every output malformed and `status SUCCEEDED`, or to blame the weight push."""
+    steps = ["gdso.steps=3", "checkpoint.every_steps=1", "evaluation.before=false", "evaluation.every_steps=0"]
+    code, log, errors = gdso(*SMALL, *steps, f"learner.lr={rate}", f"run.root={tmp_path}", "run.name=wild")
+    print(log[-1500:], errors[-1500:])
+    assert "SUCCEEDED" not in log + errors
+    last = errors.strip().splitlines()[-1] if errors.strip() else log.strip().splitlines()[-1]
+    if code == 0:  # it stayed finite, and said nothing: the result says that
+        result = json.loads((tmp_path / "wild" / "result.json").read_text())
+        assert result["status"] == "FAILED" and "gave no score" in result["problem"]
+    else:
+        assert last.startswith("error: step ") and "not finite" in last and "learner.lr" in last, last
+    kept = list((tmp_path / "wild" / "checkpoints").glob("step_*/**/*model_states.pt"))
+    for file in kept:
+        weights = torch.load(file, weights_only=False)["module"]
+        assert weights and all(bool(value.isfinite().all()) for value in weights.values()), file
+
+
 def test_two_ranks_follow_one_rank(ray_cluster, uninterrupted, gdso, tmp_path):
     """Two DeepSpeed ranks with ZeRO-2 that share one rollout actor: the same first step up to rounding."""
     code, log, errors = gdso(
@@ -171,15 +213,17 @@ def test_two_ranks_follow_one_rank(ray_cluster, uninterrupted, gdso, tmp_path):
     assert len(two) == 2 and all(line["sync/max_abs_diff"] < 1e-5 for line in two)
 
 
-def bad_data(tmp_path, **changes):
-    """A data folder with one broken record on line 2."""
+def bad_data(tmp_path, split=None, **changes):
+    """A data folder with one broken record on line 2, or with all records of a split broken alike."""
     from zr_ray.world.build import write_world
 
     write_world(tmp_path / "data", train_groups=2, test_groups=2, seed=1)
     file = tmp_path / "data" / "annotations.jsonl"
-    lines = file.read_text().splitlines()
-    record = json.loads(lines[1]) | changes
-    file.write_text("\n".join([lines[0], json.dumps(record), *lines[2:]]) + "\n")
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    for n, record in enumerate(records):
+        if n == 1 if split is None else record["split"] == split:
+            record |= changes
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
     return tmp_path / "data"
 
 
@@ -222,6 +266,22 @@ BAD = {
     "missing image": (lambda t: [f"data.path={bad_data(t, image='images/gone.png')}", "--dry-run"], "gone.png"),
     "unknown dimension": (lambda t: [f"data.path={bad_data(t, scores={'beauty': 3.0})}", "--dry-run"], "beauty"),
     "empty split": (lambda t: [f"data.path={bad_data(t)}", "evaluation.split=dev", "--dry-run"], "dev"),
+    "ties only": (
+        lambda t: [f"data.path={bad_data(t, split='train', scores={'realism': 3.0})}"],
+        "at least one same-prompt pair with different scores in split 'train', got none: .*all tied",
+    ),
+    "ties only, dry run": (
+        lambda t: [f"data.path={bad_data(t, split='train', scores={'realism': 3.0})}", "--dry-run"],
+        "at least one same-prompt pair with different scores in split 'train', got none: .*all tied",
+    ),
+    "control token in a test prompt": (
+        lambda t: [f"data.path={bad_data(t, split='test', prompt='a <|image_pad|> cube')}"],
+        r"line \d+: item '.*': a prompt must not hold control tokens, got '<\|image_pad\|>'",
+    ),
+    "prompt of 5,000 words": (
+        lambda t: [f"data.path={bad_data(t, split='test', prompt='red ' * 5000)}", "rollout.max_model_len=256"],
+        r"line \d+: item '.*': the question must have at most \d+ tokens .*, got 50\d\d",
+    ),
     "nothing to resume": (lambda t: ["--resume", f"{t}/no-run"], "no-run"),
 }
 

@@ -9,6 +9,7 @@ import ray
 
 SMALL = [
     "gdso.steps=1",
+    "learner.warmup_steps=0",
     "gdso.pairs_per_step=5",
     "gdso.group_size=2",
     "evaluation.bootstrap_resamples=20",

@@ -10,6 +10,9 @@ import os
 import numpy as np
 import pytest
 
+from tests.run import tracked
+from zr_ray.run.folder import RunFolder
+
 pytestmark = pytest.mark.skipif(not os.environ.get("ZR_SLOW"), reason="over a minute: set ZR_SLOW=1")
 TEACHER = [
     "teacher.path=builtin",
@@ -24,6 +27,7 @@ SMALL = [
     "evaluation.every_steps=0",
     "evaluation.bootstrap_resamples=50",
     "checkpoint.every_steps=4",
+    "run.trackers=[tensorboard,mlflow]",
 ]
 
 
@@ -77,6 +81,14 @@ def test_run_folder_holds_a_student(offline):
     np.testing.assert_allclose(np.exp(held["student"]).sum(-1), 1, atol=1e-5)
     for name in ("judge/model.safetensors", "judge/README.md", "judge/read_scores.py", "report.html", "teacher.json"):
         assert (offline / name).is_file(), name
+
+
+def test_trackers_hold_the_curves_and_the_students_card(offline):
+    run = RunFolder(offline)
+    assert tracked.mlflow_curves(run) == tracked.written(run)
+    found = tracked.mlflow_run(run)
+    cards = tracked.mlflow_client(run).list_artifacts(found.info.run_id, "judge_card")
+    assert [card.path for card in cards] == ["judge_card/README.md"]
 
 
 def test_opd_is_on_policy_and_leaves_a_judge(job, root, offline):

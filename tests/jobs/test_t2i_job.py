@@ -4,6 +4,9 @@ import json
 
 import pytest
 
+from tests.run import tracked
+from zr_ray.run.folder import RunFolder
+
 pytestmark = pytest.mark.slow  # three jobs with Ray Train and Serve
 SMALL = [
     "generator.compiled=false",
@@ -23,6 +26,7 @@ SMALL = [
     "t2i.steps=2",
     "checkpoint.every_steps=2",
     "watch.action=report",
+    "run.trackers=[tensorboard,mlflow]",
 ]
 
 
@@ -47,16 +51,17 @@ def test_a_run_trains_with_the_served_reward_and_leaves_nothing_running(ray_clus
     lines = metrics(root / name)
     assert len(lines) == 2 and all(line["reward/failed"] == 0 and line["actor/grad_norm"] > 0 for line in lines)
     assert all(1 <= line["reward/alignment"] <= 5 for line in lines)
+    assert tracked.mlflow_curves(RunFolder(root / name)) == tracked.written(RunFolder(root / name))
     for file in ("report.html", "grid.png", "generator/model_index.json"):
         assert (root / name / file).is_file(), file
     assert f"reward-{name}" not in serve.status().applications
 
 
 def test_the_number_of_actors_changes_no_image(root):
-    """The same prompts and noise whoever samples them: one actor sees the rewards that two saw in the first step."""
+    """The same prompts, noise and noise levels whoever trains on them: in the first step one actor sees what two do."""
     one, two = metrics(root / "nft-1"), metrics(root / "nft-2")
     assert one[0]["reward/total"] == pytest.approx(two[0]["reward/total"], rel=1e-4)
-    assert one[0]["actor/grad_norm"] == pytest.approx(two[0]["actor/grad_norm"], rel=1e-2)
+    assert one[0]["actor/grad_norm"] == pytest.approx(two[0]["actor/grad_norm"], rel=1e-3)
 
 
 def test_dry_run_and_refusals_ask_ray_for_nothing(run_job, root, capsys):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from zr_ray.judging.fitness import fitness_table, reward_fitness, verdict
+from zr_ray.judging.fitness import fitness_table, quick_verdicts, reward_fitness, verdict
 from zr_ray.rubric import DIMENSIONS, SCORE_BINS
 
 BINS = torch.tensor(SCORE_BINS, dtype=torch.float64)
@@ -83,3 +83,23 @@ def test_recognition_splits_pairs_and_probes_name_what_fools(reference):
 def test_shapes_that_do_not_fit_are_refused(reference):
     with pytest.raises(ValueError, match=r"S >= 2"):
         reward_fitness(reference[:, :1], judged(reference, 0)[:, :1])
+
+
+def test_quick_verdicts_agree_with_the_long_ones_and_leave_out_prompts_that_were_not_scored(reference):
+    log_q = judged(reference, 1.2)
+    mu = log_q.exp() @ BINS
+    long = reward_fitness(reference, log_q, resamples=500)
+    named = {name: reference[..., i] for i, name in enumerate(DIMENSIONS)}
+    quick = quick_verdicts(named, {name: mu[..., i] for i, name in enumerate(DIMENSIONS)})
+    for name, d in long.dimensions.items():
+        assert quick[name][:3] == (d.verdict, d.accuracy, d.interval)
+    first = DIMENSIONS[0]
+    holed = mu[..., 0].clone()
+    holed[3, 2] = math.nan
+    left = quick_verdicts({first: reference[..., 0]}, {first: holed, "other": holed})
+    assert set(left) == {first} and math.isfinite(left[first][1]) and left[first][1] != quick[first][1]
+
+
+def test_a_verdict_from_a_few_pairs_is_unknown(reference):
+    first = {DIMENSIONS[0]: reference[:3, :2, 0]}
+    assert quick_verdicts(first, first)[DIMENSIONS[0]][0] == "unknown"

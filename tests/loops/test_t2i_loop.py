@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 
 from zr_ray.config.t2i import T2iConfig
+from zr_ray.errors import JudgeError
+from zr_ray.judging.held_out_images import Look
 from zr_ray.loops.launch_t2i import T2iTask
 from zr_ray.loops.t2i import train
+from zr_ray.loops.t2i_fitness import say_fitness
 from zr_ray.models.generators.load import generator_folder
 from zr_ray.report.t2i_page import format_rows, write_report
 from zr_ray.run.folder import RunFolder
@@ -103,3 +106,26 @@ def test_the_watch_stops_a_run_that_is_far_off_and_keeps_the_best_weights(tmp_pa
     assert "in a row" in result["stopped"]
     train({"task": task(tmp_path, "stopped", 4, watch={"far": 1e-9, "patience": 1})})  # a stopped run stays stopped
     assert len(metrics(tmp_path / "stopped")) == 2
+
+
+def look(noise: float) -> Look:
+    """128 prompts x 2 images whose reward is the verifier's score plus noise; a second dimension without verifier."""
+    rng = np.random.default_rng(0)
+    truth = rng.uniform(1, 5, (128, 2))
+    reward = 3 + (truth + noise * rng.standard_normal(truth.shape) - 3) / 2
+    figures = {"verifier/alignment": truth, "reward/alignment": reward, "reward/brightness": reward}
+    return Look(("small red circle",) * 128, np.zeros((128, 2, 1, 1, 3), np.uint8), figures)
+
+
+def test_a_run_says_what_its_reward_sees_and_refuses_a_blind_one():
+    weights = {"alignment": 1.0, "brightness": 1.0}
+    config = T2iConfig.model_validate({"reward": {"weights": weights}})
+    lines: list[str] = []
+    assert say_fitness(look(0.1), config, lines.append) == {"alignment": "fit"}
+    assert "reward alignment: fit; orders" in lines[0] and "nothing to compare with" in lines[1]
+    with pytest.raises(JudgeError, match=r"blind in alignment.*reward\.blind=accept"):
+        say_fitness(look(100.0), config, lines.append)
+    accepted = T2iConfig.model_validate({"reward": {"weights": weights, "blind": "accept"}})
+    assert say_fitness(look(100.0), accepted, lines.append) == {"alignment": "blind"}
+    unweighted = T2iConfig.model_validate({"reward": {"weights": weights | {"alignment": 0.0}}})
+    assert say_fitness(look(100.0), unweighted, lines.append) == {}

@@ -73,9 +73,9 @@ def test_a_settled_job_lets_the_next_one_look_and_what_it_holds_is_named(capsys)
         room.settled()
         started, before = time.monotonic(), free()
         with pytest.raises(PlacementError) as refused:
-            with reserve("late", half, 6):
+            with reserve("late", half, 15):  # a busy machine takes some of it to start the lock
                 pass
-        assert time.monotonic() - started < 30
+        assert time.monotonic() - started < 45
         text = str(refused.value)
         assert f"needs CPU {2 * half['learner'][0]['CPU']:g} of {before:g} free" in text
         assert "holder/rollout holds" in text and "holder/learner holds" in text

@@ -5,8 +5,14 @@ documented 422, so that status is allowed for well-formed requests; how many of 
 """
 
 import base64
+import importlib
 import io
+import os
+import shutil
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -102,3 +108,45 @@ def test_examples_work_as_they_stand(document, reward_url):
         assert answer.status_code == 200 and answer.json()["items"][0]["status"] == "ok"
         wanted = {"200", "400", "401", "403", "404", "408", "411", "413", "415", "422", "429", "503", "504"}
         assert set(post["responses"]) == wanted
+
+
+@pytest.fixture()
+def generated(reward_url, tmp_path, monkeypatch):
+    """Package of a client that openapi-python-client makes from the service's own document."""
+    folders = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    command = [shutil.which("openapi-python-client", path=folders), "generate", "--meta", "none"]
+    command += ["--url", f"{reward_url}/openapi.json", "--output-path", str(tmp_path / "generated_client")]
+    made = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert made.returncode == 0, made.stdout + made.stderr
+    # it knows no image files as bodies, and says so; the JSON side must be whole
+    warnings = [line for line in made.stdout.splitlines() if line.startswith(("ERROR", "Unsupported", "Cannot"))]
+    assert all(line.startswith("Unsupported content type") for line in warnings), warnings
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return importlib.import_module("generated_client")
+
+
+@pytest.mark.slow
+def test_a_client_generated_from_the_document_scores_an_image(generated, reward_url, reward_clients):
+    from generated_client import models
+    from generated_client.api.default import describe, health, score, score_and_grad
+
+    items = [models.Item(base64.b64encode(file).decode(), "a small red circle") for file in files("PNG")]
+    items.append(models.Item("bm8gaW1hZ2U=", "a small red circle"))  # base64, but of no image
+    right = reward_clients["http"].score_and_grad(PIXELS.transpose(0, 3, 1, 2), ["a small red circle"] * 2, risk=0.5)
+    with generated.AuthenticatedClient(reward_url, HEADERS["Authorization"].removeprefix("Bearer ")) as client:
+        assert health.sync(client=client).status == "ok"
+        described = describe.sync(client=client)
+        reply = score.sync(client=client, body=models.ScoreRequest(items, dimensions=["realism"]))
+        graded = score_and_grad.sync(client=client, body=models.GradientRequest(items[:2], risk=0.5))
+        refused = score.sync(client=client, body=models.ScoreRequest(items, dimensions=["beauty"]))
+    assert isinstance(reply, models.ScoreReply) and reply.model_hash == described.model_hash
+    assert [item.status for item in reply.items] == ["ok", "ok", "undecodable"] and reply.items[2].scores is None
+    column = DIMENSIONS.index("realism")
+    for n, item in enumerate(reply.items[:2]):
+        assert item.scores["realism"].mu == pytest.approx(float(right.mu[n, column]), abs=1e-5)
+    for n, item in enumerate(graded.items):
+        numbers = np.frombuffer(base64.b64decode(item.gradient.base64), item.gradient.dtype.value)
+        slope = numbers.reshape(item.gradient.shape) * item.gradient_scale
+        np.testing.assert_allclose(slope, right.gradients[n].numpy(), atol=1e-7, rtol=1e-4)
+        assert item.reward == pytest.approx(float(right.reward[n]), abs=1e-5)
+    assert isinstance(refused, models.ErrorReply) and "beauty" in refused.error.message

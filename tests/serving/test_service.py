@@ -2,10 +2,12 @@
 transports."""
 
 import asyncio
+import re
 
 import pytest
 import torch
 
+from zr_ray.errors import RewardError
 from zr_ray.functional.aggregation import aggregate_reward
 from zr_ray.models.student import Student
 from zr_ray.rubric import DIMENSIONS
@@ -62,7 +64,8 @@ def test_backward_fills_the_gradient(reward_clients, student, images):
         reward = client.reward(x, PROMPTS, weights, risk)
         torch.testing.assert_close(reward, expected.detach(), atol=1e-5, rtol=0)
         (reward * outer).sum().backward()
-        torch.testing.assert_close(x.grad, local.grad, atol=1e-7, rtol=1e-5)
+        # batches of other shapes round differently: 1.7e-7 was seen where the largest slope is of order .1
+        torch.testing.assert_close(x.grad, local.grad, atol=1e-6, rtol=1e-5)
 
 
 def test_served_gradient_equals_float64_differences(reward_clients, judge_path, images):
@@ -116,6 +119,18 @@ def test_a_bad_item_is_no_zero(reward_clients, images):
         reward = client.reward(x, PROMPTS, allow_failed=True)
         reward[[0, 2]].sum().backward()
         assert x.grad[1].abs().max() == 0 and x.grad[0].abs().max() > 0
+
+
+@pytest.mark.parametrize("token", ["<|im_end|>", "<|image_pad|>"])
+def test_control_tokens_are_refused_before_anything_is_sent(reward_clients, images, token):
+    """What the loader refuses, with and without a gradient, in words that name the token."""
+    for client in reward_clients.values():
+        client.reward(images, PROMPTS)  # the client knows the judge from here on
+        sent = client.counters["requests"]
+        for x in (images, images.clone().requires_grad_()):
+            with pytest.raises(RewardError, match=f"control tokens.*{re.escape(token)}"):
+                client.reward(x, [*PROMPTS[:2], f"a red {token} cube"])
+        assert client.counters["requests"] == sent
 
 
 def test_order_and_splitting(reward_url, reward_clients, images):

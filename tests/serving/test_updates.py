@@ -114,7 +114,7 @@ def test_the_keeper_ends_what_an_abandoned_run_leaves(serve_url):
         pass
 
     serve.run(Nothing.bind(), name="abandoned", route_prefix=None)
-    lease, _ = _take_lease("abandoned", shut_down=False, poll_s=0.1)
+    lease, _, _ = _take_lease("abandoned", shut_down=False, poll_s=0.1)
     time.sleep(1)
     assert serve.status().applications["abandoned"].status == "RUNNING"
     ray.kill(lease)  # Ray does so when the run's process dies

@@ -7,11 +7,14 @@ import pickle
 import time
 import tracemalloc
 import zlib
+from collections import Counter
+from urllib.parse import parse_qsl
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.serving.mutations import cases
 from zr_ray.records import ItemFault, JudgeIdentity, Limits, RewardReply, RewardRequest
 from zr_ray.rubric import DIMENSIONS, PAPER
 from zr_ray.serving import wire
@@ -183,6 +186,23 @@ def test_reply_there_and_back():
 
 def test_faults_are_no_images():
     assert isinstance(read(wire.JSON, b'{"items": [{"image": "7", "prompt": "a"}]}').images[0], ItemFault)
+
+
+def test_mutated_bodies_are_a_request_or_an_error_of_ours():
+    """2,000 of them go to a running service in test_endurance."""
+    counts = Counter()
+    for path, query, content_type, body in cases(300):
+        known = ("judge", *(wire.IMAGE_QUERY if content_type in wire.IMAGE_TYPES else ()))
+        try:
+            asked = wire.check_query(parse_qsl(query, keep_blank_values=True), known)
+            request = wire.read_request(content_type, body, asked, path.endswith("grad"), Limits(), "x")
+        except wire.WireError as error:
+            assert error.http_status in (400, 422) and "\n" not in str(error)
+            counts[error.http_status] += 1
+            continue
+        assert len(request.images) == len(request.prompts) >= 1
+        counts[200] += 1
+    assert min(counts[200], counts[400], counts[422]) > 30, counts
 
 
 def test_json_is_bounded_before_it_is_parsed():

@@ -61,7 +61,7 @@ def setup(algorithm, **sections):
 
 
 def batch(group):
-    return StepPrompts(PROMPTS, (0, 1), SEED, group)
+    return StepPrompts(PROMPTS, (0, 1), SEED, group, 2)
 
 
 def gradients_of_a_step(worker, algorithm, group):

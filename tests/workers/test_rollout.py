@@ -12,7 +12,8 @@ from zr_ray.loops.push import WeightPush
 from zr_ray.models.judge import load_packed_judge
 from zr_ray.models.packing import Row
 from zr_ray.rubric import DIMENSIONS
-from zr_ray.workers.weights import logprob_difference, make_buckets
+from zr_ray.workers.recovery import Recovery
+from zr_ray.workers.weights import make_buckets, probe_difference
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def test_engine_and_learner_agree_and_samples_are_well_formed(fleet, judge, requ
     assert [len(g) for g in groups] == [4] * len(requests)
     flat = [j for g in groups for j in g]
     outputs = forward(judge, requests, groups)
-    assert logprob_difference(flat, outputs.logprobs, outputs.score_logprobs) < 1e-5
+    assert probe_difference(flat, outputs.logprobs, outputs.score_logprobs).largest < 1e-5
     assert np.mean([j.score_index is not None for j in flat]) > 0.9
     assert not {int(t) for j in flat for t in j.token_ids} & set(judge[1].forbidden_ids)
     assert all(j.key == r.key and j.sample == n for r, g in zip(requests, groups, strict=True) for n, j in enumerate(g))
@@ -66,7 +67,7 @@ def test_direct_score_is_the_distribution_after_the_marker(fleet, judge, world_i
     answers = score(fleet.workers, asked, 120, "test")
     assert all(len(a.token_ids) == 1 and a.score_index == 0 for a in answers)
     outputs = forward(judge, asked, [[a] for a in answers])
-    assert logprob_difference(answers, outputs.logprobs, outputs.score_logprobs) < 1e-5
+    assert probe_difference(answers, outputs.logprobs, outputs.score_logprobs).largest < 1e-5
 
 
 class FakeLearner:
@@ -94,11 +95,11 @@ class FakeLearner:
         return value
 
 
-def test_push_is_verified_and_a_stale_engine_is_noticed(fleet, judge_path, requests, world_items):
+def test_push_is_verified_and_a_stale_engine_is_noticed(fleet, rollout_config, judge_path, requests, world_items):
     judge = load_packed_judge(judge_path, torch.float32)
     learner = FakeLearner(judge)
-    exact = SyncTolerance("largest", 1e-5)
-    push = WeightPush(fleet.workers, judge[1], world_items[0], WeightsSection(bucket_mib=1), exact, 120)
+    exact, recovery = SyncTolerance("largest", 1e-5), Recovery(fleet.workers, rollout_config)
+    push = WeightPush(recovery, judge[1], world_items[0], WeightsSection(bucket_mib=1), exact, 120)
     assert push(learner, 1)["sync/max_abs_diff"] < 1e-5
     torch.manual_seed(0)
     with torch.no_grad():
@@ -107,7 +108,9 @@ def test_push_is_verified_and_a_stale_engine_is_noticed(fleet, judge_path, reque
     groups = generate(fleet.workers, requests[:2], 1, 0.0, 120, "test")
     assert groups[0][0].policy_version == 1
     stale = forward(judge, requests[:2], groups)
-    assert logprob_difference([g[0] for g in groups], stale.logprobs, stale.score_logprobs) > 1e-3  # the probe can fail
+    assert (
+        probe_difference([g[0] for g in groups], stale.logprobs, stale.score_logprobs).largest > 1e-3
+    )  # the probe can fail
     assert push(learner, 2)["sync/max_abs_diff"] < 1e-5  # images seen before the push: no cache holds old features
     assert generate(fleet.workers, requests[:1], 1, 0.0, 120, "test")[0][0].policy_version == 2
 

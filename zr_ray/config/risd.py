@@ -15,8 +15,8 @@ from zr_ray.config.sections import (
     JudgeSection,
     LearnerSection,
     RolloutSection,
-    RunSection,
     Section,
+    TrackedRunSection,
     field,
 )
 
@@ -80,7 +80,7 @@ class RisdSection(Section):
 class DistillationConfig(Section):
     """What jobs that train a student of a teacher share."""
 
-    run: RunSection = Field(default_factory=RunSection)
+    run: TrackedRunSection = Field(default_factory=TrackedRunSection)
     judge: JudgeSection = Field(
         default_factory=JudgeSection, description="where the student starts; path `teacher`: from the teacher"
     )

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from zr_ray.functional.schedule import learning_rate
 
 Dtype = Literal["float32", "bfloat16"]
+Tracker = Literal["tensorboard", "wandb", "mlflow"]
 RESOURCE = r"^[A-Za-z_][\w\-.]*$"
 """Names that Ray takes for a custom resource."""
 FP32_SYNC_TOLERANCE = 1e-5
@@ -86,6 +87,31 @@ class RunSection(Section):
         return root
 
 
+class TrackedRunSection(RunSection):
+    """A run with curves."""
+
+    trackers: tuple[Tracker, ...] = field(
+        ("tensorboard",),
+        "who draws its curves, under the names of metrics.jsonl: tensorboard, wandb, mlflow, each an extra of its name"
+        " but the first",
+    )
+    trackers_offline: bool = field(
+        True,
+        "nothing leaves the machine: W&B writes into the run folder, for `wandb sync`, MLflow into `mlruns` under"
+        " run.root; false: W&B's server (WANDB_API_KEY) and MLFLOW_TRACKING_URI",
+    )
+    tracker_project: str = field(
+        "zr_ray", "project of W&B, experiment of MLflow", pattern=r"^\w[\w.\-]*$", max_length=128
+    )
+
+    @field_validator("trackers")
+    @classmethod
+    def _once(cls, trackers: tuple[Tracker, ...]) -> tuple[Tracker, ...]:
+        if len(set(trackers)) < len(trackers):
+            raise ValueError(f"must name each tracker once, got {list(trackers)}")
+        return trackers
+
+
 class JudgeSection(Section):
     """The model that is trained."""
 
@@ -146,6 +172,12 @@ class WorkerSection(Section):
         2, "OMP threads per actor; phases alternate, so both kinds may use all cores (2 in the reference machine)", ge=1
     )
     dtype: Dtype = field("float32", "dtype the engine computes in; float32 on CPU, bfloat16 on GPUs")
+    restarts: int = field(
+        3,
+        "times lost ones are brought back before the job ends: an engine in its life, learners since their last"
+        " checkpoint",
+        ge=0,
+    )
 
     @field_validator("gpus")
     @classmethod
@@ -376,7 +408,7 @@ class CheckpointSection(Section):
 class TrainingConfig(Section):
     """What jobs that train a judge on annotated pairs share."""
 
-    run: RunSection = Field(default_factory=RunSection)
+    run: TrackedRunSection = Field(default_factory=TrackedRunSection)
     judge: JudgeSection = Field(default_factory=JudgeSection)
     data: DataSection = Field(default_factory=DataSection)
     rollout: RolloutSection = Field(default_factory=RolloutSection)

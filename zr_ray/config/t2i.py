@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from zr_ray.config.sections import CheckpointSection, RunSection, Section, WorkerSection, field
+from zr_ray.config.sections import RESOURCE, CheckpointSection, Section, TrackedRunSection, WorkerSection, field
 from zr_ray.rubric import DIMENSIONS
 
 POLICY_ALGORITHMS = ("nft", "flow_grpo")
@@ -113,6 +113,9 @@ class RewardSection(Section):
     replicas: int = field(1, "replicas of the job's own service", ge=1)
     cpus: float = field(1.0, "CPU cores of a replica", gt=0)
     gpus: float = field(0.0, "GPUs of a replica", ge=0)
+    resource: str | None = field(
+        None, "custom resource a node must offer to hold a replica, for example zr_reward; null: any", pattern=RESOURCE
+    )
     threads: int = field(1, "torch threads of a replica", ge=1)
     weights: dict[str, float] = field(
         dict.fromkeys(DIMENSIONS, 1.0), "name of a score -> its weight in the reward", min_length=1
@@ -121,6 +124,11 @@ class RewardSection(Section):
         "sum",
         "weighted sum; lowest dimension; per-dimension group z-scores (GDPO); most probable labels instead of mu"
         " (scalar baseline)",
+    )
+    blind: Literal["refuse", "accept"] = field(
+        "refuse",
+        "what a dimension does that orders the untrained generator's images no better than chance: end the run before"
+        " training, or be said and used",
     )
     risk: float = field(0.0, "k of mu - k sigma: an uncertain judge counts for less", ge=0)
     threshold: float | None = field(
@@ -245,7 +253,7 @@ class WatchSection(Section):
 class T2iConfig(Section):
     """Everything `jobs/t2i.py` can be told."""
 
-    run: RunSection = Field(default_factory=RunSection)
+    run: TrackedRunSection = Field(default_factory=TrackedRunSection)
     generator: GeneratorSection = Field(default_factory=GeneratorSection)
     prompts: PromptsSection = Field(default_factory=PromptsSection)
     actor: ActorSection = Field(default_factory=ActorSection)

@@ -1,19 +1,22 @@
 """Asking rollout actors: questions from annotated images, fanned out over workers, answers back in order.
 
-Used by every loop. Works on Ray actor handles of `RolloutWorker`; each learner rank asks its own share of them.
+Used by every loop. Works on Ray actor handles of `RolloutWorker`; each learner rank asks its own share of them. With a
+`Recovery` a lost worker is brought back and its share asked for again; without one its loss is an error.
 Left out on purpose: load balancing. Requests of a step are alike, so contiguous equal shares keep all workers busy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from zr_ray.data.annotations import load_image
+from zr_ray.errors import RolloutError
 from zr_ray.models.judge_text import JudgeText
 from zr_ray.records import AnnotatedImage, Judgement, JudgeRequest, PreferencePair
 from zr_ray.run.observe import wait_for
+from zr_ray.workers.recovery import Recovery
 
 
 def workers_of_rank(workers: Sequence, rank: int, world: int) -> list:
@@ -53,26 +56,65 @@ def generate(
     temperature: float,
     deadline_s: float,
     what: str,
+    recovery: Recovery | None = None,
 ) -> list[list[Judgement]]:
-    """Reasoned judgements per request, in order. Raises DeadlineError naming `what`, or the worker's own error."""
-    return _fan_out(
+    """Reasoned judgements per request, in order; no group lost, none twice.
+
+    Raises: DeadlineError naming `what`; the worker's own error; RolloutError if answers and requests do not line up."""
+    version = recovery.version if recovery is not None else None
+    groups = _fan_out(
         workers,
         requests,
         deadline_s,
         what,
-        lambda worker, share: worker.generate.remote(share, group_size, temperature),
+        lambda worker, share: worker.generate.remote(share, group_size, temperature, None, version),
+        recovery,
     )
+    require_groups(requests, groups, group_size)
+    return groups
 
 
-def score(workers: Sequence, requests: Sequence[JudgeRequest], deadline_s: float, what: str) -> list[Judgement]:
+def score(
+    workers: Sequence, requests: Sequence[JudgeRequest], deadline_s: float, what: str, recovery: Recovery | None = None
+) -> list[Judgement]:
     """One-token judgements per request, in order. Raises as `generate`."""
-    return _fan_out(workers, requests, deadline_s, what, lambda worker, share: worker.score.remote(share))
+    version = recovery.version if recovery is not None else None
+    answers = _fan_out(
+        workers, requests, deadline_s, what, lambda worker, share: worker.score.remote(share, version), recovery
+    )
+    require_groups(requests, [[answer] for answer in answers], 1)
+    return answers
 
 
-def _fan_out(workers, requests, deadline_s, what, call) -> list:
+def require_groups(requests: Sequence[JudgeRequest], groups: Sequence[Sequence[Judgement]], group_size: int) -> None:
+    """Every request has its one group of samples 0 .. group_size - 1, in order.   Raises: RolloutError."""
+    if len(groups) != len(requests):
+        raise RolloutError(f"{len(requests)} groups were asked for, {len(groups)} came: some are lost or came twice")
+    for request, group in zip(requests, groups, strict=True):
+        if [(j.key, j.sample) for j in group] != [(request.key, sample) for sample in range(group_size)]:
+            came = ", ".join(f"{j.key} {j.sample}" for j in group)
+            raise RolloutError(f"samples 0 to {group_size - 1} of {request.key} were asked for, came: {came}")
+
+
+def _fan_out(
+    workers: Sequence,
+    requests: Sequence[JudgeRequest],
+    deadline_s: float,
+    what: str,
+    call: Callable,
+    recovery: Recovery | None,
+) -> list:
     shares = [
         requests[i * len(requests) // len(workers) : (i + 1) * len(requests) // len(workers)]
         for i in range(len(workers))
     ]
-    references = [call(worker, list(share)) for worker, share in zip(workers, shares, strict=True) if share]
-    return [answer for part in wait_for(references, deadline_s, what) for answer in part]
+    calls = [
+        (worker, lambda worker=worker, share=list(share): call(worker, share))
+        for worker, share in zip(workers, shares, strict=True)
+        if share
+    ]
+    if recovery is None:
+        parts = wait_for([send() for _, send in calls], deadline_s, what)
+    else:
+        parts = recovery.settle(calls, deadline_s, what)
+    return [answer for part in parts for answer in part]

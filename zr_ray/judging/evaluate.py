@@ -24,6 +24,7 @@ from zr_ray.judging.ask import generate, question, request_seed, score
 from zr_ray.models.judge_text import JudgeText
 from zr_ray.records import AnnotatedImage
 from zr_ray.rubric import Rubric
+from zr_ray.workers.recovery import Recovery
 
 
 @dataclass(frozen=True)
@@ -101,13 +102,14 @@ def judge_items(
     rank: int = 0,
     world: int = 1,
     reduce_sum: Callable[[Sequence[float]], list[float]] | None = None,
+    recovery: Recovery | None = None,
 ) -> Judged:
     """Judge every item in every dimension. Each rank asks for its share of items; `reduce_sum` puts the shares
     together.
 
     Args: reasoning: False reads the distribution directly (one token). samples: 0 decodes one greedy trace, n > 0
         samples n traces and averages their distributions. batch_items: items sent to the workers at a time. deadline_s:
-        per batch."""
+        per batch. recovery: brings lost workers back; None: their loss is an error."""
     rubric = text.rubric
     shape = (len(items), len(rubric.dimensions), max(1, samples) if reasoning else 1)
     labels, valid, tokens = (
@@ -126,9 +128,9 @@ def judge_items(
         ]
         what = f"judging items {start + 1}-{start + len(chunk)} of {len(mine)}"
         if reasoning:
-            groups = generate(workers, requests, shape[2], 1.0 if samples else 0.0, deadline_s, what)
+            groups = generate(workers, requests, shape[2], 1.0 if samples else 0.0, deadline_s, what, recovery)
         else:
-            groups = [[answer] for answer in score(workers, requests, deadline_s, what)]
+            groups = [[answer] for answer in score(workers, requests, deadline_s, what, recovery)]
         for (i, d), group in zip(asked, groups, strict=True):
             for s, judgement in enumerate(group):
                 tokens[i, d, s] = len(judgement.token_ids)

@@ -41,6 +41,7 @@ from zr_ray.records import AnnotatedImage, Judgement, JudgeRequest
 from zr_ray.rubric import Rubric
 from zr_ray.run.observe import duration
 from zr_ray.run.placement import bundle, custom, worker_bundles
+from zr_ray.run.travel import portable
 from zr_ray.workers.rollout import RolloutWorker, engine_environment
 
 READER_CPUS = 0.25
@@ -122,7 +123,7 @@ def _pipeline(
         batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=min(rollout.workers, blocks)),
-        fn_constructor_args=(str(teacher), rollout, section.traces, section.seed),
+        fn_constructor_args=(portable(teacher), rollout, section.traces, section.seed),
         num_cpus=rollout.cpus,
         num_gpus=rollout.gpus or None,
         resources=custom(rollout.resource),
@@ -194,7 +195,7 @@ def read_images(table: pa.Table) -> pa.Table:
 class Labeler:
     """Ray Data's actor around one vLLM engine with the teacher's weights."""
 
-    def __init__(self, teacher: str, rollout: RolloutSection, traces: int, seed: int) -> None:
+    def __init__(self, teacher: Path, rollout: RolloutSection, traces: int, seed: int) -> None:
         self.engine = RolloutWorker(teacher, rollout)
         self.traces, self.seed = traces, seed
         self.schema = label_schema(self.engine.text.rubric)

@@ -24,7 +24,8 @@ def score_pool(
     run: RunFolder, student: Path, items: Sequence[AnnotatedImage], config: AuditConfig, rubric: Rubric
 ) -> Tensor:
     """[I, D, K] float64 log q by a fleet of the reward service's own workers; nan where an item could not be scored."""
-    from zr_ray.run.placement import Fleet, learner_environment
+    from zr_ray.run.learners import learner_environment
+    from zr_ray.run.placement import Fleet
 
     section, deadline_s = config.student, config.rollout.deadline_s
     scorers = Fleet(

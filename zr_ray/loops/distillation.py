@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from zr_ray.config.risd import DistillationConfig
+from zr_ray.config.sections import TrackedRunSection
 from zr_ray.data.labels import LabelSet, fingerprints
 from zr_ray.data.load import require_judge
 from zr_ray.data.run_data import RunData
@@ -31,6 +32,7 @@ from zr_ray.run import driver
 from zr_ray.run.folder import RESULT_FILE, RunFolder, default_root
 from zr_ray.run.launch import Bundles, Plan, Started, launch
 from zr_ray.run.observe import say
+from zr_ray.run.travel import portable
 from zr_ray.workers.lora import check_lora
 from zr_ray.world.build import data_folder
 
@@ -202,9 +204,10 @@ def _distil(
         pass  # the labels' pipeline places itself: Ray Data waits for ever, and silently, for what is not free
     kept = _label(config, labels, teacher, items if label_training else (), test)
     items = tuple(kept if label_training else items)
-    task = DistillationTask(config, run.path, found.judge, items, tuple(test), labels, (), teacher, started.started_at)
+    judge, since = portable(found.judge), started.started_at
+    task = DistillationTask(config, run.path, judge, items, tuple(test), labels, (), portable(teacher), since)
     _learn(config, run, loop, engines, task, started.phases[1])
-    _report(run, data.folder, started.started_at)
+    _report(run, data.folder, started.started_at, config.run)
 
 
 def _label(
@@ -238,7 +241,7 @@ def _label(
 
 
 def _learn(config, run: RunFolder, loop: Callable, engines: Engines, task: DistillationTask, wanted: Bundles) -> None:
-    from zr_ray.run.placement import run_learners
+    from zr_ray.run.learners import run_learners
     from zr_ray.run.room import reserve
     from zr_ray.workers.rollout import rollout_fleet
 
@@ -252,9 +255,9 @@ def _learn(config, run: RunFolder, loop: Callable, engines: Engines, task: Disti
         run_learners(loop, task, config.learner, run.path, run.run_id, room)
 
 
-def _report(run: RunFolder, data: Path, started_at: float) -> None:
+def _report(run: RunFolder, data: Path, started_at: float, settings: TrackedRunSection) -> None:
     from zr_ray.report.student_card import write_student_card
 
     card = f", its card {write_student_card(run, data)}" if run.read_result()["job"] == "risd" else ""
-    say_result(run, started_at)
+    say_result(run, started_at, settings)
     say(f"next: the student is {run.judge}{card}; use it anywhere with judge.path={run.judge}")

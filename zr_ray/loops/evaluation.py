@@ -30,6 +30,7 @@ from zr_ray.records import AnnotatedImage
 from zr_ray.run.folder import ROWS_FILE, RunFolder
 from zr_ray.run.launch import Plan, Started, launch
 from zr_ray.run.observe import duration, say
+from zr_ray.workers.recovery import Recovery
 from zr_ray.world.build import data_folder
 
 
@@ -113,6 +114,7 @@ def _ask(workers, text: JudgeText, items: list[AnnotatedImage], config: Evaluate
     """Row name -> answers. The largest number of samples is drawn once; smaller ones are its beginnings."""
     c = config.evaluate
     common = {"batch_items": c.batch_items, "seed": config.run.seed, "deadline_s": config.rollout.deadline_s}
+    common["recovery"] = Recovery(workers, config.rollout)
 
     def judged(name: str, reasoning: bool, samples: int) -> evaluate.Judged:
         start = time.time()

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 from zr_ray.config.gdso import GdsoConfig
 from zr_ray.judging.ask import generate, pair_requests, workers_of_rank
 from zr_ray.loops.held_out import HeldOut, by_engines
-from zr_ray.loops.journal import Journal
+from zr_ray.loops.journal import Journal, phase_deadlines
 from zr_ray.loops.objective import GdsoObjective, collect, mean_metrics, rollout_metrics
 from zr_ray.loops.push import WeightPush
 from zr_ray.loops.sums import reduced
 from zr_ray.loops.unscored import UnscoredSteps
+from zr_ray.workers.recovery import Recovery
 
 if TYPE_CHECKING:
     from zr_ray.loops.training import TrainingTask
@@ -32,9 +33,12 @@ def train(loop_config: dict) -> None:
     c = config.gdso
     # without a KL term nothing reads pi_ref, and a copy of the model is saved
     learner = Learner(task.judge, config.learner, keep_reference=c.beta_kl > 0)
-    journal = Journal(task.run_path, learner, config.checkpoint, c.steps, task.started_at)
-    held_out = HeldOut(journal, learner, task, method="gdso", reasoning=True, ask=by_engines(learner, task))
-    push = WeightPush.of_run(task, learner.text, task.pairs[0].winner)
+    hung_s = phase_deadlines(config)
+    journal = Journal(task.run_path, learner, config.checkpoint, c.steps, task.started_at, config.run, hung_s)
+    recovery = Recovery(task.workers, config.rollout, journal.tell)
+    ask = by_engines(learner, task, recovery)
+    held_out = HeldOut(journal, learner, task, method="gdso", reasoning=True, ask=ask)
+    push = WeightPush.of_run(task, recovery, learner.text, task.pairs[0].winner)
     schedule = PairSchedule(list(task.pairs), c.pairs_per_step, config.run.seed)
     workers = workers_of_rank(task.workers, learner.rank, learner.world)
     unscored = UnscoredSteps(journal, learner.text, config.rollout.max_new_tokens, c.unscored_steps)
@@ -54,13 +58,13 @@ def train(loop_config: dict) -> None:
             batch = schedule.batch(step)
             pairs = [batch[i] for i in indices]
             requests = pair_requests(learner.text, pairs, step, config.run.seed, indices)
-            groups = generate(
-                workers, requests, c.group_size, 1.0, config.rollout.deadline_s, f"rollouts of step {step + 1}"
-            )
+            what = f"rollouts of step {step + 1}"
+            groups = generate(workers, requests, c.group_size, 1.0, config.rollout.deadline_s, what, recovery)
             text = learner.text
             rollouts = collect(pairs, requests, groups, c, text.rubric, text.label_ids, len(text.marker_ids))
             # denominators of the whole step, known before its first loss
-            totals = reduced(rollout_metrics(rollouts, step), learner.reduce_sum)
+            counts = {"rollout/groups": float(len(groups)), "rollout/recovered": float(recovery.take())}
+            totals = reduced(rollout_metrics(rollouts, step) | counts, learner.reduce_sum)
         metrics = mean_metrics(totals)
         if unscored.check(step + 1, totals["valid"], totals["samples"], groups):
             objective = GdsoObjective(rollouts, c, totals, config.rollout.max_new_tokens)
@@ -73,6 +77,7 @@ def train(loop_config: dict) -> None:
                         on_policy = learner.reduce_max(objective.ratio_max_abs_diff)
             metrics = mean_metrics(totals | reduced(stats.sums, learner.reduce_sum)) | applied
             metrics |= {"policy/ratio_max_abs_diff": on_policy, "learner/microbatches": float(stats.microbatches)}
+        metrics |= {name: totals[name] for name in counts}
         # after the last step too: the held-out set is judged through the engines
         if (step + 1) % config.weights.push_every_steps == 0 or step + 1 == c.steps:
             version = step + 1

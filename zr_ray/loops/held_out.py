@@ -20,6 +20,7 @@ from zr_ray.records import AnnotatedImage
 from zr_ray.run.folder import ROWS_FILE
 from zr_ray.run.result import value_text
 from zr_ray.workers.learner import Learner
+from zr_ray.workers.recovery import Recovery
 
 EXAMPLES = 16
 """Examples in the report: the page stays readable and under a megabyte."""
@@ -134,7 +135,7 @@ def verdict(judged: evaluate.Judged) -> dict:
     return {"status": "FAILED", "problem": problem}
 
 
-def by_engines(learner: Learner, task) -> Ask:
+def by_engines(learner: Learner, task, recovery: Recovery) -> Ask:
     """Asking through this rank's share of the run's rollout actors, which must hold the learner's weights."""
     c, workers = task.config, workers_of_rank(task.workers, learner.rank, learner.world)
 
@@ -151,6 +152,7 @@ def by_engines(learner: Learner, task) -> Ask:
             rank=learner.rank,
             world=learner.world,
             reduce_sum=learner.reduce_sum,
+            recovery=recovery,
         )
 
     return ask

@@ -3,7 +3,7 @@
 Rank 0 writes; the other ranks take part where a value comes from all of them. Step lines go to `progress.log` in the
 run folder, which the driver follows, so the job log holds them and nothing else. A loop reads
 
-    journal = Journal(task.run_path, trained, config.checkpoint, c.steps, task.started_at)
+    journal = Journal(task.run_path, trained, config.checkpoint, c.steps, task.started_at, config.run)
     start = journal.restore()              # also drops what a killed run wrote after its checkpoint
     ...                                    # what comes before training: a first push, rows of the untrained model
     for step in journal.steps(start):      # the first step's clock starts here
@@ -19,20 +19,22 @@ places (before the steps, inside one, at the end) and hands `finish` whatever ke
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
-from zr_ray.config.sections import CheckpointSection
+from zr_ray.config.sections import CheckpointSection, TrackedRunSection
 from zr_ray.errors import NonFiniteError, StoppedError
 from zr_ray.run.checkpoints import begin_checkpoint, finish_checkpoint, latest_checkpoint, temporary_folder
 from zr_ray.run.folder import PROGRESS_FILE, RunFolder
 from zr_ray.run.observe import Metrics, Progress, Timer, console_line
-from zr_ray.run.stop import forget, is_requested
+from zr_ray.run.stop import is_requested
+from zr_ray.run.watchdog import Watchdog
 
 
 class Trained(Protocol):
@@ -53,18 +55,38 @@ class Trained(Protocol):
         """Restore what `save` wrote and return `state`."""
 
 
+def phase_deadlines(config) -> dict[str, float]:
+    """Phase -> seconds after which it counts as hung, for loops that train a judge.
+
+    Args: config: has rollout and learner. Waits for engines have their own, shorter deadlines, and may be repeated
+        once on an engine that was started again; what is left is a collective that does not end."""
+    engines = 2 * config.rollout.deadline_s + config.rollout.start_deadline_s
+    alone = dict.fromkeys(("train", "teacher", "checkpoint"), config.learner.deadline_s)
+    return alone | dict.fromkeys(("rollout", "push"), config.learner.deadline_s + engines)
+
+
 class Journal:
     """Bookkeeping of one rank of one run."""
 
     def __init__(
-        self, run_path: Path, trained: Trained, checkpoint: CheckpointSection, total_steps: int, started_at: float
+        self,
+        run_path: Path,
+        trained: Trained,
+        checkpoint: CheckpointSection,
+        total_steps: int,
+        started_at: float,
+        settings: TrackedRunSection = TrackedRunSection(),
+        deadlines_s: Mapping[str, float] | None = None,
     ) -> None:
-        """started_at: time.time() of the job's first line."""
+        """started_at: time.time() of the job's first line. settings: which trackers get the steps. deadlines_s: phase
+        -> seconds after which it counts as hung, and this process ends itself (`run/watchdog.py`)."""
         self.run, self.trained, self.total = RunFolder(run_path), trained, total_steps
         self._timer = Timer()
+        self._watchdog = Watchdog(self.run.path, f"rank{trained.rank}", deadlines_s or {})
+        self._notice_taken = False
         self._step = 0
         self.is_writer = trained.rank == 0
-        self._checkpoint, self._started_at = checkpoint, started_at
+        self._checkpoint, self._started_at, self._settings = checkpoint, started_at, settings
         self._metrics: Metrics | None = None  # of the writer, from `restore` on
         self._progress = Progress(total_steps)
         self._pending: dict[str, float] = {}
@@ -77,6 +99,11 @@ class Journal:
             # opened for each line: what a killed process had said is on disk
             with open(self.run.path / PROGRESS_FILE, "a") as file:
                 file.write(line + "\n")
+
+    def tell(self, line: str) -> None:
+        """One line of the job log from any rank: what only that rank knows."""
+        with open(self.run.path / PROGRESS_FILE, "a") as file:
+            file.write(line + "\n" if self.is_writer else f"rank {self.trained.rank}: {line}\n")
 
     # ---- steps ----
 
@@ -93,7 +120,7 @@ class Journal:
     def timer(self, phase: str) -> Iterator[None]:
         """Adds the block's wall time to `time/<phase>_s` of the step. A NonFiniteError of the block gains the step, and
         what is left to go on from."""
-        with self._timer(phase):
+        with self._timer(phase), self._watchdog(phase):
             try:
                 yield
             except NonFiniteError as error:
@@ -137,22 +164,34 @@ class Journal:
             self._elapsed_before_s = float(state["elapsed_s"])
             self.say(f"resumed after step {step} from {folder}")
         if self.is_writer:
-            forget(self.run.path)
-            self._metrics = Metrics(self.run, resumed_after_step=step)
+            self._metrics = Metrics(self.run, step, self._settings, self.say)
         self.trained.barrier()
         return step
 
     def checkpoint(self, step: int, now: bool = False) -> None:
-        """Save after `step` (1-based) if it is due: every checkpoint.every_steps, after the last step, `now`, and when
-        the run has been told to stop.   Raises: StoppedError then, on all ranks, unless it was the last step."""
+        """Save after `step` (1-based) if it is due: every checkpoint.every_steps, after the last step, `now`, when the
+        run has been told to stop, and once when a node of it is about to be taken away.
+        Raises: StoppedError, on all ranks, after the checkpoint of a run that has been told to stop, unless it was the
+        last step."""
         stop = self.trained.reduce_max(float(self.is_writer and is_requested(self.run.path))) > 0
-        if stop or now or step % self._checkpoint.every_steps == 0 or step == self.total:
+        if stop or now or self._notice() or step % self._checkpoint.every_steps == 0 or step == self.total:
             self._save(step)
         if stop and step < self.total:
+            if self._metrics is not None:
+                self._metrics.close()
             raise StoppedError(
                 f"stopped on request after step {step} of {self.total}, its checkpoint is complete; continue with"
                 f" --resume {self.run.run_id}"
             )
+
+    def _notice(self) -> bool:
+        """Whether Ray has just announced that it takes a node of this training away. All ranks call it; each notice is
+        answered once, for Ray Train starts the learners anew when the node has gone."""
+        if self._notice_taken or not _is_announced():
+            return False
+        self._notice_taken = True
+        self.say("a node of this run is about to be taken away: writing a checkpoint")
+        return True
 
     def _save(self, step: int) -> None:
         """Checkpoint after `step`; returns when it is durable. All ranks call it.
@@ -195,10 +234,26 @@ class Journal:
 
 def _report_to_ray(metrics: dict[str, float]) -> None:
     """Tell Ray Train; outside of it (tests, a loop in one process) nobody is told."""
+    if _in_ray_train():
+        import ray.train
+
+        ray.train.report(metrics)
+
+
+def _is_announced() -> bool:
+    """Whether Ray Train knows of a node of this training that goes; a barrier of its workers."""
+    if not _in_ray_train() or os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") == "0":
+        return False
+    import ray.train
+
+    return ray.train.get_preemption_info() is not None
+
+
+def _in_ray_train() -> bool:
     import ray.train
 
     try:
         ray.train.get_context().get_world_rank()
     except Exception:  # Ray has no public question for "is this a training worker"
-        return
-    ray.train.report(metrics)
+        return False
+    return True

@@ -26,6 +26,7 @@ from zr_ray.rubric import DIMENSIONS
 from zr_ray.run import driver
 from zr_ray.run.launch import Plan, Started, launch
 from zr_ray.run.observe import duration, say
+from zr_ray.run.travel import portable
 from zr_ray.workers.reward_source import named_function
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def _check(config: T2iConfig) -> Plan[_Found]:
         inputs["reward.judge"] = judge_hash(judge)
     bundles = {"actor": [bundle(actor.cpus, actor.gpus, actor.resource)] * actor.workers}
     if service is not None:
-        bundles["reward"] = [bundle(reward.cpus, reward.gpus)] * reward.replicas
+        bundles["reward"] = [bundle(reward.cpus, reward.gpus, reward.resource)] * reward.replicas
     facts = {
         "generator": f"{folder}, {pipeline_class(folder)}",
         "prompts": f"{len(training)} to train on, {len(held_out)} held out",
@@ -107,8 +108,9 @@ def _check(config: T2iConfig) -> Plan[_Found]:
 
 
 def _train(config: T2iConfig, loop, found: _Found, started: Started) -> None:
+    from zr_ray.report.publish import publish
     from zr_ray.report.t2i_page import format_rows, write_report
-    from zr_ray.run.placement import run_learners
+    from zr_ray.run.learners import run_learners
     from zr_ray.run.room import reserve
 
     run, since = started.run, started.started_at
@@ -122,9 +124,12 @@ def _train(config: T2iConfig, loop, found: _Found, started: Started) -> None:
             f"reward {target or config.reward.function} ready after {duration(time.time() - since)}; starting"
             f" {config.actor.workers} diffusion actor(s)"
         )
-        task = T2iTask(config, run.path, found.generator, found.training, found.held_out, target, since, found.referee)
+        referee = portable(found.referee) if found.referee is not None else None
+        folders = run.path, portable(found.generator)
+        task = T2iTask(config, *folders, found.training, found.held_out, target, since, referee)
         run_learners(loop, task, config.actor, run.path, run.run_id, room, "actor")
     report, result = write_report(run), run.read_result()
+    publish(run, config.run)
     say(format_rows(result))
     say(f"status {result['status']} in {duration(time.time() - since)}; report {report}")
     made = run.path / "generator"
@@ -180,6 +185,7 @@ def own_service(config: T2iConfig) -> ServeConfig | None:
                 "replicas": c.replicas,
                 "cpus": c.cpus,
                 "gpus": c.gpus,
+                "resource": c.resource,
                 "threads": c.threads,
                 "start_deadline_s": c.start_deadline_s,
             },

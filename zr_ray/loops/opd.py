@@ -25,7 +25,7 @@ from zr_ray.functional import opd, scores
 from zr_ray.judging.ask import generate, question, request_seed, workers_of_rank
 from zr_ray.loops.held_out import by_engines
 from zr_ray.loops.held_out_taught import TaughtHeldOut, source_of
-from zr_ray.loops.journal import Journal
+from zr_ray.loops.journal import Journal, phase_deadlines
 from zr_ray.loops.push import WeightPush
 from zr_ray.loops.risd import step_items
 from zr_ray.loops.sums import reduced
@@ -33,6 +33,7 @@ from zr_ray.models.judge import JudgeOutputs, load_packed_judge
 from zr_ray.models.judge_text import JudgeText
 from zr_ray.models.packing import Row
 from zr_ray.records import Judgement
+from zr_ray.workers.recovery import Recovery
 
 if TYPE_CHECKING:
     from zr_ray.loops.distillation import DistillationTask
@@ -47,10 +48,12 @@ def train(loop_config: dict) -> None:
     c = config.opd
     learner = Learner(task.judge, config.learner)
     teacher = FrozenTeacher(task.teacher, learner)
-    journal = Journal(task.run_path, learner, config.checkpoint, c.steps, task.started_at)
-    ask, known = by_engines(learner, task), task.labels.read()
+    hung_s = phase_deadlines(config)
+    journal = Journal(task.run_path, learner, config.checkpoint, c.steps, task.started_at, config.run, hung_s)
+    recovery = Recovery(task.workers, config.rollout, journal.tell)
+    ask, known = by_engines(learner, task, recovery), task.labels.read()
     held_out = TaughtHeldOut(journal, learner, task, method="opd", reasoning=True, ask=ask, known=known)
-    push = WeightPush.of_run(task, learner.text, task.items[0])
+    push = WeightPush.of_run(task, recovery, learner.text, task.items[0])
     workers = workers_of_rank(task.workers, learner.rank, learner.world)
 
     dimensions = learner.text.rubric.dimensions
@@ -74,9 +77,8 @@ def train(loop_config: dict) -> None:
                 )
                 for n in mine
             ]
-            groups = generate(
-                workers, requests, c.group_size, 1.0, config.rollout.deadline_s, f"rollouts of step {step + 1}"
-            )
+            what = f"rollouts of step {step + 1}"
+            groups = generate(workers, requests, c.group_size, 1.0, config.rollout.deadline_s, what, recovery)
         rows = [
             Row(
                 request.token_ids, request.image, tuple(j.token_ids for j in group), tuple(j.score_index for j in group)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 
 from zr_ray.config.sections import SyncTolerance, WeightsSection
 from zr_ray.errors import NonFiniteError, WeightSyncError
@@ -10,9 +10,9 @@ from zr_ray.judging.ask import question
 from zr_ray.models.judge_text import JudgeText
 from zr_ray.models.packing import Row
 from zr_ray.records import AnnotatedImage
-from zr_ray.run.observe import wait_for
 from zr_ray.workers.engine import REMEDY
 from zr_ray.workers.learner import Learner
+from zr_ray.workers.recovery import Probe, Recovery
 from zr_ray.workers.weights import (
     Checksum,
     Difference,
@@ -30,11 +30,11 @@ class WeightPush:
     point.
 
     The proof: of one item's questions, the first tokens of the greedy reasoning and the score without
-    reasoning."""
+    reasoning. A worker that is lost on the way, or later, is brought back by `recovery`."""
 
     def __init__(
         self,
-        workers: Sequence,
+        recovery: Recovery,
         text: JudgeText,
         item: AnnotatedImage,
         config: WeightsSection,
@@ -42,9 +42,10 @@ class WeightPush:
         deadline_s: float,
         transport: WeightTransport | None = None,
     ) -> None:
-        """workers: ALL rollout workers of the run. item: what the probe asks about. tolerance: what the probe may
+        """recovery: of ALL rollout workers of the run. item: what the probe asks about. tolerance: what the probe may
         differ by."""
-        self.workers, self.config = list(workers), config
+        self.recovery, self.config = recovery, config
+        self.workers = recovery.workers
         self.tolerance, self.deadline_s = tolerance, deadline_s
         self.reasoned, self.direct = (
             [question(text, item, d, seed=0, direct=direct) for d in text.rubric.dimensions] for direct in (False, True)
@@ -52,11 +53,11 @@ class WeightPush:
         self.transport = transport or ObjectStoreTransport()
 
     @classmethod
-    def of_run(cls, task, text: JudgeText, item: AnnotatedImage) -> WeightPush:
-        """The pushes of a run to all of its rollout workers. task: has workers, and config with weights,
-        sync_tolerance, rollout. item: what the probe asks about."""
+    def of_run(cls, task, recovery: Recovery, text: JudgeText, item: AnnotatedImage) -> WeightPush:
+        """The pushes of a run. task: has config with weights, sync_tolerance, rollout. recovery: of its rollout
+        workers. item: what the probe asks about."""
         c = task.config
-        return cls(task.workers, text, item, c.weights, c.sync_tolerance, c.rollout.deadline_s)
+        return cls(recovery, text, item, c.weights, c.sync_tolerance, c.rollout.deadline_s)
 
     def __call__(self, learner: Learner, version: int) -> dict[str, float]:
         """Push as `version`; returns `sync/*` (nats). Raises NonFiniteError, before anything is sent, if a
@@ -66,10 +67,17 @@ class WeightPush:
         sent = Checksum()
         buckets = make_buckets(sent.over(learner.named_weights()), self.config.bucket_mib * 2**20)
         if learner.rank == 0:
+            self.recovery.begin(version, ())
+            for worker in self.workers:
+                worker.release_weights.remote()
             handles = self.transport.send(buckets)
-            held = self._ask("update_weights", "the push", version, handles)
-            received = self._ask("weights_checksum", "the checksum")
+            self.recovery.begin(version, handles)
+            calls = [(w, partial(w.update_weights.remote, version, handles)) for w in self.workers]
+            held = self.recovery.settle(calls, self.deadline_s, f"the push of weights {version}")
+            sums = [(w, w.weights_checksum.remote) for w in self.workers]
+            received = self.recovery.settle(sums, self.deadline_s, f"the checksum of weights {version}")
         else:
+            self.recovery.begin(version, ())
             held, received = [version], []  # only rank 0 hears from the engines; it would raise
             for _ in learner.named_weights():  # ZeRO-3 gathers on every rank
                 pass
@@ -77,7 +85,7 @@ class WeightPush:
         if not self.config.verify:
             return {}
         # every rank probes: under ZeRO-3 the learner's forward is a collective, and all must stop together
-        difference = self._probe(learner)
+        difference, answers = self._probe(learner)
         difference = Difference(
             *(learner.reduce_max(v) for v in (difference.largest, difference.mean, difference.high))
         )
@@ -85,19 +93,17 @@ class WeightPush:
         if learner.reduce_max(float(bool(problem))):  # rank 0 alone would leave the others waiting
             raise WeightSyncError(problem or f"rank 0 found the push of version {version} broken; see its message")
         check_probe(difference, self.tolerance, version)
+        self.recovery.proved(answers, self.config.probe_tokens, self.tolerance)
         return difference.metrics() | {"sync/version": float(version)}
 
-    def _ask(self, verb: str, what: str, version: int | None = None, *arguments) -> list:
-        """Answers of all workers."""
-        calls = [getattr(worker, verb) for worker in self.workers]
-        given = () if version is None else (version, *arguments)
-        return wait_for([call.remote(*given) for call in calls], self.deadline_s, f"{what} of the weights")
+    def _probe(self, learner: Learner) -> tuple[Difference, Probe]:
+        """Every engine's answers against the learner's log-probs of the same tokens; every rank computes the same.
 
-    def _probe(self, learner: Learner) -> Difference:
-        """Every engine's answers against the learner's log-probs of the same tokens; every rank computes the same."""
-        asked = [worker.generate.remote(self.reasoned, 1, 0.0, self.config.probe_tokens) for worker in self.workers]
-        asked += [worker.score.remote(self.direct) for worker in self.workers]
-        answers = wait_for(asked, self.deadline_s, "the weight probe")
+        Returns: how far they are apart; the questions with the first engine's answers."""
+        version, tokens = self.recovery.version, self.config.probe_tokens
+        asked = [(w, partial(w.generate.remote, self.reasoned, 1, 0.0, tokens, version)) for w in self.workers]
+        asked += [(w, partial(w.score.remote, self.direct, version)) for w in self.workers]
+        answers = self.recovery.settle(asked, self.deadline_s, "the weight probe")
         reasoned, direct = answers[: len(self.workers)], answers[len(self.workers) :]
         judgements = [group[0] for groups in reasoned for group in groups] + [
             judgement for scores in direct for judgement in scores
@@ -112,4 +118,5 @@ class WeightPush:
         outputs = learner.forward(rows)
         if not (outputs.logprobs.isfinite().all() and outputs.score_logprobs.isfinite().all()):
             raise NonFiniteError(f"the learner's log-probs of the probe questions are not finite; {REMEDY}")
-        return probe_difference(judgements, outputs.logprobs, outputs.score_logprobs)
+        probe = Probe(self.reasoned, self.direct, [group[0] for group in reasoned[0]], direct[0])
+        return probe_difference(judgements, outputs.logprobs, outputs.score_logprobs), probe

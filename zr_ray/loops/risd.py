@@ -9,7 +9,7 @@ seed, step), so a resumed run continues it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -26,12 +26,13 @@ from zr_ray.judging.evaluate import human_scores
 from zr_ray.judging.label import teacher_distributions, teacher_requests
 from zr_ray.loops.held_out import by_learner
 from zr_ray.loops.held_out_taught import TaughtHeldOut, source_of
-from zr_ray.loops.journal import Journal
+from zr_ray.loops.journal import Journal, phase_deadlines
 from zr_ray.loops.sums import reduced
 from zr_ray.models.judge import JudgeOutputs
 from zr_ray.models.questions import QuestionRow
 from zr_ray.records import AnnotatedImage
 from zr_ray.rubric import Rubric
+from zr_ray.workers.recovery import Recovery
 
 if TYPE_CHECKING:
     from zr_ray.loops.distillation import DistillationTask
@@ -51,10 +52,11 @@ def train(loop_config: dict) -> None:
     learner = Learner(task.judge, config.learner, make_packer=make_packer)
     rubric = learner.text.rubric
     known = task.labels.read()
-    journal = Journal(task.run_path, learner, config.checkpoint, c.steps, task.started_at)
+    hung_s = phase_deadlines(config)
+    journal = Journal(task.run_path, learner, config.checkpoint, c.steps, task.started_at, config.run, hung_s)
     ask = by_learner(learner, task)
     held_out = TaughtHeldOut(journal, learner, task, method="risd", reasoning=False, ask=ask, known=known)
-    teacher = OnlineTeacher(task, learner) if c.mode == "online" else OfflineTeacher(task.items, known)
+    teacher = OnlineTeacher(task, learner, journal.tell) if c.mode == "online" else OfflineTeacher(task.items, known)
 
     start = journal.restore()
     if start == 0:
@@ -132,11 +134,13 @@ class OfflineTeacher:
 class OnlineTeacher:
     """Distributions from teacher actors, asked when they are needed (Algorithm 2)."""
 
-    def __init__(self, task: DistillationTask, learner) -> None:
+    def __init__(self, task: DistillationTask, learner, tell: Callable[[str], None]) -> None:
+        """tell: gets a line when a teacher actor was lost."""
         from zr_ray.models.judge_text import JudgeText
 
         self.task, self.config = task, task.config
         self.workers = workers_of_rank(task.workers, learner.rank, learner.world)
+        self.recovery = Recovery(task.workers, task.config.rollout, tell)
         self.text = JudgeText(task.teacher)
         self.tokens = 0
 
@@ -149,9 +153,8 @@ class OnlineTeacher:
         section, what = self.config.label, f"the teacher's answers of step {step + 1}"
         requests = teacher_requests(self.text, asked, section.seed)
         deadline_s = self.config.rollout.deadline_s
-        groups = generate(
-            self.workers, requests, max(1, section.traces), 1.0 if section.traces else 0.0, deadline_s, what
-        )
+        traces, temperature = max(1, section.traces), 1.0 if section.traces else 0.0
+        groups = generate(self.workers, requests, traces, temperature, deadline_s, what, self.recovery)
         log_q, valid, tokens = teacher_distributions(groups, self.text.rubric)
         self.tokens = int(tokens.sum())
         return log_q, valid > 0

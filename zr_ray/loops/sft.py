@@ -18,12 +18,13 @@ from zr_ray.data.images import load_image
 from zr_ray.errors import DataError
 from zr_ray.functional import scores
 from zr_ray.loops.held_out import HeldOut, by_engines
-from zr_ray.loops.journal import Journal
+from zr_ray.loops.journal import Journal, phase_deadlines
 from zr_ray.loops.push import WeightPush
 from zr_ray.loops.sums import reduced
 from zr_ray.models.judge import JudgeOutputs
 from zr_ray.models.judge_text import JudgeText
 from zr_ray.models.packing import Row
+from zr_ray.workers.recovery import Recovery
 
 if TYPE_CHECKING:
     from zr_ray.loops.training import TrainingTask
@@ -38,10 +39,12 @@ def train(loop_config: dict) -> None:
     config: SftConfig = task.config
     c = config.sft
     learner = Learner(task.judge, config.learner)
-    journal = Journal(task.run_path, learner, config.checkpoint, c.steps, task.started_at)
+    hung_s = phase_deadlines(config)
+    journal = Journal(task.run_path, learner, config.checkpoint, c.steps, task.started_at, config.run, hung_s)
     method = "rewarddance" if c.reasoning else "sft"
-    held_out = HeldOut(journal, learner, task, method, c.reasoning, by_engines(learner, task))
-    push = WeightPush.of_run(task, learner.text, task.pairs[0].winner)
+    recovery = Recovery(task.workers, config.rollout, journal.tell)
+    held_out = HeldOut(journal, learner, task, method, c.reasoning, by_engines(learner, task, recovery))
+    push = WeightPush.of_run(task, recovery, learner.text, task.pairs[0].winner)
     schedule = PairSchedule(list(task.pairs), c.pairs_per_step, config.run.seed)
     bins = torch.tensor(learner.text.rubric.bins)
 

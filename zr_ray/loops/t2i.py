@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from zr_ray.config.t2i import T2iConfig
 from zr_ray.loops.journal import Journal
+from zr_ray.loops.t2i_fitness import say_fitness
 from zr_ray.loops.t2i_flow_grpo import FlowGrpo
 from zr_ray.loops.t2i_gradient import RewardGradient
 from zr_ray.loops.t2i_looks import Looks
@@ -54,13 +55,16 @@ def train(loop_config: dict) -> None:
     worker = GeneratorWorker(task.generator, config.generator, config.actor, *ranks())
     rewards = open_source(config.reward, task.reward_target)
     watch = Watch(worker, config, run)
-    journal = Journal(task.run_path, watch, config.checkpoint, c.steps, task.started_at)
+    hung_s = dict.fromkeys(("sample", "train", "checkpoint"), config.actor.deadline_s)
+    hung_s["reward"] = config.actor.deadline_s + config.reward.deadline_s
+    journal = Journal(task.run_path, watch, config.checkpoint, c.steps, task.started_at, config.run, hung_s)
     looks = Looks(task, worker, rewards, run.path / "held_out", journal.say)
     algorithm: Algorithm = ALGORITHMS[c.algorithm](config, worker, rewards, journal.timer)
 
     done = journal.restore()
     watch.rewind(done)
     looks.look_before()
+    say_fitness(looks.before, config, journal.say)
 
     for step in journal.steps(done):
         if watch.over():
@@ -101,7 +105,8 @@ def step_prompts(task: T2iTask, step: int, rank: int, world: int) -> StepPrompts
         chosen.append(prompts[int(order[place])])
     places = tuple(range(rank, c.prompts_per_step, world))
     group = c.group_size if task.config.is_policy else 1
-    return StepPrompts(tuple(chosen[i] for i in places), places, (task.config.run.seed, step), group)
+    seed = (task.config.run.seed, step)
+    return StepPrompts(tuple(chosen[i] for i in places), places, seed, group, c.prompts_per_step)
 
 
 def learning_rate(step: int, config: T2iConfig) -> float:

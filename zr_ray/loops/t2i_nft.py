@@ -6,18 +6,17 @@ import torch
 from torch import Tensor
 
 from zr_ray.config.t2i import T2iConfig
-from zr_ray.functional.flow import noised, stratified_sigmas
+from zr_ray.functional.flow import noised
 from zr_ray.functional.nft import nft_loss, nft_targets, old_policy_decay
 from zr_ray.loops.t2i_rollout import (
     PROBES,
-    SHIFT,
     Phase,
     StepPrompts,
     group_advantages,
     group_rewards,
     reward_metrics,
     scored_rollout,
-    step_generator,
+    step_sigmas,
 )
 from zr_ray.loops.t2i_update import step_metrics
 from zr_ray.workers.generator import GeneratorWorker, Probes
@@ -56,7 +55,7 @@ class Nft:
         """`draws` probes of every image: fresh noise at levels that cover the whole range, and the image of each."""
         draws, count = self.config.t2i.nft.draws, len(made.clean)
         rows = torch.arange(count).repeat(draws)
-        sigmas = stratified_sigmas(len(rows), SHIFT, step_generator(batch, PROBES))
+        sigmas = step_sigmas(batch, draws)
         noise = torch.cat([self.worker.noise(batch.image_seeds(PROBES, draw)) for draw in range(draws)])
         return Probes(noised(made.clean[rows], noise, sigmas), sigmas, made.conditions.rows(rows)), rows
 

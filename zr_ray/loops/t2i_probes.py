@@ -6,8 +6,8 @@ from __future__ import annotations
 import torch
 
 from zr_ray.config.t2i import T2iSection
-from zr_ray.functional.flow import noised, stratified_sigmas
-from zr_ray.loops.t2i_rollout import PROBES, SHIFT, ScoredImages, StepPrompts, step_generator
+from zr_ray.functional.flow import noised
+from zr_ray.loops.t2i_rollout import PROBES, ScoredImages, StepPrompts, step_sigmas
 from zr_ray.models.generators.adapter import Conditions
 from zr_ray.workers.generator import GeneratorWorker, Probes
 
@@ -18,7 +18,7 @@ def anchor_probes(worker: GeneratorWorker, made: ScoredImages, batch: StepPrompt
     if not (c.anchor.enabled and c.anchor.draws and c.reward_sigma_min > 0):
         return None
     rows = torch.arange(len(made.clean)).repeat(c.anchor.draws)
-    sigmas = stratified_sigmas(len(rows), SHIFT, step_generator(batch, PROBES), high=c.reward_sigma_min)
+    sigmas = step_sigmas(batch, c.anchor.draws, high=c.reward_sigma_min)
     noise = torch.cat([worker.noise(batch.image_seeds(PROBES, draw)) for draw in range(c.anchor.draws)])
     return Probes(noised(made.clean[rows], noise, sigmas), sigmas, made.conditions.rows(rows))
 

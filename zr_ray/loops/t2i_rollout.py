@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from zr_ray.config.t2i import RewardSection
+from zr_ray.functional.flow import stratified_sigmas
 from zr_ray.functional.group_advantages import Normalization, advantages, image_rewards
 from zr_ray.models.generators.adapter import Conditions, Noise, Trajectory
 from zr_ray.workers.generator import GeneratorWorker, generator_of
@@ -37,6 +38,8 @@ class StepPrompts:
     """(run seed, step)."""
     group: int
     """Images of a prompt."""
+    total: int
+    """Prompts of the step, all ranks together."""
 
     @property
     def items(self) -> list[str]:
@@ -134,6 +137,10 @@ def reward_metrics(scored: Scored, weights: Tensor, rewards: Tensor | None, vali
     return sums
 
 
-def step_generator(batch: StepPrompts, stream: int, *more: int) -> torch.Generator:
-    """Random numbers of a step that all of a rank's images share; ranks differ by their first prompt's place."""
-    return generator_of(*batch.seed, stream, batch.places[0], *more)
+def step_sigmas(batch: StepPrompts, draws: int, high: float = 1.0) -> Tensor:
+    """[draws * B] noise levels of this rank's images, draw after draw, stratified over the step's images of all ranks:
+    how many ranks share them changes no level. high: upper end of the range."""
+    levels = stratified_sigmas(
+        draws * batch.total * batch.group, SHIFT, generator_of(*batch.seed, PROBES, 0), high=high
+    )
+    return levels.view(draws, batch.total, batch.group)[:, list(batch.places)].flatten()

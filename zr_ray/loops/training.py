@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from zr_ray.config.sections import RolloutSection
+from zr_ray.config.sections import RolloutSection, TrackedRunSection
 from zr_ray.data.load import require_judge
 from zr_ray.data.run_data import DATA_FILE, RunData, load_run_data, require_pairs
 from zr_ray.errors import JudgeError
@@ -25,6 +25,7 @@ from zr_ray.run import driver
 from zr_ray.run.folder import RunFolder
 from zr_ray.run.launch import Plan, Started, launch
 from zr_ray.run.observe import duration, say
+from zr_ray.run.travel import portable
 from zr_ray.workers.lora import check_lora
 from zr_ray.world.build import data_folder
 
@@ -130,7 +131,7 @@ def keep_facts(run: RunFolder, data: RunData, split: str) -> None:
 
 
 def _train(config, loop, found: _Found, started: Started) -> None:
-    from zr_ray.run.placement import run_learners
+    from zr_ray.run.learners import run_learners
     from zr_ray.run.room import reserve
     from zr_ray.workers.rollout import rollout_fleet
 
@@ -148,20 +149,26 @@ def _train(config, loop, found: _Found, started: Started) -> None:
             f"{len(fleet.workers)} rollout engine(s) ready after {duration(time.time() - since)}; starting"
             f" {config.learner.workers} learner(s)"
         )
-        task = TrainingTask(config, run.path, found.judge, tuple(fleet.workers), data.pairs, data.held_out, since)
+        task = TrainingTask(
+            config, run.path, portable(found.judge), tuple(fleet.workers), data.pairs, data.held_out, since
+        )
         run_learners(loop, task, config.learner, run.path, run.run_id, room)
-    say_result(run, since)
+    say_result(run, since, config.run)
     say(f"next: the trained judge is {run.judge}; use it anywhere with judge.path={run.judge}")
 
 
-def say_result(run: RunFolder, started_at: float) -> None:
-    """Write the report of a finished run, say its table, its status and where the report is.
+def say_result(run: RunFolder, started_at: float, settings: TrackedRunSection | None = None) -> None:
+    """Write the report of a finished run, hand it to its trackers if it has some, say its table, its status and where
+    the report is.
 
     Raises: JudgeError, after that, if the run failed in the end."""
     from zr_ray.report.page import format_table, write_report
+    from zr_ray.report.publish import publish
 
     result = run.read_result()
     report = write_report(run)
+    if settings is not None:
+        publish(run, settings)
     say(format_table(result))
     say(f"status {result['status']} in {duration(time.time() - started_at)}; report {report}")
     if result["status"] != "SUCCEEDED":

@@ -19,6 +19,7 @@ from zr_ray.errors import JudgeError
 from zr_ray.models.hub_layout import settle_layout
 from zr_ray.models.judge_text import JudgeText
 from zr_ray.models.packing import PackedBatch, RowPacker
+from zr_ray.models.shortcuts import VisionSizes, take_shortcuts
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class PackedJudge(nn.Module):
     def __init__(self, model, text: JudgeText) -> None:
         super().__init__()
         self.model = model
+        self._sizes = VisionSizes(model)
         self.register_buffer("label_ids", torch.tensor(text.label_ids), persistent=False)
         forbidden = torch.zeros(text.vocab_size, dtype=torch.bool)
         forbidden[list(text.forbidden_ids)] = True
@@ -79,9 +81,11 @@ class PackedJudge(nn.Module):
         """The vision tower's output for the batch's images, once per image, as the Hugging Face model takes it; the
         packed rows' order."""
         core = self.model.model
-        frozen = not batch.pixel_values.requires_grad and self.tower_is_frozen
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-            features = core.get_image_features(batch.pixel_values, batch.image_grid, return_dict=True)
+        # asked in this order: going through all parameters takes a millisecond
+        follow = torch.is_grad_enabled() and (batch.pixel_values.requires_grad or not self.tower_is_frozen)
+        sizes = self._sizes(batch.image_grid)
+        with torch.set_grad_enabled(follow):
+            features = core.get_image_features(batch.pixel_values, batch.image_grid, return_dict=True, **sizes)
         # unrolled rows share an image: its features are computed once and repeated, not the forward
         repeats = batch.image_index.tolist()
         if repeats != list(range(len(features.pooler_output))):
@@ -130,4 +134,5 @@ def load_packed_judge(folder: Path, dtype: torch.dtype) -> tuple[PackedJudge, Ju
     except (ValueError, OSError) as error:
         raise JudgeError(f"{folder} must hold an image-text-to-text model with safetensors weights: {error}") from error
     settle_layout(model)
+    take_shortcuts(model)
     return PackedJudge(model, text), text, RowPacker(folder, model)

@@ -128,7 +128,7 @@ class JudgeText:
             text = self._render(prompt, dimension)
             if direct:
                 text += self.format.direct_prefix + self.format.marker
-            ids = np.asarray(self.tokenizer.encode(text, add_special_tokens=False), dtype=np.int32)
+            ids = np.asarray(self.tokenizer.encode(text, add_special_tokens=False, verbose=False), dtype=np.int32)
             placeholders = int((ids == self.image_token_id).sum())
             if placeholders != 1:
                 raise JudgeError(

@@ -67,6 +67,13 @@ def _opd(config, args: argparse.Namespace) -> None:
     launch_distillation("opd", config, args, train, engines="student", label_training=False)
 
 
+def _t2i(config, args: argparse.Namespace) -> None:
+    from zr_ray.loops.launch_t2i import launch_t2i
+    from zr_ray.loops.t2i import train
+
+    launch_t2i(config, args, train)
+
+
 def _evaluate(config, args: argparse.Namespace) -> None:
     from zr_ray.loops.evaluation import launch_evaluation
 
@@ -90,6 +97,7 @@ JOBS = {
     "sft": Job("zr_ray.config.sft:SftConfig", _sft, "supervised baselines"),
     "risd": Job("zr_ray.config.risd:RisdConfig", _risd, "distil a judge into one token"),
     "opd": Job("zr_ray.config.opd:OpdConfig", _opd, "on-policy distillation"),
+    "t2i": Job("zr_ray.config.t2i:T2iConfig", _t2i, "post-train a text-to-image generator"),
     "evaluate": Job("zr_ray.config.evaluate:EvaluateConfig", _evaluate, "judge a data set and measure agreement"),
     "audit": Job("zr_ray.config.audit:AuditConfig", _audit, "is a student as good as its teacher"),
     "serve": Job("zr_ray.config.serve:ServeConfig", _serve, "the reward service"),

@@ -103,6 +103,11 @@ def latest_checkpoint(parent: Path) -> tuple[int, Path] | None:
     return None
 
 
+def newest_step(run_path: Path) -> int:
+    """Step of the newest checkpoint of a run folder by its name alone, nothing is verified; 0 if there is none."""
+    return max((step for step, _ in _steps(Path(run_path) / "checkpoints")), default=0)
+
+
 def verify_checkpoint(path: Path) -> None:
     """Compare every file with the manifest. Raises CheckpointError naming the first file that is missing, foreign or
     changed."""

@@ -66,17 +66,17 @@ def run_job(main: Callable[[], None]) -> int:
         print("stopped; continue with --resume", file=sys.stderr, flush=True)
         return 1
     except Exception as error:  # the loop's own refusals arrive wrapped by Ray
-        causes = _causes(error)
-        ours = next((cause for cause in causes if isinstance(cause, ZrRayError)), None)
+        found = causes(error)
+        ours = next((cause for cause in found if isinstance(cause, ZrRayError)), None)
         if ours is not None:
             print(f"error: {ours}", file=sys.stderr, flush=True)
             return 1
         traceback.print_exc()
-        print(f"error: {_in_a_line(causes[-1])}; continue with --resume once it is fixed", file=sys.stderr, flush=True)
+        print(f"error: {_in_a_line(found[-1])}; continue with --resume once it is fixed", file=sys.stderr, flush=True)
         return 1
 
 
-def _causes(error: BaseException) -> list[BaseException]:
+def causes(error: BaseException) -> list[BaseException]:
     """The error and what stands behind it, innermost last: Ray and Ray Train wrap what a worker raised, several times
     over."""
     found: list[BaseException] = []

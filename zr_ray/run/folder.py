@@ -4,7 +4,7 @@
                 environment.json       python, packages, hardware, git; one more entry per resume
                 inputs.json            hashes of judge and data, compared when the run is resumed
                 metrics.jsonl          one line per step: {"step": n, "<metric>": number or null, ...}
-                tensorboard/           the same values
+                tensorboard/, wandb/   the same values, see trackers.py; trackers.json: ids
                 checkpoints/step_*     see checkpoints.py
                 judge/                 the trained judge, a Hugging Face folder
                 examples/              examples.json and images, see report.py

@@ -1,6 +1,7 @@
 """The frame of every job: what is refused and in which order, what --dry-run and --resume mean.
 
-    a run to resume is looked for -> the job's own check -> (--dry-run: the plan is printed, nothing else happens)
+    trackers and a run to resume are looked for -> the job's own check
+    -> (--dry-run: the plan is printed, nothing else happens)
     -> Ray is joined -> what the job will ask for is compared with the cluster -> the run folder -> the job's body
 
 Nothing is written and nothing is asked of Ray before everything that needs neither has been checked.
@@ -14,10 +15,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from zr_ray.config.sections import TrackedRunSection
 from zr_ray.errors import ConfigError
 from zr_ray.run import console, driver
 from zr_ray.run.folder import INPUTS_FILE, RunFolder, find_run
 from zr_ray.run.observe import say
+from zr_ray.run.trackers import check_trackers
 
 Found = TypeVar("Found")
 Bundles = Mapping[str, Sequence[dict[str, float]]]
@@ -68,6 +71,8 @@ def launch(
         to resume.
     Raises: ZrRayError for everything a user can fix."""
     started_at = time.time()
+    if isinstance(config.run, TrackedRunSection):
+        check_trackers(config.run)
     resumed = _resumed(config, keeps_folder)
     plan = check(resumed)
     if resumed is not None:

@@ -1,8 +1,5 @@
-"""What a run shows while it goes on: metrics (metrics.jsonl, TensorBoard, gauges of Ray), one line per step, waits with
-a deadline.
-
-Left out on purpose: hosted trackers; metrics.jsonl and the event files convert to any of them.
-"""
+"""What a run shows while it goes on: metrics (metrics.jsonl, trackers, gauges of Ray), one line per step, waits with a
+deadline."""
 
 from __future__ import annotations
 
@@ -10,13 +7,16 @@ import math
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
 from statistics import median
 from typing import TYPE_CHECKING
 
+from zr_ray.config.sections import TrackedRunSection
 from zr_ray.errors import DeadlineError
 from zr_ray.run import console
 from zr_ray.run.folder import RunFolder
+from zr_ray.run.trackers import Ending, Trackers
 
 if TYPE_CHECKING:
     from ray.util.metrics import Gauge
@@ -49,19 +49,23 @@ take minutes."""
 
 
 class Metrics:
-    """Sends one step's values to metrics.jsonl, TensorBoard and, inside Ray, to gauges `zr_<name>`, which stay there
-    until `close`. `progress/since_step_s`, seconds since the last step, is a gauge only: it shows a run that hangs."""
+    """Sends one step's values to metrics.jsonl, to the run's trackers and, inside Ray, to gauges `zr_<name>`, which
+    stay there until `close`. `progress/since_step_s`, seconds since the last step, is a gauge only: it shows a run that
+    hangs."""
 
-    def __init__(self, run: RunFolder, resumed_after_step: int | None = None) -> None:
-        """`resumed_after_step`: drop what an interrupted attempt wrote for later steps, in both files."""
-        from torch.utils.tensorboard import SummaryWriter
-
+    def __init__(
+        self,
+        run: RunFolder,
+        resumed_after_step: int | None = None,
+        settings: TrackedRunSection = TrackedRunSection(),
+        say: Callable[[str], None] = say,
+    ) -> None:
+        """`resumed_after_step`: drop what an interrupted attempt wrote for later steps, where that can be dropped (see
+        `trackers.py`). say: one line of the job log.   Raises: ConfigError if a tracker cannot be opened."""
         self.run = run
-        purge = None
+        self._trackers = Trackers(run, settings, say, resumed_after_step)
         if resumed_after_step is not None:
             run.rewind_metrics(resumed_after_step)
-            purge = resumed_after_step + 1
-        self._writer = SummaryWriter(str(run.tensorboard), purge_step=purge, flush_secs=30)
         self._gauges: dict[str, Gauge] = {}
         self._shown: dict[str, float] = {}
         self._stepped_at = time.monotonic()
@@ -71,9 +75,7 @@ class Metrics:
     def log(self, step: int, values: dict[str, float]) -> None:
         """Record all values of one step; call once per step with everything known about it."""
         self.run.append_metrics(step, values)
-        for name, value in values.items():
-            if math.isfinite(value):
-                self._writer.add_scalar(name, value, step)
+        self._trackers.log(step, values)
         self._stepped_at = time.monotonic()
         self.gauge(values | {"progress/step": float(step)})
 
@@ -103,10 +105,10 @@ class Metrics:
         while not self._closed.wait(REFRESH_S):
             self._show()
 
-    def close(self) -> None:
-        """Flush the event files, let the gauges go."""
+    def close(self, status: Ending | None = None) -> None:
+        """Close the trackers, let the gauges go. status: how the run ended, None if it goes on elsewhere."""
         self._closed.set()
-        self._writer.close()
+        self._trackers.close(status)
 
 
 def gauge_name(metric: str) -> str:

@@ -10,7 +10,13 @@ from zr_ray.errors import CheckpointError, ConfigError
 
 TAKEN = (
     "run.*",
+    "chain.*",  # a chain compares its stages' own configurations
+    "gdso.overrides",
+    "risd.overrides",
+    "t2i.overrides",
+    "evaluate_reward.arguments",
     "*deadline_s",
+    "*.restarts",
     "learner.lr",
     "learner.min_lr_frac",
     "learner.warmup_steps",
@@ -23,8 +29,10 @@ TAKEN = (
     "learner.threads",
     "actor.lr",
     "actor.cpus",
+    "actor.resource",
     "actor.threads",
     "reward.cpus",
+    "reward.resource",
     "reward.threads",
     "t2i.stop_after_s",
     "held_out.beside",

@@ -37,7 +37,12 @@ from zr_ray.serving.measures import Measures
 from zr_ray.serving.refusals import Refusal, WireError
 from zr_ray.serving.retry import Retry
 
-api = FastAPI(title="zr_ray reward service", description=__doc__, version="1")
+api = FastAPI(
+    title="zr_ray reward service",
+    description=__doc__,
+    version="1",
+    generate_unique_id_function=lambda route: route.name,  # generated clients are named after it: score, judge, ...
+)
 api.openapi = partial(openapi.document, api)
 _SCORING = (400, 401, 403, 404, 408, 411, 413, 415, 422, 429, 503, 504)
 _BEARER: dict = {"security": [{"bearer": []}]}

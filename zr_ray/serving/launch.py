@@ -34,6 +34,8 @@ SAY_EVERY_S = 30.0
 """A wait says this often what it waits for."""
 LEASE_MISSES = 3
 """So many times in a row the lease must be gone."""
+LEASE_START_S = 120.0
+"""Until a lease and its keeper must run: two empty actors, on a machine that may be busy."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def running_service(
     from zr_ray.serving.application import application
 
     port, ours = start_serve(config)
-    lease, keeper = _take_lease(name, ours)
+    lease, keeper, ours = _take_lease(name, ours)
     try:
         for role in roles if room is not None else ():
             room.hand_over(role)
@@ -227,10 +229,21 @@ class _Lease:
 class _Keeper:
     """Deletes the application of a run whose lease is gone."""
 
-    def watch(self, name: str, namespace: str, shut_down: bool, poll_s: float) -> None:
+    def __init__(self, shut_down: bool) -> None:
+        """shut_down: end Serve too, if nothing else uses it."""
+        self.shut_down, self._watching = shut_down, False
+
+    def ends_serve(self) -> bool:
+        """Whether Serve was started for this application."""
+        return self.shut_down
+
+    def watch(self, name: str, namespace: str, poll_s: float) -> None:
+        """Until the lease has been gone for a while; then the application is deleted, and this actor ends."""
         import ray
 
-        missed = 0
+        if self._watching:  # taken over: it goes on
+            return
+        self._watching, missed = True, 0
         while missed < LEASE_MISSES:
             time.sleep(poll_s)
             try:
@@ -238,19 +251,25 @@ class _Keeper:
                 missed = 0
             except ValueError:
                 missed += 1
-        _delete(name, shut_down)
+        _delete(name, self.shut_down)
         ray.actor.exit_actor()
 
 
 def _take_lease(name: str, shut_down: bool, poll_s: float = LEASE_POLL_S) -> tuple:
-    """(lease, keeper). The keeper is detached: it must outlive the job it watches. shut_down: end Serve too, if nothing
-    else uses it."""
+    """(lease, keeper, whether Serve ends with this application). The keeper is detached: it must outlive the job it
+    watches.
+
+    A run that is resumed soon after its driver was killed finds the keeper of its first life, and takes it over with
+    the application and the Serve that it keeps."""
     import ray
 
     lease = ray.remote(_Lease).options(name=f"{name}/lease", num_cpus=0).remote()
-    keeper = ray.remote(_Keeper).options(name=f"{name}/keeper", num_cpus=0, lifetime="detached").remote()
-    keeper.watch.remote(name, ray.get_runtime_context().namespace, shut_down, poll_s)
-    return lease, keeper
+    ray.get(lease.__ray_ready__.remote(), timeout=LEASE_START_S)  # before a keeper can miss it
+    options = {"name": f"{name}/keeper", "num_cpus": 0, "lifetime": "detached", "max_concurrency": 4}
+    keeper = ray.remote(_Keeper).options(**options, get_if_exists=True).remote(shut_down)
+    ours = ray.get(keeper.ends_serve.remote(), timeout=LEASE_START_S)
+    keeper.watch.remote(name, ray.get_runtime_context().namespace, poll_s)
+    return lease, keeper, ours
 
 
 def _url(config: ServeConfig, port: int) -> str:

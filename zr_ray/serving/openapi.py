@@ -27,6 +27,7 @@ _ERRORS = {
     504: "not answered within the service's deadline",
 }
 _RETRY = {"Retry-After": {"description": "seconds", "schema": {"type": "string"}, "required": False}}
+_NAMED = "#/components/schemas/{model}"
 TOKEN = {"bearer": {"type": "http", "scheme": "bearer", "description": "needed where the service has a token"}}
 
 
@@ -36,6 +37,9 @@ def document(api: FastAPI) -> dict:
         about = {"title": api.title, "version": api.version, "description": api.description}
         tree = get_openapi(**about, routes=api.routes, servers=api.servers)
         tree["components"]["securitySchemes"] = TOKEN
+        for model in (schema.ScoreRequest, schema.GradientRequest):  # FastAPI sees no models in what reads its own body
+            own = model.model_json_schema(ref_template=_NAMED)
+            tree["components"]["schemas"] |= own.pop("$defs", {}) | {model.__name__: own}
         api.openapi_schema = tree
     return api.openapi_schema
 
@@ -79,7 +83,8 @@ def scoring(model: type[schema.ScoreRequest], rewards: bool) -> dict:
             _parameter("weights", numbers, own + "one number a dimension, comma-separated"),
             _parameter("risk", {"type": "number", "minimum": 0}, own + "k of R = sum_d w_d (mu_d - k sigma_d)"),
         ]
-    body = {JSON: {"schema": _inline(model), "example": example}, SAFETENSORS: binary}
+    named = {"$ref": _NAMED.format(model=model.__name__)}
+    body = {JSON: {"schema": named, "example": example}, SAFETENSORS: binary}
     return {
         "parameters": judge_parameter()["parameters"] + keys,
         "requestBody": {"required": True, "content": body | dict.fromkeys(IMAGE_TYPES, binary)},
@@ -96,18 +101,3 @@ def _parameter(name: str, kind: dict, about: str) -> dict:
         "style": "form",
         "explode": False,
     }
-
-
-def _inline(model: type[BaseModel]) -> dict:
-    """JSON schema without references, which FastAPI would not find in its components."""
-    tree = model.model_json_schema()
-    definitions = tree.pop("$defs", {})
-
-    def resolved(node):
-        if isinstance(node, dict):
-            if "$ref" in node:
-                return resolved(definitions[node["$ref"].rpartition("/")[2]])
-            return {key: resolved(value) for key, value in node.items()}
-        return [resolved(value) for value in node] if isinstance(node, list) else node
-
-    return resolved(tree)

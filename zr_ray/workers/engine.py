@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from zr_ray.config.sections import LearnerSection
 from zr_ray.errors import CheckpointError, NonFiniteError
+from zr_ray.workers.operators import load_collective
 
 REMEDY = "lower learner.lr or learner.grad_clip, or raise learner.warmup_steps"
 
@@ -34,6 +35,8 @@ class Ranks:
         _prepare_process(config)  # DeepSpeed reads the accelerator from the environment while it is imported
         import deepspeed
 
+        if config.gpus == 0:
+            load_collective()  # DeepSpeed would, but behind a guard that a killed process leaves behind
         deepspeed.init_distributed("nccl" if config.gpus > 0 else "gloo", auto_mpi_discovery=False)
         self.rank, self.world = torch.distributed.get_rank(), torch.distributed.get_world_size()
 

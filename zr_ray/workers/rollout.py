@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from zr_ray.config.sections import RolloutSection
-from zr_ray.errors import RolloutError
+from zr_ray.errors import RolloutError, StaleWeightsError
 from zr_ray.models.engine_limits import settled, tensor_parallel
 from zr_ray.models.hub_layout import save_sharded
 from zr_ray.models.judge_text import JudgeText
 from zr_ray.records import Judgement, JudgeRequest
+from zr_ray.run.travel import portable
 from zr_ray.startup.torchvision_shim import child_environment
 
 if TYPE_CHECKING:
@@ -59,29 +60,30 @@ def rollout_fleet(
         RolloutWorker,
         config,
         f"{run_id}/rollout",
-        (str(judge), config),
+        (portable(judge), config),
         environment=engine_environment(config),
         start_deadline_s=config.start_deadline_s,
         wait_for_nodes_s=wait_for_nodes_s,
         group=group,
+        restarts=config.restarts,
     )
 
 
 class RolloutWorker:
-    """Owns one engine. Verbs: generate, score, update_weights, describe."""
+    """Owns one engine. Verbs: generate, score, update_weights, held_weights, describe."""
 
-    def __init__(self, judge: str, config: RolloutSection) -> None:
+    def __init__(self, judge: str | Path, config: RolloutSection) -> None:
         os.environ.update(engine_environment(config))
         self.text = JudgeText(Path(judge))
         self.config = config = settled(config, Path(judge))
         # nobody has pushed weights yet; the folder's own weights are never rolled out unverified
         self.policy_version = -1
-        self._checksum = ""
+        self._checksum, self._handles = "", []
         self._parts = tensor_parallel(config)
         from vllm import LLM
 
         self._llm = LLM(
-            model=judge,
+            model=str(judge),
             dtype=config.dtype,
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_batched_tokens,
@@ -104,19 +106,28 @@ class RolloutWorker:
         )
 
     def generate(
-        self, requests: Sequence[JudgeRequest], group_size: int, temperature: float = 1.0, max_tokens: int | None = None
+        self,
+        requests: Sequence[JudgeRequest],
+        group_size: int,
+        temperature: float = 1.0,
+        max_tokens: int | None = None,
+        version: int | None = None,
     ) -> list[list[Judgement]]:
         """Sample `group_size` outputs (reasoning and score) per request.
 
         Args: temperature: 1 samples the policy itself, 0 decodes greedily (group_size must be 1); reported log-probs
-            are those of the distribution sampled from. max_tokens: instead of rollout.max_new_tokens.
+            are those of the distribution sampled from. max_tokens: instead of rollout.max_new_tokens. version: of the
+            weights that must answer; None: whatever it holds.
         Returns: per request, in order, its Judgements 0..group_size-1. An output without a score within the length
-            limit has score_index None.   Raises: RolloutError if answers do not line up with the requests."""
+            limit has score_index None.   Raises: RolloutError if answers do not line up with the requests;
+            StaleWeightsError if other weights are here."""
+        self._require(version)
         return self._run(requests, group_size, temperature, max_tokens or self.config.max_new_tokens, direct=False)
 
-    def score(self, requests: Sequence[JudgeRequest]) -> list[Judgement]:
+    def score(self, requests: Sequence[JudgeRequest], version: int | None = None) -> list[Judgement]:
         """One-token scores without reasoning; the questions must end with the marker
-        (`JudgeText.question(direct=True)`)."""
+        (`JudgeText.question(direct=True)`). version, Raises: as in `generate`."""
+        self._require(version)
         return [group[0] for group in self._run(requests, 1, 0.0, 1, direct=True)]
 
     def _run(
@@ -177,6 +188,7 @@ class RolloutWorker:
         Returns: the version now held. The caller proves the push with a probe (see `weights.py`)."""
         from zr_ray.workers.weights import Checksum, read_buckets
 
+        buckets = list(buckets)
         # vLLM's own loader maps Hugging Face names to fused layers, so nothing here knows the architecture
         read = Checksum()
         self._reload(read.over(read_buckets(buckets)), through_files=self._parts > 1)
@@ -186,7 +198,7 @@ class RolloutWorker:
                 "vLLM refused to drop its prefix cache after a weight push; requests must not be in flight"
             )
         self._llm.llm_engine.reset_encoder_cache()  # image features of the old vision tower
-        self.policy_version = version
+        self.policy_version, self._handles = version, buckets
         return version
 
     def _reload(self, named: Iterable[tuple[str, Tensor]], through_files: bool) -> None:
@@ -203,6 +215,22 @@ class RolloutWorker:
     def weights_checksum(self) -> str:
         """Digest of what the last push read (`weights.Checksum`); empty before the first."""
         return self._checksum
+
+    def held_weights(self) -> tuple[int, list]:
+        """(version, the references that `update_weights` got): where a replacement of another worker finds the current
+        weights if the rank that asks has not sent them itself. No references if they came as bytes."""
+        return self.policy_version, [handle for handle in self._handles if not isinstance(handle, bytes)]
+
+    def release_weights(self) -> None:
+        """Forget the references: new weights are on their way, and the object store need not hold both."""
+        self._handles = []
+
+    def _require(self, version: int | None) -> None:
+        if version is not None and version != self.policy_version:
+            raise StaleWeightsError(
+                f"answers of policy version {version} were asked for, this rollout worker holds {self.policy_version};"
+                " push the weights first"
+            )
 
     def describe(self) -> dict[str, str | int]:
         """Where this worker runs and what it holds, for logs and the dashboard."""

@@ -76,7 +76,7 @@ def read_buckets(handles: Iterable) -> Iterator[tuple[str, Tensor]]:
 
 
 class Checksum:
-    """Of a stream of named tensors: names, shapes, and a sample of their bits. Equal streams have equal digests."""
+    """Of named tensors, in any order: names, shapes, and a sample of their bits."""
 
     STRIDE = 61
     """Every so many values count: a lost or swapped bucket cannot hide, and a push of 9 B parameters costs tenths of a
@@ -88,9 +88,12 @@ class Checksum:
     def over(self, named: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """The stream as it is, counted while it passes."""
         for name, tensor in named:
-            sample = tensor.detach().reshape(-1)[:: self.STRIDE].contiguous().cpu()
+            flat = tensor.detach().reshape(-1)
+            sample = flat[torch.arange(0, flat.numel(), self.STRIDE, device=flat.device)].cpu()
             head = f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode()
-            self._running = zlib.crc32(sample.view(torch.uint8).numpy().tobytes(), zlib.crc32(head, self._running))
+            # a sum: a bucket is read in the order of its file, which need not be the order of sending
+            bits = zlib.crc32(sample.view(torch.uint8).numpy().tobytes(), zlib.crc32(head))
+            self._running = (self._running + bits) % 2**32
             self.tensors += 1
             yield name, tensor
 
@@ -125,15 +128,30 @@ def probe_difference(judgements: Sequence[Judgement], logprobs: Tensor, score_lo
         found.append(np.abs(judgement.logprobs - logprobs[i, : len(judgement.logprobs)].float().cpu().numpy()))
         if judgement.score_logprobs is not None:
             found.append(np.abs(judgement.score_logprobs - score_logprobs[i].float().cpu().numpy()))
+    return _difference(found)
+
+
+def _difference(found: Sequence[np.ndarray]) -> Difference:
     values = np.concatenate(found).astype(np.float64)
     if not np.isfinite(values).all():
         return Difference(float("inf"), float("inf"), float("inf"))
     return Difference(float(values.max()), float(values.mean()), float(np.quantile(values, 0.9)))
 
 
-def logprob_difference(judgements: Sequence[Judgement], logprobs: Tensor, score_logprobs: Tensor) -> float:
-    """`probe_difference`'s largest, nats."""
-    return probe_difference(judgements, logprobs, score_logprobs).largest
+def answers_difference(proven: Sequence[Judgement], answers: Sequence[Judgement]) -> Difference:
+    """How far two engines' log-probs are apart on the same greedy questions.
+
+    Compared up to the first token at which they part: there, rounding must have decided between two tokens that were
+    as good as equal. Scores are compared where the tokens before them are the same."""
+    found = []
+    for one, other in zip(proven, answers, strict=True):
+        shared = min(len(one.token_ids), len(other.token_ids))
+        parted = np.flatnonzero(one.token_ids[:shared] != other.token_ids[:shared])
+        until = int(parted[0]) + 1 if len(parted) else shared
+        found.append(np.abs(one.logprobs[:until] - other.logprobs[:until]))
+        if not len(parted) and one.score_logprobs is not None and other.score_logprobs is not None:
+            found.append(np.abs(one.score_logprobs - other.score_logprobs))
+    return _difference(found)
 
 
 def held_problem(version: int, held: Sequence[int], sent: str, received: Sequence[str]) -> str:

@@ -1,0 +1,48 @@
+"""Is the reward fit for this generator? Said before the first step, from the images of the look before training.
+
+Left out on purpose: calibration, best-of-n and pictures that fool rewards; `jobs/evaluate_reward.py` measures those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from zr_ray.config.t2i import T2iConfig
+from zr_ray.errors import JudgeError
+from zr_ray.judging.fitness import quick_verdicts
+from zr_ray.judging.held_out_images import Look
+
+
+def say_fitness(before: Look, config: T2iConfig, say: Callable[[str], None]) -> dict[str, str]:
+    """A line per dimension of the reward that the world's verifier also scores. Returns: dimension -> verdict.
+
+    Raises: JudgeError if a dimension that carries weight is blind and reward.blind is `refuse`."""
+    weighted = [name for name, weight in config.reward.weights.items() if weight]
+    figures = {name: torch.from_numpy(values) for name, values in before.figures.items()}
+    reference, mu = (
+        {name: figures[f"{source}/{name}"] for name in weighted if f"{source}/{name}" in figures}
+        for source in ("verifier", "reward")
+    )
+    found = quick_verdicts(reference, mu, seed=config.run.seed)
+    for name in weighted:
+        if name not in found:
+            say(
+                f"reward {name}: nothing to compare with; jobs/evaluate_reward.py --data takes images with human scores"
+            )
+            continue
+        kind, accuracy, (low, high), ratio = found[name]
+        told = "too few pairs to tell" if kind == "unknown" else f"95 % {low:.2f} to {high:.2f}"
+        say(
+            f"reward {name}: {kind}; orders {accuracy:.0%} of same-prompt pairs as the verifier does ({told}), varies"
+            f" {ratio:.2f} times as much inside a prompt"
+        )
+    blind = [name for name in found if found[name][0] == "blind"]
+    if blind and config.reward.blind == "refuse":
+        raise JudgeError(
+            f"the reward must see differences between images of one prompt, it is blind in {', '.join(blind)};"
+            " use a judge that was trained on this generator's images (jobs/evaluate_reward.py measures), weigh the"
+            " dimension 0, or set reward.blind=accept"
+        )
+    return {name: found[name][0] for name in found}
