@@ -12,7 +12,7 @@ import ray
 import torch
 
 from tests.workers.test_rollout import FakeLearner
-from zr_ray.config.sections import WeightsSection
+from zr_ray.config.sections import SyncTolerance, WeightsSection
 from zr_ray.errors import RolloutError, StaleWeightsError, WeightSyncError
 from zr_ray.judging.ask import generate, question, require_groups
 from zr_ray.loops.push import WeightPush
@@ -39,7 +39,9 @@ def pushed(fleet, rollout_config, judge, judge_path, world_items):
     """(recovery, what it said): version 7 is in the engine and proved."""
     said: list[str] = []
     recovery = Recovery(fleet.workers, rollout_config, said.append)
-    push = WeightPush(recovery, judge[1], world_items[0], WeightsSection(bucket_mib=1), 1e-5, 300)
+    push = WeightPush(
+        recovery, judge[1], world_items[0], WeightsSection(bucket_mib=1), SyncTolerance("largest", 1e-5), 300
+    )
     push(FakeLearner(judge), 7)
     yield recovery, said
     push(FakeLearner(load_packed_judge(judge_path, torch.float32)), 8)  # leave the shared engine as it was

@@ -17,8 +17,9 @@ KINDS = {
     "direct": "Built-in judge fitted directly to the verifier's scores of generated images"
     " (`jobs/builtin/fit_judge.py`). One token a score. It is not distilled from a teacher: it needed a verifier, which"
     " no real generator has.",
-    "referee": "Built-in referee: made like the judges that give rewards, with other seeds, on the other half of the"
-    " prompts. It is never asked for labels or rewards, so what it says of a trained generator is independent.",
+    "referee": "Built-in referee: a judge of another architecture, base and seed than the shipped student, on half of"
+    " the prompts. It is never asked for labels or rewards, so a generator's training cannot move it; what it knows"
+    " comes from the same verifier as the student's knowledge, so the two may share mistakes.",
 }
 """Kind of a shipped judge -> its first paragraph."""
 

@@ -79,6 +79,8 @@ class RolloutWorker:
         # nobody has pushed weights yet; the folder's own weights are never rolled out unverified
         self.policy_version = -1
         self._checksum, self._handles = "", []
+        self._folder = Path(judge)
+        self._push_folder: TemporaryDirectory | None = None
         self._parts = tensor_parallel(config)
         from vllm import LLM
 
@@ -207,10 +209,22 @@ class RolloutWorker:
         if not through_files:
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": named})
             return
-        shared = SHARED_MEMORY if SHARED_MEMORY.is_dir() else None
-        with TemporaryDirectory(prefix="zr_ray_push_", dir=shared) as folder:
-            save_sharded(named, Path(folder))
-            self._llm.collective_rpc("reload_weights", kwargs={"weights_path": folder})
+        if self._push_folder is None:
+            self._push_folder = self._without_weights()
+        folder = Path(self._push_folder.name)
+        save_sharded(named, folder)
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
+        for path in folder.glob("*.safetensors*"):
+            path.unlink()
+
+    def _without_weights(self) -> TemporaryDirectory:
+        """A folder in shared memory with all files of the judge but its weights. It stays as long as this worker: from
+        the first push on vLLM looks there for the processor too."""
+        made = TemporaryDirectory(prefix="zr_ray_push_", dir=SHARED_MEMORY if SHARED_MEMORY.is_dir() else None)
+        for path in self._folder.iterdir():
+            if ".safetensors" not in path.name:
+                (Path(made.name) / path.name).symlink_to(path.absolute())
+        return made
 
     def weights_checksum(self) -> str:
         """Digest of what the last push read (`weights.Checksum`); empty before the first."""
