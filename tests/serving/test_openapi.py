@@ -115,7 +115,9 @@ def test_examples_work_as_they_stand(document, reward_url):
 def generated(reward_url, tmp_path, monkeypatch):
     """Package of a client that openapi-python-client makes from the service's own document."""
     folders = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    command = [shutil.which("openapi-python-client", path=folders), "generate", "--meta", "none"]
+    tool = shutil.which("openapi-python-client", path=folders)
+    assert tool, "openapi-python-client is not installed; it is part of the extra [dev]"
+    command = [tool, "generate", "--meta", "none"]
     command += ["--url", f"{reward_url}/openapi.json", "--output-path", str(tmp_path / "generated_client")]
     made = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert made.returncode == 0, made.stdout + made.stderr
