@@ -25,6 +25,8 @@ from pathlib import Path
 CHECKOUT = Path(__file__).resolve().parents[1]
 LOG = CHECKOUT / ".cache" / "submit.log"
 PROBE_DEADLINE_S = 5
+LOST_AFTER, LOST_PAUSE_S = 5, 2.0
+"""So many failures in a row, so many seconds apart, are a cluster that is gone: `make stop`, a head that died."""
 STOP_WAIT_S = "600"
 """So long a job may take to end after it was told to; a step of a large judge takes minutes. Then Ray kills it."""
 
@@ -109,20 +111,23 @@ def largest_folders(checkout: Path) -> list[tuple[str, int]]:
 
 def follow(client, job: str) -> int:
     """Print the job's log until it ends. The first interrupt stops the job and goes on printing, the second leaves."""
-    shown, stopping = 0, False
+    from aiohttp import ClientError
+
+    shown, stopping, failed = 0, False, 0
 
     async def tail() -> None:
-        nonlocal shown
+        nonlocal shown, failed
         position = 0
         async for text in client.tail_job_logs(job):
             position += len(text)
             if position > shown:  # a tail starts from the beginning
                 sys.stdout.write(text[-(position - shown) :])
                 sys.stdout.flush()
-                shown = position
+                shown, failed = position, 0
 
     while True:
         try:
+            time.sleep(LOST_PAUSE_S if failed else 0)
             asyncio.run(tail())
             status = client.get_job_status(job)
             while not status.is_terminal():
@@ -131,6 +136,14 @@ def follow(client, job: str) -> int:
             if status == "FAILED" or stopping:
                 _say(f"job {job}: {status.value}")
             return 0 if status == "SUCCEEDED" else 1
+        except (OSError, RuntimeError, ClientError) as error:  # the head is gone, or too busy for an answer
+            failed += 1
+            if failed == LOST_AFTER:
+                _say(
+                    f"error: the cluster of job {job} does not answer any more ({type(error).__name__}); if it is still"
+                    f" there: ray job logs -f {job}; if it ended, --resume continues a run from its newest checkpoint"
+                )
+                return 1
         except KeyboardInterrupt:
             if stopping:
                 _say(f"left; job {job} may still be ending: ray job logs -f {job}")

@@ -51,3 +51,33 @@ def test_what_a_job_needs_travels_and_nothing_else():
     _dir_travel(ROOT, [], lambda path: sent.append(str(path.relative_to(ROOT))), include_gitignore=True)
     assert {"jobs/gdso.py", "zr_ray/__init__.py", "cluster/local_head.py", "pyproject.toml"} <= set(sent)
     assert not [path for path in sent if path.split("/")[0] in ("tests", "docs", ".venv", "runs", ".git", ".cache")]
+
+
+class Vanishing:
+    """A head that shows one line of a job's log, drops the connection twice, and is gone after that or comes back."""
+
+    def __init__(self, comes_back: bool) -> None:
+        self.comes_back, self.asked = comes_back, 0
+
+    async def tail_job_logs(self, job):
+        self.asked += 1
+        yield "step 1/5\n"
+        if not self.comes_back or self.asked < 3:
+            raise ConnectionResetError("closed by the other side")
+
+    def get_job_status(self, job):
+        from ray.job_submission import JobStatus
+
+        return JobStatus.SUCCEEDED
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_a_head_that_goes_away_while_its_job_is_followed(submit, capsys, monkeypatch, comes_back):
+    monkeypatch.setattr(submit, "LOST_PAUSE_S", 0.0)
+    client = Vanishing(comes_back)
+    assert submit.follow(client, "gdso-1") == (0 if comes_back else 1)
+    said = capsys.readouterr()
+    assert said.out == "step 1/5\n", "a line is printed once, however often the log is asked for"
+    if not comes_back:
+        (line,) = said.err.splitlines()
+        assert line.startswith("error: the cluster of job gdso-1 does not answer any more") and "--resume" in line

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 NOT_OURS = shutil.ignore_patterns(".git", ".venv", ".cache", ".*_cache", "__pycache__", "runs", "build", "*.egg-info")
 LONG = ["gdso.steps=500", "evaluation.before=false", "evaluation.every_steps=0", "checkpoint.every_steps=500"]
-LONG += ["data.world.generated_train_groups=0", "data.world.generated_test_groups=0"]
+LONG += ["rollout.workers=1", "data.world.generated_train_groups=0", "data.world.generated_test_groups=0"]
 
 
 class Checkout:
@@ -106,7 +106,7 @@ def test_gdso_beside_the_tests_of_another_checkout_then_interrupted_and_detached
     run = [*SMALL, *LONG, f"run.root={tmp_path / 'runs'}"]
     log = tmp_path / "gdso.log"
     job = one.make(log, "gdso", [*run, "run.name=mine"])
-    wait_for(log, r"step 1/500", job, 300)
+    wait_for(log, r"step +1/500", job, 300)
 
     # with a cluster of their own, and with a head as `make gdso` starts it
     picked = ["tests/run/test_room.py", "tests/cluster/test_local_head.py", "tests/run/test_placement.py"]
@@ -114,8 +114,8 @@ def test_gdso_beside_the_tests_of_another_checkout_then_interrupted_and_detached
     assert tests.wait(400) == 0, (tmp_path / "test.log").read_text()
     assert " passed" in (tmp_path / "test.log").read_text()
     assert job.poll() is None, log.read_text()
-    started = re.findall(r"step (\d+)/500", log.read_text())[-1]
-    wait_for(log, rf"step {int(started) + 2}/500", job, 60)  # it went on all the while
+    started = re.findall(r"step +(\d+)/500", log.read_text())[-1]
+    wait_for(log, rf"step +{int(started) + 2}/500", job, 120)  # it went on all the while
 
     os.killpg(job.pid, signal.SIGINT)
     assert job.wait(200) != 0
@@ -131,5 +131,5 @@ def test_gdso_beside_the_tests_of_another_checkout_then_interrupted_and_detached
     assert again.wait(120) == 0
     assert "it goes on by itself; ray job logs -f gdso-" in (tmp_path / "again.log").read_text()
     resumed = tmp_path / "runs" / "mine" / "progress.log"
-    wait_for(resumed, rf"resumed after step {step} .*(\n.*)*step {step + 2}/500", again, 200, ended=True)
+    wait_for(resumed, rf"resumed after step {step} .*(\n.*)*step +{step + 2}/500", again, 200, ended=True)
     assert len(one.head()) > 3

@@ -128,7 +128,7 @@ def test_two_thousand_mutated_bodies(url, gateway):
         f" {seen.most_bytes / 1e6:.0f} MB",
     )
     assert not wrong, (len(wrong), wrong[:5])
-    assert sum(counts.values()) == 2000 and counts[200] > 200 and counts[422] > 200 and counts[400] > 100, counts
+    assert sum(counts.values()) == 2000 and counts[200] > 100 and counts[422] > 200 and counts[400] > 100, counts
     assert seen.most_bytes - before < 300e6
     assert gateway.is_running()
     torch.testing.assert_close(scored(url), right, atol=1e-6, rtol=0)

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import requests
 import schemathesis
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -114,7 +115,9 @@ def test_examples_work_as_they_stand(document, reward_url):
 def generated(reward_url, tmp_path, monkeypatch):
     """Package of a client that openapi-python-client makes from the service's own document."""
     folders = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    command = [shutil.which("openapi-python-client", path=folders), "generate", "--meta", "none"]
+    tool = shutil.which("openapi-python-client", path=folders)
+    assert tool, "openapi-python-client is not installed; it is part of the extra [dev]"
+    command = [tool, "generate", "--meta", "none"]
     command += ["--url", f"{reward_url}/openapi.json", "--output-path", str(tmp_path / "generated_client")]
     made = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert made.returncode == 0, made.stdout + made.stderr
@@ -132,7 +135,8 @@ def test_a_client_generated_from_the_document_scores_an_image(generated, reward_
 
     items = [models.Item(base64.b64encode(file).decode(), "a small red circle") for file in files("PNG")]
     items.append(models.Item("bm8gaW1hZ2U=", "a small red circle"))  # base64, but of no image
-    right = reward_clients["http"].score_and_grad(PIXELS.transpose(0, 3, 1, 2), ["a small red circle"] * 2, risk=0.5)
+    pixels = torch.from_numpy(PIXELS.transpose(0, 3, 1, 2).copy())
+    right = reward_clients["http"].score_and_grad(pixels, ["a small red circle"] * 2, risk=0.5)
     with generated.AuthenticatedClient(reward_url, HEADERS["Authorization"].removeprefix("Bearer ")) as client:
         assert health.sync(client=client).status == "ok"
         described = describe.sync(client=client)

@@ -18,6 +18,7 @@ import asyncio
 import hashlib
 import hmac
 import re
+import traceback
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -139,18 +140,24 @@ class Gateway:
         request_id = given if re.fullmatch(r"[\w.\-]{1,64}", given) else uuid.uuid4().hex
         try:
             response = await asyncio.wait_for(work(request_id), self._config.http.request_deadline_s)
-        except Refusal as error:
-            response = self._refused(error, request_id)
-        except WireError as error:
-            response = self._refused(Refusal(error.http_status, "bad_request", str(error)), request_id)
-        except OverloadError as error:
-            response = self._refused(Refusal(503, "overloaded", str(error)), request_id)
-        except RewardError as error:
-            response = self._refused(Refusal(422, "bad_request", str(error)), request_id)
-        except (TimeoutError, DeadlineError):
-            message = f"not answered in {self._config.http.request_deadline_s:g} s; send fewer items, or later"
-            response = self._refused(Refusal(504, "deadline", message), request_id)
+        except (Refusal, WireError, RewardError, DeadlineError, TimeoutError) as error:
+            response = self._refused(self._refusal(error), request_id)
+            # its frames hold the body, in a cycle that would keep it until a full collection
+            traceback.clear_frames(error.__traceback__)
         return response  # Serve's proxy adds the X-Request-Id header
+
+    def _refusal(self, error: Exception) -> Refusal:
+        """What a caller is told of an error."""
+        if isinstance(error, Refusal):
+            return error
+        if isinstance(error, WireError):
+            return Refusal(error.http_status, "bad_request", str(error))
+        if isinstance(error, OverloadError):
+            return Refusal(503, "overloaded", str(error))
+        if isinstance(error, RewardError):
+            return Refusal(422, "bad_request", str(error))
+        message = f"not answered in {self._config.http.request_deadline_s:g} s; send fewer items, or later"
+        return Refusal(504, "deadline", message)
 
     def _refused(self, refusal: Refusal, request_id: str) -> Response:
         self._measures.refused(refusal.status)
