@@ -93,15 +93,22 @@ class RolloutWorker:
         )
 
     def generate(
-        self, requests: Sequence[JudgeRequest], group_size: int, temperature: float = 1.0, max_tokens: int | None = None
+        self,
+        requests: Sequence[JudgeRequest],
+        group_size: int,
+        temperature: float = 1.0,
+        max_tokens: int | None = None,
+        min_tokens: int = 0,
     ) -> list[list[Judgement]]:
         """Sample `group_size` outputs (reasoning and score) per request.
 
         Args: temperature: 1 samples the policy itself, 0 decodes greedily (group_size must be 1); reported log-probs
-            are those of the distribution sampled from. max_tokens: instead of rollout.max_new_tokens.
+            are those of the distribution sampled from. max_tokens: instead of rollout.max_new_tokens. min_tokens:
+            outputs cannot end before; for measurements of speed, what is sampled is not the policy then.
         Returns: per request, in order, its Judgements 0..group_size-1. An output without a score within the length
             limit has score_index None.   Raises: RolloutError if answers do not line up with the requests."""
-        return self._run(requests, group_size, temperature, max_tokens or self.config.max_new_tokens, direct=False)
+        limit = max_tokens or self.config.max_new_tokens
+        return self._run(requests, group_size, temperature, limit, direct=False, min_tokens=min_tokens)
 
     def score(self, requests: Sequence[JudgeRequest]) -> list[Judgement]:
         """One-token scores without reasoning; the questions must end with the marker
@@ -109,7 +116,7 @@ class RolloutWorker:
         return [group[0] for group in self._run(requests, 1, 0.0, 1, direct=True)]
 
     def _run(
-        self, requests, group_size: int, temperature: float, max_tokens: int, direct: bool
+        self, requests, group_size: int, temperature: float, max_tokens: int, direct: bool, min_tokens: int = 0
     ) -> list[list[Judgement]]:
         from vllm import SamplingParams
 
@@ -122,6 +129,7 @@ class RolloutWorker:
                 temperature=temperature,
                 seed=r.seed if temperature > 0 else None,
                 max_tokens=max_tokens,
+                min_tokens=min_tokens,
                 stop_token_ids=[self.text.end_id],
                 # q needs the labels at the score position, which is known only afterwards: asked for at every token
                 logprob_token_ids=list(self.text.label_ids),
