@@ -184,6 +184,14 @@ class RolloutSection(WorkerSection):
     max_model_len: int | None = field(
         None, "longest question and output together, tokens; null: the model's own limit", ge=32
     )
+    block_size: int | None = field(
+        None,
+        "tokens of a block of the key-value cache; outputs of one question share the whole blocks of its prompt, what"
+        " is left is computed for each; null: vLLM's own choice (128 on CPU, where multiples of 32 are fast)",
+        "and a multiple of 16, which is what attention kernels take",
+        ge=16,
+        multiple_of=16,
+    )
     enforce_eager: bool = field(
         True, "no CUDA graphs or compilation; false pays a longer start for faster decoding on GPUs"
     )

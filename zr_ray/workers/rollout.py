@@ -80,6 +80,7 @@ class RolloutWorker:
             max_model_len=config.max_model_len,
             limit_mm_per_prompt={"image": 1},
             enforce_eager=config.enforce_eager,
+            block_size=config.block_size,
             # off on CPU: vLLM cannot rewind a seeded CPU generator after a partial prefill
             enable_chunked_prefill=config.gpus > 0,
             distributed_executor_backend="uni",  # the model in this process: pushes need no second hop
