@@ -188,7 +188,6 @@ class RolloutSection(WorkerSection):
         None,
         "tokens of a block of the key-value cache; outputs of one question share the whole blocks of its prompt, what"
         " is left is computed for each; null: vLLM's own choice (128 on CPU, where multiples of 32 are fast)",
-        "and a multiple of 16, which is what attention kernels take",
         ge=16,
         multiple_of=16,
     )
