@@ -34,6 +34,9 @@ def main() -> int:
     parser.add_argument("--batch", type=whole(1), default=32, help="images of one transformers forward, (b) and (c)")
     parser.add_argument("--turns", type=whole(1), default=3, help="timed turns of each part, after an untimed one")
     parser.add_argument("--max-new-tokens", type=whole(2), default=32, help="limit of the teacher's output, tokens")
+    parser.add_argument(
+        "--trace-tokens", type=whole(0), default=0, help="force the teacher's outputs to this length; 0: as it reasons"
+    )
     parser.add_argument("--threads", type=whole(1), default=1, help="OMP threads of each part")
     parser.add_argument("--gpus", type=int, default=0, choices=(0, 1), help="1: every part on the GPU, in bfloat16")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))

@@ -2,6 +2,7 @@
 server.
 
     python jobs/bench/reward.py --seconds 3
+    python jobs/bench/reward.py --seconds 3 --parts versus      the service over HTTP and the endpoint, turn by turn
 
 Every caller asks for all dimensions of 64 x 64 images and sends the next call when the last is answered; no image
 comes twice. Files (PNG, JPEG) are encoded beforehand. One replica, one endpoint and one engine with one thread each,
@@ -41,7 +42,7 @@ from zr_ray.run import driver
 from zr_ray.run.observe import say
 
 APP = "reward-bench"
-PARTS = ("service", "endpoint", "vllm")
+PARTS = ("service", "versus", "endpoint", "vllm")
 WORDS = ("small red circle", "blue square", "large green star", "yellow square", "purple circle", "small white star")
 BARE_BATCH = {False: 64, True: 16}
 """Images of a bare forward, and of a forward and backward."""
@@ -153,6 +154,7 @@ class Bench:
                     self.row(name, count, images, call)
             for size in (1, 16, 64):
                 self.row("service, handle, tensors", 16, size, self._scored(handle.score_async))
+            self.row("service, HTTP, tensors", 16, 1, self._scored(http.score_async))
             for name, client in (("handle", handle), ("HTTP", http)):
                 self.row(
                     f"service, {name}, tensors, gradient",
@@ -208,32 +210,68 @@ class Bench:
 
     def endpoint(self, judge: str, callers: list[int], images: int) -> None:
         """Rows of the pickled-JPEG endpoint: one image a call, as without batching, and as many as the service gets."""
-        from peers import pickled_body
-
-        command = [
-            sys.executable,
-            "-m",
-            "uvicorn",
-            "--app-dir",
-            str(Path(__file__).parent),
-            "--factory",
-            "peers:pickled_jpegs",
-            "--log-level",
-            "warning",
-        ]
-        with _running(command, {"ZR_BENCH_JUDGE": judge}) as base:
-
-            async def call(session: ClientSession, part: slice) -> None:
-                floats = pickle.loads(
-                    await _post(
-                        session, f"{base}/score", data=pickled_body(self.load.jpeg[part], self.load.prompts[part])
-                    )
-                )
-                assert len(floats) == part.stop - part.start
-
+        with _endpoint(judge) as base:
             for size in (1, images):
                 for count in callers:
-                    self.row("pickled-JPEG endpoint, one float", count, size, call)
+                    self.row("pickled-JPEG endpoint, one float", count, size, self._pickled(base))
+
+    def versus(self, url: str, judge: str, images: int, callers: int = 16, rounds: int = 5) -> list[dict]:
+        """The service over HTTP against the pickled-JPEG endpoint, both there all the time, asked in turn: ratios of
+        each round, so that what else runs on the machine hits both."""
+        from zr_ray.serving.client import RewardClient
+
+        found = []
+        with _endpoint(judge) as base, RewardClient(url, items_per_request=64, max_in_flight=callers) as http:
+            peer = "pickled-JPEG endpoint"
+            for size, wanted in ((images, 1.0), (1, 1.5)):
+                ways = {
+                    peer: self._pickled(base),
+                    "tensors": self._scored(http.score_async),
+                    "JPEG files": self._jpeg(url),
+                }
+                rates: dict[str, list[float]] = {name: [] for name in ways}
+                for _ in range(rounds):
+                    for name, call in ways.items():
+                        calls, _, spent = asyncio.run(self._drive(call, callers, size))
+                        rates[name].append(calls * size / spent)
+                for name in ways:
+                    ratios = [ours / its for ours, its in zip(rates[name], rates[peer], strict=True)]
+                    middle = float(np.median(ratios))
+                    verdict = "" if name == peer else f" (wanted {wanted}: {'met' if middle >= wanted else 'not met'})"
+                    say(
+                        f"{callers} callers, {size} image(s) a call, {name}: {np.median(rates[name]):.1f} images/s, of"
+                        f" the endpoint {middle:.2f} [{min(ratios):.2f}-{max(ratios):.2f}]{verdict}"
+                    )
+                    found.append({"way": name, "images": size, "callers": callers, "rates": rates[name]})
+        return found
+
+    def _pickled(self, base: str) -> Call:
+        from peers import pickled_body
+
+        async def call(session: ClientSession, part: slice) -> None:
+            body = pickled_body(self.load.jpeg[part], self.load.prompts[part])
+            floats = pickle.loads(await _post(session, f"{base}/score", data=body))
+            assert len(floats) == part.stop - part.start
+
+        return call
+
+    def _jpeg(self, url: str) -> Call:
+        """The same files as the endpoint gets: one as it is, several as base64 in JSON."""
+
+        async def call(session: ClientSession, part: slice) -> None:
+            files, prompts = self.load.jpeg[part], self.load.prompts[part]
+            if len(files) == 1:
+                headers, query = {"Content-Type": "image/jpeg"}, {"prompt": prompts[0]}
+                tree = await _post(session, f"{url}/v1/score", data=files[0], headers=headers, params=query)
+            else:
+                items = [
+                    {"image": base64.b64encode(file).decode(), "prompt": prompt}
+                    for file, prompt in zip(files, prompts, strict=True)
+                ]
+                tree = await _post(session, f"{url}/v1/score", json={"items": items})
+            assert all(item["status"] == "ok" for item in tree["items"])
+
+        return call
 
     def vllm(self, judge: str, callers: list[int], images: int) -> None:
         """Rows of vLLM's OpenAI-compatible server: per image a request per dimension, sent together."""
@@ -277,6 +315,14 @@ class Bench:
 
             for count in callers:
                 self.row("vLLM server, one token", count, images, call)
+
+
+@contextmanager
+def _endpoint(judge: str) -> Iterator[str]:
+    """URL of the pickled-JPEG endpoint of peers.py."""
+    command = [sys.executable, "-m", "uvicorn", "--app-dir", str(Path(__file__).parent), "--factory"]
+    with _running([*command, "peers:pickled_jpegs", "--log-level", "warning"], {"ZR_BENCH_JUDGE": judge}) as base:
+        yield base
 
 
 async def _post(session: ClientSession, url: str, **body):
@@ -354,18 +400,21 @@ def main() -> None:
         f" {BARE_BATCH[True]}: {bench.bare(2, True):.1f}"
     )
     say("| way | callers | images a call | images/s | p50 ms | p99 ms | of bare |\n|---|---|---|---|---|---|---|")
-    gradient = None
-    if "service" in args.parts:
+    gradient, versus = None, None
+    if {"service", "versus"} & set(args.parts):
         with _service(args.judge) as url:
-            bench.service(url, args.callers, args.images)
-            gradient = bench.gradient()
+            if "service" in args.parts:
+                bench.service(url, args.callers, args.images)
+                gradient = bench.gradient()
+            if "versus" in args.parts:
+                versus = bench.versus(url, args.judge, args.images)
     if "endpoint" in args.parts:
         bench.endpoint(args.judge, args.callers, args.images)
     if "vllm" in args.parts:
         bench.vllm(args.judge, args.callers, args.images)
     if args.output:
         with open(args.output, "w") as file:
-            json.dump({"rows": bench.rows, "gradient": gradient}, file, indent=1)
+            json.dump({"rows": bench.rows, "gradient": gradient, "versus": versus}, file, indent=1)
 
 
 if __name__ == "__main__":

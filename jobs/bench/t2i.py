@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import zr_ray  # noqa: F401  the torchvision shim, before anything imports transformers
@@ -78,7 +79,7 @@ def told(args, **more: object) -> list[str]:
         "held_out.every_steps": 0,
         "held_out.beside": "false",
         "checkpoint.every_steps": 1000,
-        "watch.action": "off",
+        "watch.action": "'off'",  # YAML reads a bare off as false
     }
     return [f"{key}={value}" for key, value in (fixed | more).items()] + args.set
 
@@ -94,6 +95,15 @@ def served(args) -> dict:
 
 def in_process(args) -> dict:
     """The same steps with the student in the actor's own process, and two threads."""
+    seconds, last, started = [], {}, time.perf_counter()
+    for metrics in steps_in_process(args):
+        seconds.append(time.perf_counter() - started)
+        last, started = metrics, time.perf_counter()
+    return _figures(seconds, last["reward/images"], last["actor/memory_gib"])
+
+
+def steps_in_process(args) -> Iterator[dict[str, float]]:
+    """Metrics of each step; what comes before the first is part of the first."""
     import torch
 
     from zr_ray.config.loader import load_config
@@ -114,12 +124,8 @@ def in_process(args) -> dict:
     algorithm = ALGORITHMS[args.algorithm](
         config, worker, LocalJudge(config.reward, judge_folder(config.reward.judge)), Timer()
     )
-    seconds = []
     for step in range(config.t2i.steps):
-        started = time.perf_counter()
-        metrics = algorithm.step(step_prompts(task, step, 0, 1), learning_rate(step + 1, config))
-        seconds.append(time.perf_counter() - started)
-    return _figures(seconds, metrics["reward/images"], metrics["actor/memory_gib"])
+        yield algorithm.step(step_prompts(task, step, 0, 1), learning_rate(step + 1, config))
 
 
 def _figures(seconds: list[float], images: float, memory_gib: float) -> dict:

@@ -197,3 +197,9 @@ def test_what_vllm_refuses_at_its_start_is_refused_in_the_configuration(changes,
         load_config(
             GdsoConfig, None, ["rollout.max_model_len=9000", "rollout.max_batched_tokens=8192", "rollout.gpus=1"]
         )
+
+
+def test_a_multiple_is_named():
+    with pytest.raises(ConfigError, match="rollout.block_size must be a multiple of 16, got 40"):
+        load_config(GdsoConfig, None, ["rollout.block_size=40"])
+    assert load_config(GdsoConfig, None, ["rollout.block_size=32"]).rollout.block_size == 32

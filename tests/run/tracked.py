@@ -1,6 +1,7 @@
 """What trackers hold of a run, read back from their own files with their own libraries."""
 
 import json
+import os
 import struct
 
 from zr_ray.run.folder import RunFolder
@@ -56,6 +57,7 @@ def wandb_curves(run: RunFolder) -> dict[str, list[tuple[int, float]]]:
 def mlflow_client(run: RunFolder):
     from mlflow.tracking import MlflowClient
 
+    os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # what a job sets where it writes
     return MlflowClient((run.path.parent / "mlruns").as_uri())
 
 

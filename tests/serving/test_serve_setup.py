@@ -61,3 +61,23 @@ def test_drift_by_hand():
     assert watch.drift == pytest.approx(2.5)
     watch.add(np.array([2.0] * 4))
     assert watch.drift == pytest.approx(0)
+
+
+def test_gauges_of_scores_are_the_last_batchs_and_set_once_a_second(monkeypatch):
+    from zr_ray.serving import measures
+
+    clock = [100.0]
+    monkeypatch.setattr(measures.time, "monotonic", lambda: clock[0])
+    kept = measures.Measures("replica", window=2)
+    shown = lambda: kept._gauges["zr_reward_score_mean{'dimension': 'realism'}"][1]
+    kept.scored(("realism",), np.array([[1.0], [3.0]]), np.ones((2, 1)))
+    assert shown() == 2.0, "the first batch is shown at once"
+    clock[0] += 0.5
+    kept.scored(("realism",), np.array([[4.0]]), np.ones((1, 1)))
+    assert shown() == 2.0 and kept.totals["ok"] == 3
+    kept.refresh()
+    assert shown() == 4.0, "what is not shown yet is, when Ray is reminded"
+    clock[0] += 1.0
+    kept.scored(("realism",), np.array([[5.0]]), np.ones((1, 1)))
+    assert shown() == 5.0
+    assert kept._gauges["zr_reward_score_drift{'dimension': 'realism'}"][1] == pytest.approx(2.5), "(4.5 - 2) / 1"

@@ -238,6 +238,13 @@ class RolloutSection(WorkerSection):
         gt=0,
         le=1,
     )
+    block_size: int | None = field(
+        None,
+        "tokens of a block of the key-value cache; outputs of one question share the whole blocks of its prompt, what"
+        " is left is computed for each; null: vLLM's own choice (128 on CPU, where multiples of 32 are fast)",
+        ge=16,
+        multiple_of=16,
+    )
     kv_cache_gib: float = field(
         1.0, "key-value cache per engine, GiB (CPU engines; GPU engines use what is free)", gt=0
     )

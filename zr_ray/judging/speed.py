@@ -10,8 +10,10 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -52,7 +54,7 @@ def measure(args, command: Sequence[str]) -> dict:
                 "turns_s": seconds,
                 "tokens_per_score": turns[-1]["tokens"],
             }
-    names = ("images", "batch", "threads", "gpus", "teacher", "student")
+    names = ("images", "batch", "threads", "gpus", "teacher", "student", "trace_tokens")
     judge = args.teacher if args.parts == ["teacher"] else args.student
     dimensions = len(ScoringFormat.load(judge_folder(judge)).dimensions)
     return figures | {"settings": {name: getattr(args, name) for name in names} | {"dimensions": dimensions}}
@@ -100,6 +102,7 @@ def speed_table(figures: dict) -> str:
     lines = [
         f"{s['images']} images in {s['dimensions']} dimensions a turn, {s['threads']} thread(s), {s['gpus']} GPU,"
         f" batches of {s['batch']}; fastest turn (all turns)"
+        + (f"; outputs of the teacher forced to {s['trace_tokens']} tokens" if s.get("trace_tokens") else "")
     ]
     for part, name in _NAMES.items():
         if part in figures:
@@ -113,15 +116,19 @@ def speed_table(figures: dict) -> str:
             lines.append(
                 f"{name:52s}{rates}  {per_score:8.2f} ms per score  {own['tokens_per_score']:5.1f} tokens  ({turns} s)"
             )
-    if set(PARTS) <= set(figures):
-        rate = {part: figures[part]["images_per_s"] for part in PARTS}
+    rate = {part: figures[part]["images_per_s"] for part in PARTS if part in figures}
+    one = rate.get("student-one-forward")
+    ratios: list[str] = []
+    if one and "teacher" in rate:
+        both = zip(figures["teacher"]["turns_s"], figures["student-one-forward"]["turns_s"], strict=True)
+        each = " ".join(f"{slow / fast:.1f}" for slow, fast in both)
+        ratios.append(f"(c) / (a) = {one / rate['teacher']:.1f} (aim: at least 20; turn by turn {each})")
+    if one and {"student-vllm", "student-transformers"} <= set(rate):
         best = max(rate["student-vllm"], rate["student-transformers"])
-        one = rate["student-one-forward"]
-        lines.append(
-            f"(c) / (a) = {one / rate['teacher']:.1f} (aim: at least 20)   (c) / best (b) = {one / best:.2f} (aim: at"
-            f" least 2.5)   best (b) / (a) = {best / rate['teacher']:.1f}"
-        )
-    return "\n".join(lines)
+        ratios.append(f"(c) / best (b) = {one / best:.2f} (aim: at least 2.5)")
+        if "teacher" in rate:
+            ratios.append(f"best (b) / (a) = {best / rate['teacher']:.1f}")
+    return "\n".join([*lines, *(["   ".join(ratios)] if ratios else [])])
 
 
 # ---- inside a part ----
@@ -169,10 +176,24 @@ def _engine(args, judge: str):
         gpus=args.gpus,
         dtype=dtype,
         max_num_seqs=512,
-        max_model_len=None if args.gpus else 256,
-        max_new_tokens=args.max_new_tokens,
+        max_model_len=None if args.gpus else 256 + args.trace_tokens,
+        max_new_tokens=max(args.max_new_tokens, args.trace_tokens),
     )
-    return RolloutWorker(str(judge_folder(judge)), section)
+    folder = judge_folder(judge)
+    return RolloutWorker(str(_with_positions(folder, section.max_model_len) if args.trace_tokens else folder), section)
+
+
+def _with_positions(folder: Path, positions: int | None) -> Path:
+    """The judge's files, and a configuration that allows so many positions: rotary ones have no table to end."""
+    longer = Path(tempfile.mkdtemp(prefix="zr_ray-judge-"))
+    for file in folder.iterdir():
+        (longer / file.name).symlink_to(file)
+    tree = json.loads((folder / "config.json").read_text())
+    text = tree.get("text_config", tree)
+    text["max_position_embeddings"] = max(positions or 0, text["max_position_embeddings"])
+    (longer / "config.json").unlink()
+    (longer / "config.json").write_text(json.dumps(tree))
+    return longer
 
 
 def _requests(text, images, prompts, direct: bool) -> list[JudgeRequest]:
@@ -189,9 +210,10 @@ def _teacher(args) -> Way:
     engine = _engine(args, args.teacher)
 
     def judge(images, prompts):
-        log_q, _, tokens = teacher_distributions(
-            engine.generate(_requests(engine.text, images, prompts, direct=False), 1, 1.0), engine.text.rubric
-        )
+        requests = _requests(engine.text, images, prompts, direct=False)
+        # a forced trace may end without a score: its distribution is nan, its time is what is asked for
+        answers = engine.generate(requests, 1, 1.0, min_tokens=args.trace_tokens)
+        log_q, _, tokens = teacher_distributions(answers, engine.text.rubric)
         return log_q, float(tokens.float().mean())
 
     return judge
@@ -236,9 +258,14 @@ def _one_forward(args) -> Way:
 
 
 def _student_transformers(args) -> Way:
-    """The model's own forward on left-padded questions, one batch per dimension, logits of the last position only."""
+    """The model's own forward, as transformers has it, on left-padded questions, one batch per dimension, logits of the
+    last position only."""
+    from transformers import AutoModelForImageTextToText
+
     student, device = _student(args)
-    model, text, preprocess = student.judge.model, student.text, student.preprocess
+    text, preprocess, dtype = student.text, student.preprocess, student.judge.model.dtype
+    # a model of its own: the student's takes our shortcuts, a user's does not
+    model = AutoModelForImageTextToText.from_pretrained(judge_folder(args.student), dtype=dtype).to(device).eval()
     from zr_ray.models.packing import expand_image
 
     def one_dimension(pixels, prompts, dimension):

@@ -92,6 +92,7 @@ class RolloutWorker:
             max_model_len=config.max_model_len,
             limit_mm_per_prompt={"image": _image_limit(config), "video": 0},
             enforce_eager=config.enforce_eager,
+            block_size=config.block_size,
             enable_chunked_prefill=config.chunked_prefill,
             enable_prefix_caching=config.prefix_caching,
             # the model in this process, where one GPU is enough: pushes need no second hop
@@ -114,17 +115,20 @@ class RolloutWorker:
         temperature: float = 1.0,
         max_tokens: int | None = None,
         version: int | None = None,
+        min_tokens: int = 0,
     ) -> list[list[Judgement]]:
         """Sample `group_size` outputs (reasoning and score) per request.
 
         Args: temperature: 1 samples the policy itself, 0 decodes greedily (group_size must be 1); reported log-probs
             are those of the distribution sampled from. max_tokens: instead of rollout.max_new_tokens. version: of the
-            weights that must answer; None: whatever it holds.
+            weights that must answer; None: whatever it holds. min_tokens: outputs cannot end before; for measurements
+            of speed, what is sampled is not the policy then.
         Returns: per request, in order, its Judgements 0..group_size-1. An output without a score within the length
             limit has score_index None.   Raises: RolloutError if answers do not line up with the requests;
             StaleWeightsError if other weights are here."""
         self._require(version)
-        return self._run(requests, group_size, temperature, max_tokens or self.config.max_new_tokens, direct=False)
+        limit = max_tokens or self.config.max_new_tokens
+        return self._run(requests, group_size, temperature, limit, direct=False, min_tokens=min_tokens)
 
     def score(self, requests: Sequence[JudgeRequest], version: int | None = None) -> list[Judgement]:
         """One-token scores without reasoning; the questions must end with the marker
@@ -133,7 +137,7 @@ class RolloutWorker:
         return [group[0] for group in self._run(requests, 1, 0.0, 1, direct=True)]
 
     def _run(
-        self, requests, group_size: int, temperature: float, max_tokens: int, direct: bool
+        self, requests, group_size: int, temperature: float, max_tokens: int, direct: bool, min_tokens: int = 0
     ) -> list[list[Judgement]]:
         from vllm import SamplingParams
 
@@ -146,6 +150,7 @@ class RolloutWorker:
                 temperature=temperature,
                 seed=r.seed if temperature > 0 else None,
                 max_tokens=max_tokens,
+                min_tokens=min_tokens,
                 stop_token_ids=[self.text.end_id],
                 # q needs the labels at the score position, which is known only afterwards: asked for at every token
                 logprob_token_ids=list(self.text.label_ids),
