@@ -26,8 +26,11 @@ START_S = 180.0
 class TwoNodes:
     """Use as a context manager; leaving it ends both nodes and everything they started."""
 
-    def __init__(self, head: Mapping[str, float], other: Mapping[str, float], environment: Mapping[str, str]) -> None:
-        """head, other: their resources, CPU among them. environment: of both."""
+    def __init__(
+        self, head: Mapping[str, float], other: Mapping[str, float] | None, environment: Mapping[str, str]
+    ) -> None:
+        """head, other: their resources, CPU among them; without another one the head is alone. environment: of
+        both."""
         self.folder = Path(tempfile.mkdtemp(prefix="zr2", dir="/tmp"))  # Unix sockets need a short path
         port = _free_port()
         self.address = f"{_own_address()}:{port}"
@@ -40,8 +43,9 @@ class TwoNodes:
         try:
             self._start("a", first, head)
             self._wait(1)
-            self._start("b", [f"--address={self.address}"], other)
-            self._wait(2)
+            if other is not None:
+                self._start("b", [f"--address={self.address}"], other)
+                self._wait(2)
         except BaseException:
             self.stop()
             raise

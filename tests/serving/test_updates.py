@@ -107,21 +107,49 @@ def test_the_keeper_ends_what_an_abandoned_run_leaves(serve_url):
     import ray
     from ray import serve
 
-    from zr_ray.serving.launch import _take_lease
+    from zr_ray.serving.lease import keep, take_lease, taken_over
 
     @serve.deployment(ray_actor_options={"num_cpus": 0.1})
     class Nothing:
         pass
 
     serve.run(Nothing.bind(), name="abandoned", route_prefix=None)
-    lease, _, _ = _take_lease("abandoned", shut_down=False, poll_s=0.1)
+    assert taken_over("abandoned") is False, "nobody has kept it"
+    lease = take_lease("abandoned")
+    keep("abandoned", shut_down=False, poll_s=0.1)
     time.sleep(1)
     assert serve.status().applications["abandoned"].status == "RUNNING"
     ray.kill(lease)  # Ray does so when the run's process dies
-    end = time.monotonic() + 30
+    end = time.monotonic() + 60
     while "abandoned" in serve.status().applications or _lives("abandoned/keeper"):
         assert time.monotonic() < end, serve.status().applications
         time.sleep(0.2)
+
+
+def test_a_run_that_comes_back_in_time_takes_its_service_over(serve_url):
+    """What a resumed driver does: its first life's keeper must neither delete the application nor stand in the way."""
+    import ray
+    from ray import serve
+
+    from zr_ray.serving.lease import keep, take_lease, taken_over
+
+    @serve.deployment(ray_actor_options={"num_cpus": 0.1})
+    class Nothing:
+        pass
+
+    serve.run(Nothing.bind(), name="resumed", route_prefix=None)
+    lease = take_lease("resumed")
+    first = keep("resumed", shut_down=False, poll_s=1.0)
+    ray.kill(lease)
+    time.sleep(1.5)
+    lease = take_lease("resumed")
+    assert taken_over("resumed") is False, "its Serve was somebody else's, and stays"
+    assert keep("resumed", shut_down=False)._actor_id == first._actor_id
+    time.sleep(6)
+    assert serve.status().applications["resumed"].status == "RUNNING" and _lives("resumed/keeper")
+    ray.kill(first)
+    ray.kill(lease)
+    serve.delete("resumed")
 
 
 def _lives(actor: str) -> bool:

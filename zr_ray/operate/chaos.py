@@ -33,6 +33,8 @@ GDSO_KINDS, T2I_KINDS = ("rollout", "learner"), ("learner", "replica")
 NAMES = {"rollout": "rollout worker", "learner": "learner", "replica": "reward replica", "driver": "driver"}
 QUIET_S = 900.0
 """A run that takes no step for so long is lost: restarting engines beside other work on two cores takes minutes."""
+KEPT = ("status", "rows", "noise_ceiling", "figures", "gsb", "steps", "weights")
+"""What of a result is compared."""
 UNEQUAL = ("time/", "rollout/recovered", "actor/memory_gib")
 """Metrics that are no function of the run's seed."""
 GDSO = {
@@ -196,8 +198,9 @@ def disturbed(
             run.wait(done["at_step"] + 1)
             done["recovered_s"] = time.monotonic() - since
         run.wait(None)
-    finally:
+    except BaseException:
         run.end()
+        raise
     outcome.exit_code, outcome.seconds = run.process.returncode, time.monotonic() - run.started_at
     say(f"{name}: exit code {outcome.exit_code} after {duration(outcome.seconds)}, {len(outcome.faults)} fault(s)")
     return run, outcome
@@ -247,7 +250,7 @@ def _rows(result: Path):
     if not result.is_file():
         return None
     found = json.loads(result.read_text())
-    kept = {name: value for name, value in found.items() if name in ("rows", "status", "noise_ceiling", "comparison")}
+    kept = {name: value for name, value in found.items() if name in KEPT}
     return kept
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from zr_ray.errors import ConfigError
 from zr_ray.run import driver
 from zr_ray.run.environment import checkout
+from zr_ray.run.travel import PACKAGE
 
 CONFIGS = Path("share") / "zr_ray" / "configs"
 """Where an installed wheel has the named runs, below the environment's prefix."""
@@ -110,7 +111,8 @@ def named_run(given: Path) -> Path:
     if given.is_file():
         return given
     home = checkout()
-    folders = [*([home / "jobs" / "configs"] if home else []), Path(sys.prefix) / CONFIGS]
+    # beside the package: pip install --target
+    folders = [*([home / "jobs" / "configs"] if home else []), Path(sys.prefix) / CONFIGS, PACKAGE.parent / CONFIGS]
     for folder in folders:
         if (found := folder / f"{given.name.removesuffix('.yaml')}.yaml").is_file():
             return found

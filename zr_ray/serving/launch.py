@@ -23,19 +23,14 @@ from zr_ray.models.identity import judge_hash
 from zr_ray.models.judge_text import JudgeText, judge_folder
 from zr_ray.run.launch import Plan, Started, launch
 from zr_ray.run.observe import duration, say
-from zr_ray.serving.instance import end_serve, refuse_taken_port
+from zr_ray.serving.instance import refuse_taken_port
+from zr_ray.serving.lease import delete_application, keep, take_lease, taken_over
 
 if TYPE_CHECKING:
     from zr_ray.run.room import Room
 
-LEASE_POLL_S = 5.0
-"""The keeper looks this often whether the run still lives."""
 SAY_EVERY_S = 30.0
 """A wait says this often what it waits for."""
-LEASE_MISSES = 3
-"""So many times in a row the lease must be gone."""
-LEASE_START_S = 120.0
-"""Until a lease and its keeper must run: two empty actors, on a machine that may be busy."""
 
 
 @dataclass(frozen=True)
@@ -117,8 +112,11 @@ def running_service(
 
     from zr_ray.serving.application import application
 
+    lease = take_lease(name)  # before Serve is looked at: a keeper that is about to end it must see us first
+    kept = taken_over(name)
     port, ours = start_serve(config)
-    lease, keeper, ours = _take_lease(name, ours)
+    ours = ours or kept
+    keeper = keep(name, ours)
     try:
         for role in roles if room is not None else ():
             room.hand_over(role)
@@ -130,7 +128,7 @@ def running_service(
         yield port
     finally:
         say(f"deleting app {name}")
-        _delete(name, shut_down=ours)
+        delete_application(name, shut_down=ours)
         for actor in (keeper, lease):
             ray.kill(actor)
 
@@ -212,64 +210,6 @@ def _serve_until(until: threading.Event | None, name: str) -> None:
                 say("serving: " + ", ".join(f"{n} {dict(d.replica_states)}" for n, d in deployments.items()))
     except KeyboardInterrupt:
         say("stopping: replicas finish what they have")
-
-
-def _delete(name: str, shut_down: bool) -> None:
-    from ray import serve
-
-    serve.delete(name)
-    if shut_down and not serve.status().applications:
-        end_serve()
-
-
-class _Lease:
-    """Lives as long as the run that made it: Ray ends it with its job."""
-
-
-class _Keeper:
-    """Deletes the application of a run whose lease is gone."""
-
-    def __init__(self, shut_down: bool) -> None:
-        """shut_down: end Serve too, if nothing else uses it."""
-        self.shut_down, self._watching = shut_down, False
-
-    def ends_serve(self) -> bool:
-        """Whether Serve was started for this application."""
-        return self.shut_down
-
-    def watch(self, name: str, namespace: str, poll_s: float) -> None:
-        """Until the lease has been gone for a while; then the application is deleted, and this actor ends."""
-        import ray
-
-        if self._watching:  # taken over: it goes on
-            return
-        self._watching, missed = True, 0
-        while missed < LEASE_MISSES:
-            time.sleep(poll_s)
-            try:
-                ray.get_actor(f"{name}/lease", namespace=namespace)
-                missed = 0
-            except ValueError:
-                missed += 1
-        _delete(name, self.shut_down)
-        ray.actor.exit_actor()
-
-
-def _take_lease(name: str, shut_down: bool, poll_s: float = LEASE_POLL_S) -> tuple:
-    """(lease, keeper, whether Serve ends with this application). The keeper is detached: it must outlive the job it
-    watches.
-
-    A run that is resumed soon after its driver was killed finds the keeper of its first life, and takes it over with
-    the application and the Serve that it keeps."""
-    import ray
-
-    lease = ray.remote(_Lease).options(name=f"{name}/lease", num_cpus=0).remote()
-    ray.get(lease.__ray_ready__.remote(), timeout=LEASE_START_S)  # before a keeper can miss it
-    options = {"name": f"{name}/keeper", "num_cpus": 0, "lifetime": "detached", "max_concurrency": 4}
-    keeper = ray.remote(_Keeper).options(**options, get_if_exists=True).remote(shut_down)
-    ours = ray.get(keeper.ends_serve.remote(), timeout=LEASE_START_S)
-    keeper.watch.remote(name, ray.get_runtime_context().namespace, poll_s)
-    return lease, keeper, ours
 
 
 def _url(config: ServeConfig, port: int) -> str:
