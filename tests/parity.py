@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import traceback
 from pathlib import Path
 
@@ -32,6 +33,9 @@ def in_a_process(target, *arguments) -> dict:
 
 
 def _answer(pipe, target, *arguments) -> None:
+    # a learner in the parent may have made itself a world of one there, on a port that is taken
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        os.environ.pop(name, None)
     try:
         pipe.send(target(*arguments))
     except BaseException:
