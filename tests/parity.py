@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import traceback
 from pathlib import Path
 
 import torch
 from real_judges import picture
 
+WAIT_S = 400
+"""Seconds a process may take; most of them are imports on a crowded machine."""
 SIZES = ((768, 768), (1024, 576), (512, 640))
 """Height and width of the images, pixels; several aspect ratios."""
 
@@ -19,15 +22,20 @@ def in_a_process(target, *arguments) -> dict:
     parent, child = context.Pipe()
     process = context.Process(target=_answer, args=(child, target, *arguments))
     process.start()
-    assert parent.poll(400), "no answer within 400 s"
-    result = parent.recv()
-    process.join(30)
-    process.kill()
+    try:
+        assert parent.poll(WAIT_S), f"no answer within {WAIT_S} s"
+        result = parent.recv()
+        process.join(30)
+    finally:
+        process.kill()
     assert "error" not in result, result.get("error")
     return result
 
 
 def _answer(pipe, target, *arguments) -> None:
+    # a learner in the parent may have made itself a world of one there, on a port that is taken
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        os.environ.pop(name, None)
     try:
         pipe.send(target(*arguments))
     except BaseException:
