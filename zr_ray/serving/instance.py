@@ -34,6 +34,7 @@ def end_serve(deadline_s: float = 60.0) -> None:
     if client is None:
         return
     client.shutdown_cached_handles()
+    _withdraw_polls(deadline_s)
     ray.get(client._controller.graceful_shutdown.remote(False), timeout=deadline_s)
     end = time.monotonic() + deadline_s
     while time.monotonic() < end:
@@ -44,3 +45,22 @@ def end_serve(deadline_s: float = 60.0) -> None:
         time.sleep(0.1)
     client._shutdown = True
     _set_global_client(None)
+
+
+def _withdraw_polls(deadline_s: float) -> None:
+    """Cancel what this process's handles wait for in the controller; Ray would report each wait as a call that failed
+    when the controller ends. Serve itself only stops asking after the next answer."""
+    import gc
+
+    import ray
+    from ray.serve._private.long_poll import LongPollClient
+
+    waits = []
+    for poll in [found for found in gc.get_objects() if type(found) is LongPollClient]:
+        poll.stop()
+        poll._process_update = lambda updates: None  # a cancellation is no update
+        if (wait := getattr(poll, "_current_ref", None)) is not None:
+            ray.cancel(wait)
+            waits.append(wait)
+    if waits:
+        ray.wait(waits, num_returns=len(waits), timeout=deadline_s)
