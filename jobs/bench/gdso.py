@@ -69,7 +69,7 @@ def main() -> int:
 
 def measure(args, folder: Path) -> dict:
     """Run the job and the three bare parts; seconds, samples per second, GiB."""
-    judge, data = question_folder(folder, args.rubric_words), data_folder(folder, args.image_pixels)
+    judge, data = question_folder(folder, args.rubric_words, args.image_pixels), data_folder(folder, args.image_pixels)
     print("1/4 the GDSO job", flush=True)
     command = [
         sys.executable,
@@ -127,9 +127,9 @@ def measure(args, folder: Path) -> dict:
     return figures
 
 
-def question_folder(folder: Path, words: int) -> Path:
-    """The built-in judge, its questions longer by so many words of a rubric that it does not understand: only speed is
-    asked for."""
+def question_folder(folder: Path, words: int, side: int) -> Path:
+    """The built-in judge, its questions longer by so many words of a rubric that it does not understand, and seeing
+    images of `side` pixels (0: its own 64) as they are: only speed is asked for."""
     from zr_ray.models.judge_text import judge_folder
 
     judge = folder / "judge"
@@ -138,7 +138,21 @@ def question_folder(folder: Path, words: int) -> Path:
     rubric = " ".join(RUBRIC[i % len(RUBRIC)] for i in range(words))
     form["questions"] = {d: f"{rubric} {question}".strip() for d, question in form["questions"].items()}
     (judge / "scoring_format.json").write_text(json.dumps(form))
+    if side:
+        larger_images(judge, side)
     return judge
+
+
+def larger_images(judge: Path, side: int) -> None:
+    """Let the image processor of a judge folder keep images of `side` pixels, where it would scale them down."""
+    for file in judge.glob("*processor_config.json"):
+        tree = json.loads(file.read_text())
+        for part in (tree, *(value for value in tree.values() if isinstance(value, dict))):
+            if isinstance(part.get("size"), dict) and "longest_edge" in part["size"]:
+                part["size"]["longest_edge"] = max(part["size"]["longest_edge"], side * side)
+            if "max_pixels" in part:
+                part["max_pixels"] = max(part["max_pixels"], side * side)
+        file.write_text(json.dumps(tree))
 
 
 def data_folder(folder: Path, side: int) -> Path:

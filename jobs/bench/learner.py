@@ -72,6 +72,9 @@ def main() -> None:
     module, text, packer = load_packed_judge(judge_folder(args.judge), torch.float32)
     for name, parameter in module.model.named_parameters():
         parameter.requires_grad_(not name.startswith("model.visual"))
+    packer.image_processor.size = dict(packer.image_processor.size) | {
+        "longest_edge": max(s for _, s, _ in SETTINGS) ** 2
+    }
     found = []
     print("| tokens of the question with image | samples a group | packed groups, s | a sequence a sample, s | ratio |")
     print("|---|---|---|---|---|")

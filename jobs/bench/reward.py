@@ -334,7 +334,7 @@ async def _post(session: ClientSession, url: str, **body):
 
 
 @contextmanager
-def _service(judge: str) -> Iterator[str]:
+def _service(judge: str, batch_items: int) -> Iterator[str]:
     """URL of the service under test; it is deleted afterwards."""
     from ray import serve
 
@@ -344,7 +344,8 @@ def _service(judge: str) -> Iterator[str]:
 
     driver.connect(namespace="zr_ray")
     http = {"port": 0, "max_in_flight": 256}
-    config = ServeConfig.model_validate({"judge": {"path": judge}, "replica": {"cpus": 0.5}, "http": http})
+    replica = {"cpus": 0.5, "batch_items": batch_items}
+    config = ServeConfig.model_validate({"judge": {"path": judge}, "replica": replica, "http": http})
     port, ours = start_serve(config)
     try:
         serve.run(application(config), name=APP, route_prefix="/bench")
@@ -391,6 +392,7 @@ def main() -> None:
     parser.add_argument("--images", type=whole(1), default=4, help="images per call")
     parser.add_argument("--callers", type=whole(1), nargs="+", default=[1, 4, 16, 64])
     parser.add_argument("--judge", default="builtin", help="builtin, student, or a Hugging Face folder")
+    parser.add_argument("--batch-items", type=whole(1), default=64, help="replica.batch_items (default %(default)s)")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--output", help="also write the rows as JSON")
     args = parser.parse_args()
@@ -402,7 +404,7 @@ def main() -> None:
     say("| way | callers | images a call | images/s | p50 ms | p99 ms | of bare |\n|---|---|---|---|---|---|---|")
     gradient, versus = None, None
     if {"service", "versus"} & set(args.parts):
-        with _service(args.judge) as url:
+        with _service(args.judge, args.batch_items) as url:
             if "service" in args.parts:
                 bench.service(url, args.callers, args.images)
                 gradient = bench.gradient()
