@@ -26,7 +26,7 @@ from zr_ray.models.questions import QuestionPacker
 from zr_ray.records import Judgement, JudgeRequest, Limits
 from zr_ray.rubric import ScoringFormat
 from zr_ray.serving import wire
-from zr_ray.serving.replies import item_weights, reply_of
+from zr_ray.serving.application import item_weights, reply_of
 from zr_ray.workers.learner import Learner
 from zr_ray.workers.limits import check_request
 from zr_ray.workers.reward import RewardItem, RewardWorker
