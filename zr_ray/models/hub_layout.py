@@ -54,6 +54,21 @@ def to_hub(model, named: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Te
         yield from revert_weight_conversion(model, {name: value.detach()}).items()
 
 
+def has_tied_head(folder: Path) -> bool:
+    """Whether the judge's output layer is its token embedding."""
+    config = json.loads((Path(folder) / "config.json").read_text())
+    return bool(config.get("tie_word_embeddings") or config.get("text_config", {}).get("tie_word_embeddings"))
+
+
+def with_head(named: Iterable[tuple[str, Tensor]], tied: bool) -> Iterator[tuple[str, Tensor]]:
+    """The stream, with the token embedding a second time as output layer where the two are tied: vLLM 0.32 unties them
+    when it reloads, and an output layer without a tensor of its own keeps the old weights."""
+    for name, value in named:
+        yield name, value
+        if tied and name.endswith("embed_tokens.weight"):
+            yield "lm_head.weight", value
+
+
 def refuse_layout(folder: Path) -> None:
     """Refuse a folder whose experts lie as transformers holds them: `save_pretrained` of transformers 5.19 writes
     Qwen3-VL-MoE so, and no engine loads it.   Raises: JudgeError."""

@@ -20,7 +20,7 @@ import numpy as np
 from zr_ray.config.sections import RolloutSection
 from zr_ray.errors import RolloutError, StaleWeightsError
 from zr_ray.models.engine_limits import settled, tensor_parallel
-from zr_ray.models.hub_layout import save_sharded
+from zr_ray.models.hub_layout import has_tied_head, save_sharded, with_head
 from zr_ray.models.judge_text import JudgeText
 from zr_ray.records import Judgement, JudgeRequest
 from zr_ray.run.travel import portable
@@ -211,6 +211,7 @@ class RolloutWorker:
     def _reload(self, named: Iterable[tuple[str, Tensor]], through_files: bool) -> None:
         """Load a stream of named tensors. through_files: for an engine of several processes, which an iterator cannot
         reach: each reads its part from files in shared memory, one copy a node while it lasts."""
+        named = with_head(named, has_tied_head(self._folder))
         if not through_files:
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": named})
             return
