@@ -216,7 +216,10 @@ class Wandb:
             self._run.log({kind: wandb.Html(str(path), inject=False)})
 
     def close(self, status: Ending | None) -> None:
+        import wandb
+
         self._run.finish(exit_code=1 if status == "FAILED" else 0)
+        wandb.teardown()  # waits for its writer: `finish` alone returns before an offline file is whole
 
 
 class Mlflow:
