@@ -119,11 +119,13 @@ def tensor_parallel(rollout: RolloutSection) -> int:
 
 def limits_text(rollout: RolloutSection, need: Need | None) -> str:
     """A settled section for the plan, in one line."""
-    why = f"{need.tokens} of the longest question with its image, {rollout.max_new_tokens} of the output"
+    why = ""
+    if need is not None:
+        why = f" ({need.tokens} of the longest question with its image, {rollout.max_new_tokens} of the output)"
     image = "" if rollout.largest_image is None else ", largest image {1} x {0}".format(*rollout.largest_image)
     on = {True: "on", False: "off"}
     return (
-        f"max_model_len {rollout.max_model_len}{f' ({why})' if need is not None else ''}, max_batched_tokens"
+        f"max_model_len {rollout.max_model_len}{why}, max_batched_tokens"
         f" {rollout.max_batched_tokens}, chunked prefill {on[rollout.chunked_prefill]}, prefix caching"
         f" {on[rollout.prefix_caching]}, CUDA graphs {on[not rollout.enforce_eager]}{image}"
         + (f", tensor parallel {tensor_parallel(rollout)}" if rollout.gpus > 1 else "")
