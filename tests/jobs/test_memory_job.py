@@ -1,9 +1,12 @@
 """The main job with what saves memory, on two ranks; and with a judge whose outputs reach no score."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+
+from zr_ray.models.judge_text import judge_folder
 
 SMALL = [
     "gdso.steps=3", "gdso.pairs_per_step=8", "gdso.group_size=2", "gdso.reference_refresh_steps=2",
@@ -31,8 +34,13 @@ def test_two_ranks_of_zero_3_with_lora_push_what_they_compute(ray_cluster, run_j
 
 
 def test_outputs_without_a_score_stop_the_run_as_failed(ray_cluster, run_job, tmp_path, capfd):
-    """Two tokens hold no reasoning and no marker: shown, advised, stopped before anything is trained."""
-    arguments = [*SMALL, f"run.root={tmp_path}", "run.name=cut", "rollout.max_new_tokens=2"]
+    """A judge that never writes the marker it is asked for: shown, advised, stopped before anything is trained."""
+    judge = shutil.copytree(judge_folder("builtin"), tmp_path / "judge")
+    file = judge / "scoring_format.json"
+    told = json.loads(file.read_text())
+    file.write_text(json.dumps(told | {"marker": told["marker"].replace("score", "green")}))
+    cut = ["rollout.max_new_tokens=2", f"judge.path={judge}"]
+    arguments = [*SMALL, f"run.root={tmp_path}", "run.name=cut", *cut]
     assert run_job("gdso", *arguments) == 1
     said = capfd.readouterr()
     assert "none of 32 outputs has a score, nothing is trained on" in said.out
