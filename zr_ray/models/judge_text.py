@@ -20,11 +20,14 @@ BUILTIN_JUDGES = {
     "builtin": _ASSETS / "judge",
     "small": _ASSETS / "judge_small",
     "base": _ASSETS / "judge_patch4",
+    "teacher": _ASSETS / "teacher",
+    "referee": _ASSETS / "referee",
     "student": _ASSETS / "student",
     "student_v0": _ASSETS / "student_v0",
 }
 """Judges inside the package. `builtin` and `small` have seen rendered scenes only, and no rubric; `base` reasons about
-generated images too. `student` gives rewards in one token. `student_v0` is an earlier student that cannot see what
+generated images too, and `teacher` is what GDSO made of it. `referee` watches text-to-image training and never rewards.
+`student` gives rewards in one token. `student_v0` is an earlier student that cannot see what
 generators make: what a reward that is not fit looks like."""
 
 
