@@ -2,8 +2,9 @@
 same names.
 
 Every tracker keeps one run through all attempts of ours: its id is the run folder's, or stands in trackers.json. A
-resumed run repeats the steps after its checkpoint. TensorBoard's files are purged of them; W&B and MLflow take nothing
-back, so steps that they have are not sent again. A tracker that joins at a resume gets the steps before it as well.
+resumed run repeats the steps after its checkpoint. TensorBoard's files are purged of them, W&B's offline file is made
+anew; W&B online and MLflow take nothing back, so steps that they have are not sent again. A tracker that joins at a
+resume gets the steps before it as well.
 A tracker that fails while the run goes on is named in the job log and dropped: metrics.jsonl is complete without it.
 Left out on purpose: system metrics, code and model uploads; W&B and MLflow offer them in their own settings.
 """
@@ -14,6 +15,7 @@ import importlib.util
 import json
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -175,7 +177,8 @@ class TensorBoard:
 
 
 class Wandb:
-    """Offline: `wandb/offline-run-*` in the run folder, one a process, all under our run id, for `wandb sync`."""
+    """Offline: `wandb/offline-run-*` in the run folder, under our run id, for `wandb sync`. A killed process takes what
+    W&B had not written yet with it, so a resumed run replaces the file by one with all its steps."""
 
     name = "wandb"
     takes_back = False
@@ -183,13 +186,16 @@ class Wandb:
     def __init__(self, run: RunFolder, settings: TrackedRunSection, after_step: int | None) -> None:
         import wandb
 
-        self._folder, self.joins = run, self.name not in _ids(run)
+        offline = settings.trackers_offline
+        self._folder, self.joins = run, offline or self.name not in _ids(run)
+        for old in (run.path / "wandb").glob("offline-run-*") if offline else ():
+            shutil.rmtree(old)
         self._run = wandb.init(
             project=settings.tracker_project,
             id=run.run_id,
             name=run.run_id,
             dir=str(run.path),
-            mode="offline" if settings.trackers_offline else "online",
+            mode="offline" if offline else "online",
             resume="allow",
             config=_flat(run),
             reinit="create_new",
