@@ -94,7 +94,7 @@ def status() -> int:
     return 0 if head else 1
 
 
-def _launch() -> dict:
+def _launch(attempts: int = 3) -> dict:
     bin_folder = Path(sys.executable).parent
     port, agent_port, client_port = _free_port(8265), _free_port(52365), _free_port(20001)
     address = f"http://127.0.0.1:{port}"
@@ -147,7 +147,11 @@ def _launch() -> dict:
                 if process.poll() is not None
                 else f"did not answer in {START_DEADLINE_S} s"
             )
-            _say("".join(log.read_text().splitlines(keepends=True)[-15:]))
+            said = log.read_text()
+            if attempts > 1 and "already occupied" in said:  # by a Ray that is not ours, since the port was looked at
+                stop()
+                return _launch(attempts - 1)
+            _say("".join(said.splitlines(keepends=True)[-15:]))
             stop()
             raise SystemExit(f"the local Ray head {reason}; its log is {log}")
         time.sleep(0.3)
