@@ -18,7 +18,7 @@ EXPERTS = pytest.mark.xfail(
     strict=True, reason="vLLM 0.32 on CPU pads fused experts when it loads them and cannot load them again: no push"
 )
 RECURRENT = pytest.mark.xfail(
-    strict=True, reason="log-probs that are not finite before the first push; cause not found"
+    strict=True, reason="log-probs not finite before the first push; cause not found"
 )
 
 
