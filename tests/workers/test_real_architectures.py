@@ -17,9 +17,7 @@ TOLERANCE = {"float32": 1e-5, "bfloat16": 3e-2}
 EXPERTS = pytest.mark.xfail(
     strict=True, reason="vLLM 0.32 on CPU pads fused experts when it loads them and cannot load them again: no push"
 )
-RECURRENT = pytest.mark.xfail(
-    strict=True, reason="log-probs not finite before the first push; cause not found"
-)
+RECURRENT = pytest.mark.xfail(strict=True, reason="log-probs not finite before the first push; cause not found")
 
 
 def _check(kind: str, dtype: str, tmp_path, pairs) -> None:
