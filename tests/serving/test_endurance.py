@@ -49,7 +49,7 @@ def gateway(url):
     from zr_ray.serving.faults import replica_pids
 
     processes = [psutil.Process(pid) for pid in replica_pids(APP)]
-    (found,) = [p for p in processes if "Gateway" in " ".join(p.cmdline())]
+    (found,) = [p for p in processes if ":gateway" in " ".join(p.cmdline()).lower()]
     return found
 
 
