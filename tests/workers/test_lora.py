@@ -56,7 +56,7 @@ def test_merged_weights_and_reference(judge_path, rows):
     merged = dict(lora.merged(module.model.named_parameters()))
     assert merged.keys() == dict(plain.model.named_parameters()).keys()
     plain.model.load_state_dict(merged, strict=False)
-    torch.testing.assert_close(logprobs(plain, packer, rows), after, atol=1e-5, rtol=0)
+    torch.testing.assert_close(logprobs(plain, packer, rows), after, atol=1e-5, rtol=1e-5)
     for own, other in lora.pairs():  # what a refresh does
         other.data.copy_(own.data)
     with lora.as_reference():
