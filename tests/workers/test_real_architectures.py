@@ -15,7 +15,7 @@ TOLERANCE = {"float32": 1e-5, "bfloat16": 3e-2}
 
 
 EXPERTS = pytest.mark.xfail(
-    strict=True, reason="vLLM 0.32 on CPU pads fused experts when it loads them and cannot load them again: no push"
+    strict=True, reason="vLLM 0.32's CPU experts have another shape after loading, a push fails"
 )
 RECURRENT = pytest.mark.xfail(strict=True, reason="log-probs not finite before the first push; cause not found")
 
