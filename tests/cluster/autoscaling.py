@@ -20,6 +20,7 @@ import psutil
 
 HEAD_ID = "f" * 51 + "00000"
 """Node id that the fake provider expects of the head."""
+HEAD_TYPE = "ray.head.default"
 FAKE_PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
 
 
@@ -99,14 +100,15 @@ def _config(node_types: dict[str, dict], version: int, port: int, idle_s: float)
         provider |= {"type": "fake_multinode"}
     else:
         provider |= {"type": "external", "module": FAKE_PROVIDER, "launch_multiple": True, "head_node_id": HEAD_ID}
-    types = {"head": {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 0}}
+    # the fake provider calls its head so whatever the file says, and version 2 looks the name up (KeyError otherwise)
+    types = {HEAD_TYPE: {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 0}}
     types |= {name: {"node_config": {}, "min_workers": 0} | node for name, node in node_types.items()}
     lists = ("initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands",
         "head_start_ray_commands",
              "worker_start_ray_commands", "cluster_synced_files", "rsync_exclude", "rsync_filter")  # fmt: skip
     return {
         "cluster_name": "fake", "max_workers": 8, "provider": provider, "available_node_types": types,
-        "head_node_type": "head",
+        "head_node_type": HEAD_TYPE,
         "auth": {}, "docker": {}, "upscaling_speed": 10.0, "idle_timeout_minutes": idle_s / 60, "file_mounts": {},
         "file_mounts_sync_continuously": False,
     } | {name: [] for name in lists}  # fmt: skip

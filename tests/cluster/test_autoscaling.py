@@ -26,9 +26,7 @@ JOB = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "version", [1, pytest.param(2, marks=pytest.mark.xfail(reason="no node came in 300 s; cause not found"))]
-)
+@pytest.mark.parametrize("version", [1, 2])
 def test_nodes_come_for_a_job_and_go(version):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}
     environment.pop("RAY_ADDRESS", None)
