@@ -14,7 +14,10 @@ import psutil
 SETTLE_S = 90.0
 """Until what a run leaves must be gone: a lost driver's service is deleted after three missed leases of 5 s, and
 Serve takes its time to end."""
-RAYS_OWN = ("TrainStateActor", "StatsActor", "PlacementGroupCleaner", "JobSupervisor", "ServeController", "ProxyActor")
+RAYS_OWN = (
+    "TrainStateActor", "StatsActor", "PlacementGroupCleaner", "JobSupervisor", "ServeController", "ProxyActor",
+    "_AutoscalingCoordinatorActor",
+)  # fmt: skip
 """Ray's own actors, of which a cluster has one each, whoever uses it; Serve's count as an application."""
 
 

@@ -121,6 +121,11 @@ def _take_lock(owner: str, wanted, end: float, deadline_s: float):
             return lock
         except ValueError:
             holder = _holder()
+        except ray.exceptions.GetTimeoutError:
+            raise PlacementError(
+                f"{owner} did not get its turn to place itself within {duration(deadline_s)}: the lock did not"
+                " start in that time; this machine is overloaded: wait, or raise run.wait_for_room_s"
+            ) from None
         except ray.exceptions.RayError as error:
             raise PlacementError(f"the placement lock did not start: {error}; is the cluster healthy?") from None
         if time.monotonic() > end:
