@@ -122,6 +122,15 @@ _RUBRIC = {
 }
 
 
+def paper_question(dimension: str) -> tuple[str, dict[float, str]]:
+    """(question, {anchor score: what it means}) of one of the paper's dimensions, for people; a judge is asked the
+    same."""
+    question, points = _RUBRIC[dimension].split("\n")
+    told = (point.split(" ", 1) for point in points.rstrip(".").split("; "))
+    question = question.partition(": ")[2]
+    return question[:1].upper() + question[1:], {float(score): text for score, text in told}
+
+
 @dataclass(frozen=True)
 class ScoringFormat:
     """How a judge is asked and how its answer is read. Text only; token ids come from `label_token_ids`."""

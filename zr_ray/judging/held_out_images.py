@@ -25,7 +25,13 @@ from zr_ray.rubric import DIMENSIONS
 
 TIE_POINTS = 0.1
 """Rubric points a dimension below which two images count as the same: a fifth of the rubric's finest step."""
-RISING_IS_WORSE = ("image/row_variance", "image/column_variance", "image/blockiness", "verifier/clutter")
+RISING_IS_WORSE = (
+    "image/row_variance",
+    "image/column_variance",
+    "image/blockiness",
+    "verifier/clutter",
+    "verifier/nothing_seen",
+)
 """Figures whose rise is damage."""
 
 

@@ -121,6 +121,9 @@ def _curves(panel: Panel, series: dict[str, tuple[list[int], list[float]]]) -> s
     short = {
         name: name.split("/", 1)[1].removesuffix("_s" if panel.stacked else "").replace("_", " ") for name in series
     }
+    groups = {name.rpartition("/")[0] for name in short.values()}
+    if len(groups) == 1:  # "verifier/realism" beside other figures of the verifier is "realism"
+        short = {name: text.rpartition("/")[2] for name, text in short.items()}
     if panel.stacked:
         steps = sorted({step for x, _ in series.values() for step in x})
         heights = [[dict(zip(x, y, strict=True)).get(step, 0.0) for step in steps] for x, y in series.values()]

@@ -21,6 +21,7 @@ import json
 from html import escape
 from pathlib import Path
 
+import numpy as np
 import yaml
 
 from zr_ray.report.figures import agreement_chart, distribution_bars, reliability_charts, training_curves
@@ -288,13 +289,17 @@ def _example(example: dict, folder: Path) -> str:
 
 
 def _image(path: Path) -> str:
-    """The picture as a data URI; small ones are enlarged pixel by pixel, so that what the judge saw is what is
-    shown."""
-    from PIL import Image
-
     from zr_ray.data.images import load_image
 
-    image = Image.fromarray(load_image(path))  # as the judge saw it: upright, transparent pixels on white
+    return picture(load_image(path))  # as the judge saw it: upright, transparent pixels on white
+
+
+def picture(pixels: np.ndarray) -> str:
+    """[H, W, 3] uint8 as an `<img>` with its data in it; small ones are enlarged pixel by pixel, so that what the judge
+    saw is what is shown, large ones scaled down."""
+    from PIL import Image
+
+    image = Image.fromarray(pixels)
     small = max(image.size) <= 128
     image.thumbnail((_LARGEST_IMAGE, _LARGEST_IMAGE))
     buffer = io.BytesIO()

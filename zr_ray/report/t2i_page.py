@@ -7,8 +7,8 @@ steps are never shown. Left out on purpose: comparing runs.
 
 from __future__ import annotations
 
-import base64
 import json
+import math
 from html import escape
 
 import numpy as np
@@ -16,12 +16,29 @@ import numpy as np
 from zr_ray.judging.held_out_images import RISING_IS_WORSE, Look
 from zr_ray.report.figures import Panel, training_curves
 from zr_ray.report.image_grid import save_enlarged, tiled
-from zr_ray.report.page import page
+from zr_ray.report.page import page, picture
 from zr_ray.rubric import DIMENSIONS
 from zr_ray.run.folder import RunFolder
 from zr_ray.run.observe import duration
 
 GRID_FILE = "grid.png"
+NAMES = {
+    "nft": "DiffusionNFT",
+    "flow_grpo": "Flow-GRPO",
+    "flowbp": "FlowBP",
+    "refl": "ReFL",
+    "draft": "DRaFT-K",
+    "draft_lv": "DRaFT-LV",
+}
+GROUPS = {
+    "reward": "Reward: what training asked",
+    "referee": "Referee: another judge, never asked for a reward",
+    "verifier": "Verifier: classical image analysis of the simulated world, which no training can move",
+    "image": "Statistics of the images: there to notice what a reward does not see",
+}
+"""First part of a figure's name -> heading of its rows."""
+JUDGED = ("reward", "referee", "verifier")
+"""Groups whose figures are better when they are higher; of statistics only some have a direction."""
 FIGURES = (
     "reward/sum",
     "referee/sum",
@@ -88,7 +105,7 @@ def write_report(run: RunFolder):
     )
     sections = [
         _headline(result, environment),
-        _pictures(run, result),
+        _pictures(before, after, len(result["held_out_prompts"])),
         _table(result),
         f'<h2>Training</h2><div class="figures">{curves}</div>',
     ]
@@ -126,7 +143,10 @@ def format_rows(result: dict) -> str:
 
 
 def _present(result: dict) -> list[str]:
-    return [name for name in FIGURES if name in result["figures"]]
+    """Figures of a result in the table's order; the reward's own names, which a user may choose, after its sum."""
+    found = [name for name in FIGURES if name in result["figures"]]
+    own = [name for name in result["figures"] if name.startswith("reward/") and name not in FIGURES]
+    return sorted(found + own, key=lambda name: list(GROUPS).index(name.split("/")[0]))
 
 
 def _words(name: str) -> str:
@@ -136,12 +156,13 @@ def _words(name: str) -> str:
 def _number(value: float | None, signed: bool = False) -> str:
     if value is None:
         return "-"
-    digits = 4 if abs(value) < 0.01 else 3 if abs(value) < 10 else 1
+    size = abs(value)
+    digits = 2 if size >= 1 or not size else 3 if size >= 0.01 else min(6, 1 - math.floor(math.log10(size)))
     return f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
 
 
 def _interval(row: dict) -> str:
-    return f"[{_number(row['low'])}, {_number(row['high'])}]"
+    return f"[{_number(row['low'])},\u00a0{_number(row['high'])}]"
 
 
 def _tile(title: str, value: str, note: str) -> str:
@@ -164,8 +185,7 @@ def _headline(result: dict, environment: dict) -> str:
                 (
                     title,
                     _number(row["difference"], True),
-                    f"{_number(row['before'])} to {_number(row['after'])}, 95 % [{_number(row['low'])},"
-                    f" {_number(row['high'])}]",
+                    f"{_number(row['before'])} to {_number(row['after'])}\n{_interval(row)}",
                 )
             )
     for name, row in result["gsb"].items():
@@ -174,71 +194,75 @@ def _headline(result: dict, environment: dict) -> str:
                 (
                     f"GSB by {_words(name)}",
                     f"{row['gsb']:+.1%}",
-                    f"95 % [{row['low']:+.1%}, {row['high']:+.1%}]; same {row['same']:.0%}",
+                    f"{row['good']:.0%} better, {row['bad']:.0%} worse\n[{row['low']:+.1%},\u00a0{row['high']:+.1%}]",
                 )
             )
-    tiles.append(("training", duration(result["training_s"]), f"{result['steps']} steps; {result['status']}"))
     sampler, git = result["sampler"], environment["started"]["git"]
     hardware = environment["started"]["hardware"]
     stopped = f'<p class="bad">{escape(result["stopped"])}</p>' if result["stopped"] else ""
     facts = [
-        f"run {result['run_id']}, {result['algorithm']}, weights: {result['weights']}",
+        f"run {result['run_id']}, {result['status']}: {result['steps']} steps of {result['algorithm']} in"
+        f" {duration(result['training_s'])}, {duration(result['wall_s'])} in all; weights: {result['weights']}",
         f"images: {sampler['kind']}, {sampler['steps']} steps, guidance {sampler['guidance_scale']:g};"
         f" {result['prompts']} held-out prompts x {result['seeds']} seeds",
         f"reward calls: {', '.join(f'{value} {name}' for name, value in result['reward_calls'].items())}",
-        f"git {git['commit'][:12]}; {hardware['cores']} cores of {hardware['cpu']}; {duration(result['wall_s'])} in"
-        " all",
+        f"git {git['commit'][:12]}; {hardware['cores']} cores of {hardware['cpu']}",
     ]
     tile_html = "".join(_tile(*tile) for tile in tiles)
     return (
-        f'<p class="eyebrow">zr_ray · text to image</p><h1>{escape(result["algorithm"])}: before and after</h1>'
+        f'<p class="eyebrow">zr_ray · text to image</p><h1>{escape(NAMES[result["algorithm"]])}: before and after</h1>'
         f"{stopped}"
-        f'<div class="tiles">{tile_html}</div><p class="facts">{"<br>".join(map(escape, facts))}</p>'
+        f'<div class="tiles">{tile_html}</div><p class="soft">Changes on held-out prompts, with 95 % intervals over'
+        " prompts. GSB: share of pairs that got better less share that got worse.</p>"
+        f'<p class="facts">{"<br>".join(map(escape, facts))}</p>'
     )
 
 
-def _pictures(run: RunFolder, result: dict) -> str:
-    data = base64.b64encode((run.path / GRID_FILE).read_bytes()).decode()
-    listed = "; ".join(result["held_out_prompts"])
+def _pictures(before: Look, after: Look, prompts: int) -> str:
+    cards = "".join(
+        f"<figure><div>{picture(old)}{picture(new)}</div><figcaption>{escape(prompt)}</figcaption></figure>"
+        for prompt, old, new in zip(before.prompts[:prompts], before.images[:, 0], after.images[:, 0], strict=False)
+    )
     return (
         '<h2>Before and after</h2><p class="soft">Left the untrained generator, right the trained one: the same'
-        " prompts, noise, sampler,"
-        f" steps and guidance. Held-out prompts, row by row: {escape(listed)}.</p>"
-        '<figure><img alt="untrained left, trained right" style="width:100%;image-rendering:pixelated"'
-        f' src="data:image/png;base64,{data}"></figure>'
+        " held-out prompt, noise, sampler, steps and guidance. Not chosen: the first prompts of the list.</p>"
+        f'<div class="pairs">{cards}</div>'
     )
 
 
 def _table(result: dict) -> str:
     beside = result["beside"]
-    head = "".join(
-        f"<th>{escape(t)}</th>"
-        for t in ["", "untrained", "trained", "change, 95 % interval", *(f"{n} (change)" for n in beside)]
-    )
-    body = []
+    head = "".join(f"<th>{escape(t)}</th>" for t in ("", "untrained", "trained", "change"))
+    head += "".join(f"<th>{escape(name)}<small>change</small></th>" for name in beside)
+    body, group = [], None
     for name in _present(result):
+        if (first := name.split("/")[0]) != group:
+            group = first
+            body.append(f'<tr><th class="group" colspan="{4 + len(beside)}">{escape(GROUPS[group])}</th></tr>')
         row = result["figures"][name]
-        sure = row["low"] is not None and (row["low"] > 0 or row["high"] < 0)
-        good = (row["difference"] > 0) != (name in RISING_IS_WORSE)
-        tone = "" if not sure or name in ("image/moved",) else "good" if good else "bad"
-        change = f"<span class='{tone}'>{_number(row['difference'], True)}</span><small>{_interval(row)}</small>"
-        cells = [_number(row["before"]), _number(row["after"]), change]
+        change = f"<span class='{_tone(name, row)}'>{_number(row['difference'], True)}</span>"
+        cells = [_number(row["before"]), _number(row["after"]), f"{change}<small>{_interval(row)}</small>"]
         cells += [_beside(rows.get(name)) for rows in beside.values()]
-        body.append(f"<tr><td>{escape(_words(name))}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
+        words = escape(_words(name.partition("/")[2]))
+        body.append(f"<tr><td>{words}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
     return (
-        '<h2>Figures</h2><p class="soft">Paired over prompts: the same prompts and noise before and after, intervals'
-        " by resampling prompts."
-        " Verifier: classical image analysis of the simulated world, which no training can move. Image figures are"
-        " there to notice what"
-        " a reward does not see. Best of 2: of each prompt's two images the one that the reward likes better, at"
-        " twice the cost.</p>"
-        f'<div class="scroll"><table><tr>{head}</tr>{"".join(body)}</table></div>'
+        '<h2>Figures</h2><p class="soft">Paired over prompts: the same prompts and noise before and after; under each'
+        " change its 95 % interval by resampling prompts, colored where it excludes 0 and a direction is better."
+        " Beside training stands what else could be done, as a change against the untrained generator. Best of 2: of"
+        " each prompt's two images the one that the reward likes better, at twice the cost.</p>"
+        f'<div class="scroll"><table class="wide"><tr>{head}</tr>{"".join(body)}</table></div>'
     )
+
+
+def _tone(name: str, row: dict) -> str:
+    """Class of a change: "good" or "bad" where the interval excludes 0 and the figure has a better direction."""
+    sure = row["low"] is not None and (row["low"] > 0 or row["high"] < 0)
+    judged = name.split("/")[0] in JUDGED and name != "reward/entropy"
+    directed = judged or name in (*RISING_IS_WORSE, "image/seed_distance")
+    if not sure or not directed:
+        return ""
+    return "good" if (row["difference"] > 0) != (name in RISING_IS_WORSE) else "bad"
 
 
 def _beside(row: dict | None) -> str:
-    return (
-        "-"
-        if row is None
-        else f"{_number(row['difference'], True)}<small>[{_number(row['low'])}, {_number(row['high'])}]</small>"
-    )
+    return "-" if row is None else f"{_number(row['difference'], True)}<small>{_interval(row)}</small>"
