@@ -13,6 +13,7 @@ from html import escape
 
 import numpy as np
 
+from zr_ray.config.t2i_reward import OF_SOURCE
 from zr_ray.judging.held_out_images import RISING_IS_WORSE, Look
 from zr_ray.report.figures import Panel, training_curves
 from zr_ray.report.image_grid import save_enlarged, tiled
@@ -84,7 +85,7 @@ def write_report(run: RunFolder):
     save_enlarged(before_after(before, after, len(result["held_out_prompts"])), run.path / GRID_FILE)
     curves = "".join(
         f"<figure><h3>{escape(p.title)}</h3><figcaption>{escape(p.caption)}</figcaption>{svg}</figure>"
-        for p, svg in training_curves(metrics, PANELS)
+        for p, svg in training_curves(metrics, PANELS + source_panels(result))
     )
     sections = [
         _headline(result, environment),
@@ -126,7 +127,24 @@ def format_rows(result: dict) -> str:
 
 
 def _present(result: dict) -> list[str]:
-    return [name for name in FIGURES if name in result["figures"]]
+    """Figures of the run, those of several reward sources right behind their sum."""
+    own = [f"reward/{name}" for name in result.get("reward_weights", {}) if OF_SOURCE in name]
+    wanted = ["reward/sum", *own, *FIGURES[1:]]
+    return [name for name in wanted if name in result["figures"]]
+
+
+def source_panels(result: dict) -> tuple[Panel, ...]:
+    """A panel for each of several reward sources: their scores have units of their own."""
+    weights = result.get("reward_weights", {})
+    sources = dict.fromkeys(name.partition(OF_SOURCE)[0] for name in weights if OF_SOURCE in name)
+    panels = [
+        Panel(f"Reward source {source}", "mean over a step's images, in its own unit; weights "
+              + ", ".join(f"{weights[name]:g}" for name in weights if name.startswith(source + OF_SOURCE)),
+              (f"reward/{source}{OF_SOURCE}*",))
+        for source in sources
+    ]  # fmt: skip
+    failed = Panel("Images that a source did not score", "number in a step, all actors", ("reward/failed/*",))
+    return (*panels, failed) if panels else ()
 
 
 def _words(name: str) -> str:

@@ -12,12 +12,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from zr_ray.config.t2i import RewardSection
+from zr_ray.config.t2i_reward import RewardSection
 from zr_ray.functional.aggregation import aggregate_reward, score_deviation
 from zr_ray.functional.group_advantages import parsed_scores
 from zr_ray.functional.scores import score_entropy
 from zr_ray.models.student import Student
-from zr_ray.workers.reward_source import RewardSource, Scored, to_bytes
+from zr_ray.workers.reward_source import RewardSource, Scored
+from zr_ray.workers.user_function import to_bytes
 
 
 class LocalJudge(RewardSource):
