@@ -25,6 +25,9 @@ class LoraSection(Section):
     """Low-rank adapters instead of all weights of the transformer."""
 
     rank: int = field(0, "rank; 0 trains all weights", ge=0)
+    comfyui: bool = field(
+        False, "also write generator/comfyui/lora.safetensors: the adapters under the names that ComfyUI reads"
+    )
     alpha: float = field(64.0, "scale of the adapters, divided by the rank (Flow-GRPO: rank 32, alpha 64)", gt=0)
 
 
@@ -245,6 +248,10 @@ class T2iConfig(Section):
             raise ValueError(
                 f"{name} needs the reward's gradient, source {lacking[0]} gives scores only; use nft or flow_grpo, or"
                 " write it in torch and say differentiable: true"
+            )
+        if self.is_policy and self.reward.balance:
+            raise ValueError(
+                f"reward.balance is for the reward's gradient, {name} uses scores only; use reward.aggregation gdpo"
             )
         if not self.is_policy and self.reward.aggregation != "sum":
             raise ValueError(

@@ -94,6 +94,11 @@ class RewardSection(Section):
     threshold: float | None = field(
         None, "gradient family: images above this reward get no gradient (ReFL's hinge); null: all do"
     )
+    balance: bool = field(
+        False,
+        "gradient family: the gradient of every score is brought to one size before they are weighed and summed, so"
+        " that a steep one does not own the update; costs a backward of the judge per score",
+    )
     in_flight: int = field(4, "reward calls of one actor under way; more wait", ge=1)
     items_per_call: int = field(16, "images of one request", ge=1)
     deadline_s: float = field(120.0, "seconds one call may take with all its attempts", gt=0)

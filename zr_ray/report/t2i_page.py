@@ -71,6 +71,7 @@ PANELS = (
     Panel("Loss", "mean over probes", ("loss/total",)),
     Panel("Ratio and clipping", "Flow-GRPO", ("policy/ratio_max_abs_diff", "policy/clip_frac")),
     Panel("Single samples' gradients", "largest over median", ("gradient/largest_to_median",)),
+    Panel("Steepest score's share of the gradient", "before balancing", ("gradient/largest_share",)),
     Panel("Seconds per phase", "of each step, stacked", ("time/*_s",), stacked=True, without=("time/step_s",)),
     Panel("Gradient norm", "before clipping", ("actor/grad_norm",)),
 )  # fmt: skip

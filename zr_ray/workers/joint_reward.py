@@ -43,7 +43,8 @@ class JointReward(RewardSource):
         try:
             made = future.result()
         except ZrRayError as error:
-            made = unscored(self._sources[name].names, images, f"{type(error).__name__}: {error}", gradient)
+            reason = f"{type(error).__name__}: {error}"
+            made = unscored(self._sources[name].names, images, reason, gradient, self.config.balance)
         with self._lock:
             self._silent[name] = self._silent[name] + 1 if made.failed == len(images) else 0
             silent = self._silent[name]
@@ -68,12 +69,15 @@ def beside(parts: Mapping[str, Scored]) -> Scored:
     names = tuple(f"{source}{OF_SOURCE}{score}" for source, part in parts.items() for score in part.names)
     columns = {name: torch.cat([getattr(p, name) for p in made], -1) for name in ("mu", "sigma", "parsed", "entropy")}
     faults = [[f"{s}: {p.reasons[i]}" for s, p in parts.items() if p.reasons[i]] for i in range(len(columns["mu"]))]
+    scored = torch.tensor([not fault for fault in faults])
     if all(part.gradients is not None for part in made):
-        scored = torch.tensor([not fault for fault in faults])
         total = torch.stack([part.gradients for part in made]).sum(0)
         columns["gradients"] = torch.where(scored.view(-1, 1, 1, 1), total, torch.zeros_like(total))
         reward = torch.stack([part.reward for part in made]).sum(0)
         columns["reward"] = torch.where(scored, reward, torch.full_like(reward, torch.nan))
+    if all(part.each is not None for part in made):
+        every = torch.cat([part.each for part in made], 1)
+        columns["each"] = torch.where(scored.view(-1, 1, 1, 1, 1), every, torch.zeros_like(every))
     versions = tuple(
         " ".join(f"{source}={version}" for source, version in zip(parts, row, strict=True))
         for row in zip(*[part.versions for part in made], strict=True)
@@ -84,9 +88,11 @@ def beside(parts: Mapping[str, Scored]) -> Scored:
     )
 
 
-def unscored(names: tuple[str, ...], images: Tensor, reason: str, gradient: bool) -> Scored:
+def unscored(names: tuple[str, ...], images: Tensor, reason: str, gradient: bool, each: bool = False) -> Scored:
     """The answer of a source that gave none: nan, and why."""
     count = len(images)
     nan = torch.full((count, len(names)), torch.nan, dtype=torch.float64)
     extra = {"reward": nan[:, 0], "gradients": torch.zeros(images.shape)} if gradient else {}
+    if gradient and each:
+        extra["each"] = torch.zeros(count, len(names), *images.shape[1:])
     return Scored(names, nan, nan, nan, nan, ("none",) * count, (reason,) * count, **extra)

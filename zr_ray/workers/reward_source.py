@@ -42,6 +42,9 @@ class Scored:
     """[B], what was differentiated."""
     gradients: Tensor | None = None
     """[B, 3, H, W] dR/dimage, 0 where not scored."""
+    each: Tensor | None = None
+    """[B, D, 3, H, W] gradient of every score, mu_d - k sigma_d, where `reward.balance` asks for it; 0 where not scored
+    or not weighted."""
     failed_by: Mapping[str, int] = field(default_factory=dict)
     """Of several sources: how many images each left unscored."""
 
@@ -56,7 +59,7 @@ def join_scored(parts: Sequence[Scored]) -> Scored:
     columns = {
         name: torch.cat([getattr(part, name) for part in parts]) for name in ("mu", "sigma", "parsed", "entropy")
     }
-    for name in ("reward", "gradients"):
+    for name in ("reward", "gradients", "each"):
         if getattr(parts[0], name) is not None:
             columns[name] = torch.cat([getattr(part, name) for part in parts])
     failed_by: Counter[str] = Counter()
