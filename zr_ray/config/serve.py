@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from zr_ray.config.reward_sources import CLIP_SCORES, SourceSection, same_names
+from zr_ray.config.reward_sources import SourceSection, same_names
 from zr_ray.config.sections import RESOURCE, RunSection, Section, field
 from zr_ray.records import Limits
 
@@ -96,11 +96,6 @@ class ServedSourceSection(SourceSection, ScaledSection):
         if (self.function is None) != (not self.scores):
             raise ValueError(f"source {self.name}: `scores` names what a function returns, got {list(self.scores)}")
         return self
-
-    @property
-    def score_names(self) -> tuple[str, ...]:
-        """What a scorer says; a judge's dimensions stand in its folder."""
-        return CLIP_SCORES if self.clip is not None else self.scores
 
 
 class ServedTeacherSection(Section):
