@@ -1,5 +1,5 @@
 """Reward sources beside a judge in one real application: the same endpoint and client, by name, with gradients; and
-without HTTP, as a training asks them."""
+together, as a training asks them. A job that starts such a service itself: `tests/jobs/test_t2i_job.py`."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from tests.clip import write_tiny_clip
 from zr_ray.config.serve import ServeConfig
 from zr_ray.config.t2i import T2iConfig
 from zr_ray.errors import JudgeError, RewardError
-from zr_ray.loops.launch_t2i import own_service
 from zr_ray.models.clip_scorer import ClipScorer
 from zr_ray.models.student import Student
 
 PROMPTS = ("small red circle", "big blue star", "nothing")
 LIGHT = "tests.workers.scorers:brightness"
-APP, ALONE = "test-sources", "test-sources-alone"
+APP = "test-sources"
 
 
 @pytest.fixture(scope="module")
@@ -97,35 +96,29 @@ def test_the_gateway_says_which_sources_there_are(url):
         urllib.request.urlopen(f"{url}/v1/judge?judge=nobody")
 
 
-def test_a_training_asks_all_its_sources_without_http(serve_url, images, folder, judge_path):
-    """`reward.sources` of a t2i configuration, through the service that the job itself would start."""
-    from ray import serve
-
+def test_a_training_asks_all_sources_of_a_service_that_is_there(url, images, folder, judge_path):
+    """`reward.target` with names of deployments, through handles, as diffusion actors ask."""
     from zr_ray.serving.reward_source import open_source
 
     config = T2iConfig.model_validate(
         {
             "reward": {
-                "deadline_s": 60,
+                "target": APP,
                 "sources": [
-                    {"name": "student", "judge": str(judge_path), "weights": {"realism": 1.0}, "cpus": 0.1},
-                    {"name": "pick", "clip": str(folder), "weights": {"cosine": 2.0}, "cpus": 0.1},
-                    {"name": "light", "function": LIGHT, "weights": {"mean": 3.0}, "cpus": 0.1},
+                    {"name": "student", "weights": {"realism": 1.0}},
+                    {"name": "pick", "weights": {"cosine": 2.0}},
+                    {"name": "light", "weights": {"mean": 3.0}},
                 ],
             }
         }
     )
-    deployed(own_service(config), ALONE, None)
-    try:
-        rewards = open_source(config.reward, ALONE)
-        made = rewards.submit(images, PROMPTS).result()
-        rewards.close()
-        told = config.reward.model_copy(update={"balance": True, "sources": config.reward.sources[:2]})
-        rewards = open_source(told, ALONE)
-        balanced = rewards.submit(images, PROMPTS, gradient=True).result()
-        rewards.close()
-    finally:
-        serve.delete(ALONE)
+    rewards = open_source(config.reward, APP)
+    made = rewards.submit(images, PROMPTS).result()
+    rewards.close()
+    told = config.reward.model_copy(update={"balance": True, "sources": config.reward.sources[:2]})
+    rewards = open_source(told, APP)
+    balanced = rewards.submit(images, PROMPTS, gradient=True).result()
+    rewards.close()
     assert made.names == ("student.realism", "pick.cosine", "light.mean")
     assert made.failed_by == {"student": 0, "pick": 0, "light": 1} and made.reasons[2].startswith("light: failed")
     rounded = (images * 255).round() / 255
@@ -150,6 +143,7 @@ def test_a_training_asks_all_its_sources_without_http(serve_url, images, folder,
     }
 
 
+@pytest.mark.slow
 def test_a_scorer_that_cannot_start_is_named(serve_url, tmp_path, folder):
     """Weights that give nan never become a replica that is asked."""
     import shutil

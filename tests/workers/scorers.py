@@ -12,6 +12,13 @@ def brightness(images: np.ndarray, prompts) -> dict[str, np.ndarray]:
     return {"mean": np.where([prompt == "nothing" for prompt in prompts], np.nan, values)}
 
 
+def first_unknown(images: np.ndarray, prompts) -> dict[str, np.ndarray]:
+    """The mean of an image in [0, 1]; not a number for the first image of a batch."""
+    values = images.mean((1, 2, 3)) / 255
+    values[0] = np.nan
+    return {"mean": values}
+
+
 def squared_red(images: torch.Tensor, prompts) -> dict[str, torch.Tensor]:
     """[N, 3, H, W] float -> the mean square of the red channel, differentiable; fails for the prompt "broken"."""
     if "broken" in prompts:

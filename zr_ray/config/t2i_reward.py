@@ -23,7 +23,7 @@ class RewardSourceSection(SourceSection):
     weights: dict[str, float] = field(
         {},
         "name of one of its scores -> its weight in the reward; empty: 1 for each dimension of a judge, 1 for a CLIP"
-        " scorer's logit. With weights of 0 alone it is asked and watched, and moves nothing",
+        " scorer's logit. With weights of 0 alone it is watched, and not trained on",
     )
     replicas: int = field(1, "replicas", ge=1)
     cpus: float = field(1.0, "CPU cores of a replica", gt=0)
