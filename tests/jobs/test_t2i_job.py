@@ -82,7 +82,7 @@ def test_a_run_with_several_reward_sources(ray_cluster, run_job, root, algorithm
         function = {"name": "light", "function": "tests.workers.scorers:first_unknown", "weights": {"mean": 0.0}}
         sources.append(function | {"cpus": 0.2})
     name = f"sources-{algorithm}"
-    told = [x for x in SMALL if not x.startswith("reward.")] + [f"t2i.algorithm={algorithm}", *more]
+    told = [x for x in SMALL if not x.startswith(("reward.", "run."))] + [f"t2i.algorithm={algorithm}", *more]
     told += ["t2i.prompts_per_step=4", f"run.root={root}", f"run.name={name}", f"reward.sources={json.dumps(sources)}"]
     assert run_job("t2i", *told) == 0
     result, lines = json.loads((root / name / "result.json").read_text()), metrics(root / name)
