@@ -81,7 +81,8 @@ def score(args) -> None:
 
     import zr_ray  # noqa: F401  the torchvision shim
     from zr_ray.models.judge_text import judge_folder
-    from zr_ray.workers.reward import RewardItem, RewardWorker
+    from zr_ray.workers.reward import RewardWorker
+    from zr_ray.workers.reward_items import RewardItem
 
     torch.set_num_threads(1)
     worker = RewardWorker(judge_folder(args.judge or "student"))

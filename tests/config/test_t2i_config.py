@@ -7,7 +7,10 @@ import pytest
 from zr_ray.config.loader import load_config
 from zr_ray.config.t2i import T2iConfig
 from zr_ray.errors import ConfigError, DataError
-from zr_ray.loops.launch_t2i import check_algorithm, own_service, task_prompts
+from zr_ray.loops.launch_t2i import check_algorithm, check_service, own_service, task_prompts
+from zr_ray.loops.t2i_watch import unweighted
+from zr_ray.rubric import DIMENSIONS
+from zr_ray.serving.deployments import bundles_of
 
 NAMED = Path(__file__).parents[2] / "jobs" / "configs" / "t2i_tiny.yaml"
 
@@ -28,6 +31,21 @@ def test_the_named_run_has_the_cut_and_the_anchor_on():
         (["t2i.steps=5"], "warmup_steps must be below t2i.steps"),
         (["reward.function=a:b", "reward.target=app"], "exclude one another"),
         (["prompts.path=list.txt"], "absolute path"),
+        (["reward.sources=[{nme: a, clip: b}]"], r"unknown key reward.sources\[0\].nme; did you mean"),
+        (["reward.sources=[{name: a, clip: b, gpus: -1}]"], r"reward.sources\[0\].gpus must be at least 0"),
+        (["reward.sources=[{name: a, clip: b, judge: c}]"], "source a must be one thing, got judge and clip"),
+        (["reward.sources=[{name: a, clip: b, differentiable: true}]"], "differentiable belongs to a function"),
+        (["reward.sources=[{name: a, clip: b, weights: {score: 1}}]"], "says logit and cosine, weights has"),
+        (["reward.sources=[{name: a, function: 'b:c'}]"], "weights must name the scores it says"),
+        (["reward.sources=[{name: a, clip: b}, {name: a, clip: c}]"], "must have different names, a is there twice"),
+        (["reward.sources=[{name: a, weights: {b: 1}}]"], "source a must have judge, clip or function, got none"),
+        (["reward.sources=[{name: a, clip: b}]", "reward.target=app"], "a name and weights alone"),
+        (["reward.sources=[{name: a, clip: b}]", "reward.judge=builtin"], "reward.judge is for one source"),
+        (
+            ["t2i.algorithm=draft", "reward.sources=[{name: a, function: 'b:c', weights: {d: 1}}]"],
+            "needs the reward's gradient, source a gives scores only",
+        ),
+        (["reward.balance=true"], "nft uses scores only"),
     ],
 )
 def test_refusals(overrides, said):
@@ -49,6 +67,37 @@ def test_the_jobs_own_service_has_no_port_and_others_start_none():
     assert own_service(load_config(T2iConfig, None, [])).http.enabled is False
     assert own_service(load_config(T2iConfig, None, ["reward.target=app"])) is None
     assert own_service(load_config(T2iConfig, None, ["reward.function=a:b"])) is None
+
+
+def test_several_sources_become_deployments_and_columns():
+    """A judge weighs its dimensions by default, a CLIP scorer its logit; a function says what it returns."""
+    sources = (
+        "[{name: student, judge: student, cpus: .5}, {name: pick, clip: /models/pick, replicas: 2, gpus: 1},"
+        " {name: light, function: 'a:b', weights: {mean: 0.0}}]"
+    )
+    config = load_config(T2iConfig, None, [f"reward.sources={sources}"])
+    named = {f"student.{d}": 1.0 for d in DIMENSIONS} | {"pick.logit": 1.0, "light.mean": 0.0}
+    assert config.reward.score_weights == named
+    service = own_service(config)
+    assert service.judge.path is None and not service.http.enabled
+    assert bundles_of(service, "reward-") == {
+        "reward-student": [{"CPU": 0.5}],
+        "reward-pick": [{"CPU": 1.0, "GPU": 1.0}] * 2,
+        "reward-light": [{"CPU": 1.0}],
+    }
+    assert [source.scores for source in service.sources] == [(), (), ("mean",)], "what a function must return"
+    assert unweighted(config) == ("reward/light.mean",), "asked and watched, never trained on"
+    named = load_config(
+        T2iConfig, None, ["reward.target=app", "reward.sources=[{name: student, weights: {realism: 1}}]"]
+    )
+    assert own_service(named) is None and named.reward.score_weights == {"student.realism": 1.0}
+    assert T2iConfig.model_validate(config.model_dump(mode="json")) == config, "as a resumed run reads it"
+
+
+def test_weights_that_a_judge_does_not_score_are_refused():
+    config = load_config(T2iConfig, None, ["reward.sources=[{name: own, judge: builtin, weights: {beauty: 1}}]"])
+    with pytest.raises(ConfigError, match=r"source own scores alignment.*its weights name \['beauty'\]"):
+        check_service(config, own_service(config))
 
 
 def test_held_out_prompts_are_never_trained_on(tmp_path):

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from zr_ray.functional.reward_gradient import (
+    balanced_sum,
     candidate_steps,
     clip_to_median,
     hinge_weights,
@@ -58,3 +59,46 @@ def test_clip_to_median_touches_only_what_is_above_it():
 def test_hinge_stops_rewards_that_are_good_enough():
     assert hinge_weights(torch.tensor([1.0, 3.0]), 2.0).tolist() == [1, 0]
     assert hinge_weights(torch.tensor([1.0, 3.0]), None).tolist() == [1, 1]
+
+
+def test_balanced_by_hand():
+    """Norms 3 and 1, weights 1 and 2: c = (1 * 3 + 2 * 1) / 3, so the parts have the sizes 5/3 and 10/3."""
+    steep, flat = torch.tensor([3.0, 0.0]), torch.tensor([0.0, -1.0])
+    made, metrics = balanced_sum(torch.stack([steep, flat])[None], torch.tensor([1.0, 2.0]))
+    torch.testing.assert_close(made, torch.tensor([[5 / 3, -10 / 3]]))
+    assert metrics["gradient/largest_share"] == pytest.approx(3 / 5)
+
+
+def test_a_scores_unit_does_not_matter_but_for_the_common_size():
+    gradients = torch.randn(6, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    weights, units = torch.tensor([1.0, -0.5, 2.0]), torch.tensor([1.0, 100.0, 0.01])
+    plain, scaled = (balanced_sum(g, weights)[0] for g in (gradients, gradients * units.view(3, 1, 1)))
+    torch.testing.assert_close(scaled / scaled.norm(), plain / plain.norm())
+    one = gradients[:, :1]
+    torch.testing.assert_close(balanced_sum(one, torch.tensor([2.0]))[0], 2 * one[:, 0])
+
+
+def test_balance_is_over_the_batch_and_over_all_ranks():
+    """A sample keeps its own size beside others; two ranks that know all norms make what one makes."""
+    gradients = torch.randn(4, 2, 3, 3, generator=torch.Generator().manual_seed(1))
+    gradients[0] *= 5
+    weights, norms = torch.tensor([1.0, 3.0]), gradients.flatten(2).norm(dim=2)
+    whole, _ = balanced_sum(gradients, weights)
+    shares = [balanced_sum(gradients[i : i + 2], weights, norms)[0] for i in (0, 2)]
+    torch.testing.assert_close(torch.cat(shares), whole)
+    size = norms.square().mean(0).sqrt()
+    common = (weights * size).sum() / weights.sum()
+    torch.testing.assert_close(whole, sum(weights[d] * common / size[d] * gradients[:, d] for d in range(2)))
+
+
+def test_what_cannot_be_balanced_takes_no_part():
+    gradients = torch.randn(3, 2, 4, generator=torch.Generator().manual_seed(2))
+    silent = gradients * torch.tensor([1.0, 0.0]).view(2, 1)
+    torch.testing.assert_close(balanced_sum(silent, torch.ones(2))[0], gradients[:, 0])
+    lost = gradients.clone()
+    lost[1, 0, 2] = torch.nan
+    made, _ = balanced_sum(lost, torch.ones(2))
+    torch.testing.assert_close(made[[0, 2]], balanced_sum(gradients[[0, 2]], torch.ones(2))[0])
+    assert not made[1].any() and not balanced_sum(gradients * 0, torch.ones(2))[0].any()
+    with pytest.raises(ValueError, match=r"weights must be \[D\]"):
+        balanced_sum(gradients, torch.ones(3))

@@ -29,7 +29,8 @@ from zr_ray.serving import wire
 from zr_ray.serving.application import item_weights, reply_of
 from zr_ray.workers.learner import Learner
 from zr_ray.workers.limits import check_request
-from zr_ray.workers.reward import RewardItem, RewardWorker
+from zr_ray.workers.reward import RewardWorker
+from zr_ray.workers.reward_items import RewardItem
 
 D, K = 5, 7
 
@@ -78,13 +79,13 @@ def test_serving_in_process_and_on_the_wire(trained, own_rubric):
     image = load_image(items[0].image).transpose(2, 0, 1)
     tensors = {"images": image[None], "weights": np.arange(1.0, 6.0)}
     body = wire.pack(tensors, request={"prompts": [items[0].prompt], "dimensions": None})
-    request = wire.read_request(wire.SAFETENSORS, body, {}, True, Limits(), "id", own_rubric)
-    check_request(request, Limits(), own_rubric)
+    request = wire.read_request(wire.SAFETENSORS, body, {}, True, Limits(), "id", own_rubric.dimensions)
+    check_request(request, Limits(), own_rubric.dimensions)
     asked = [
         RewardItem(i, p, request.dimensions, w)
         for i, p, w in zip(request.images, request.prompts, item_weights(request), strict=True)
     ]
-    made = reply_of(request, worker.identity, worker.answer(asked), worker.rubric)
+    made = reply_of(request, worker.identity, worker.answer(asked), worker.bins)
     reply = wire.read_reply(wire.reply_safetensors(made))
     assert reply.dimensions == own_rubric.dimensions and reply.bins == own_rubric.bins and reply.status == ("ok",)
     assert reply.q.shape == (1, D, K) and reply.gradients[0].shape == image.shape
@@ -99,10 +100,10 @@ def test_the_wire_refuses_what_the_judge_lacks(own_rubric):
         {"images": np.zeros((1, 3, 8, 8), np.uint8)}, request={"prompts": ["a"], "dimensions": ["plausibility"]}
     )
     with pytest.raises(wire.WireError, match="text rendering.*got .'plausibility'"):
-        wire.read_request(wire.SAFETENSORS, body, {}, False, Limits(), "id", own_rubric)
+        wire.read_request(wire.SAFETENSORS, body, {}, False, Limits(), "id", own_rubric.dimensions)
     request = wire.read_request(wire.SAFETENSORS, body, {}, False, Limits(), "id")  # the paper's has it
     with pytest.raises(RewardError, match="text rendering.*got .'plausibility'"):
-        check_request(request, Limits(), own_rubric)
+        check_request(request, Limits(), own_rubric.dimensions)
 
 
 def test_gdso_on_another_scale(own_judge, own_data, own_rubric):

@@ -9,7 +9,7 @@ import pytest
 from zr_ray.errors import OverloadError
 from zr_ray.serving.batching import Batcher
 from zr_ray.serving.cache import AnswerCache
-from zr_ray.workers.reward import RewardItem
+from zr_ray.workers.reward_items import RewardItem
 
 
 def test_items_join_while_the_judge_is_busy():

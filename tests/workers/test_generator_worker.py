@@ -3,6 +3,8 @@ what is saved."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -155,6 +157,38 @@ class TestGradientFamily:
             last = algorithm.step(batch(1), 3e-4)["reward/total"]
         assert last > first
 
+    def test_balance_brings_every_score_to_one_size(self):
+        """The same update as without it, at the weights that make the scores' gradients equally large."""
+
+        class EachReward(PatternReward):
+            def answer(self, images, prompts, gradient):
+                leaf = images.float().requires_grad_()
+                mu = self.value(leaf)
+                slopes = [torch.autograd.grad(mu[:, d].sum(), leaf, retain_graph=True)[0] for d in range(2)]
+                self.each = torch.stack(slopes, 1) * torch.tensor([1.0, 40.0]).view(2, 1, 1, 1)
+                made = super().answer(images, prompts, gradient)
+                total = torch.einsum("ndchw,d->nchw", self.each, self.weights.float())
+                return replace(made, gradients=total, each=self.each if self.config.balance else None)
+
+        def update(balance, scale=1.0):
+            reward = {"weights": {"alignment": 1.0, "realism": -0.5}, "balance": balance}
+            t2i = self.PLAIN | {"gradient": {"clip_to_median": 0.0, "steps_with_gradient": 1}}
+            made, worker, _ = setup("draft", t2i=t2i, reward=reward)
+            rewards = EachReward(made.reward)
+            rewards.weights = rewards.weights * scale
+            gradients, metrics = gradients_of_a_step(worker, RewardGradient(made, worker, rewards, Timer()), 1)
+            return gradients, metrics, rewards
+
+        balanced, metrics, rewards = update(True)
+        size = rewards.each.flatten(2).norm(dim=2).square().mean(0).sqrt().double()
+        weights = rewards.weights.abs()
+        common = (weights * size).sum() / weights.sum()
+        by_hand, _, _ = update(False, scale=common / size)
+        close(balanced, by_hand)
+        assert metrics["gradient/largest_share"] == pytest.approx(
+            float((weights * size).max() / (weights * size).sum())
+        )
+
 
 class TestPolicyFamily:
     def test_flow_grpo_is_on_policy_at_its_first_update_and_drifts_at_the_second(self):
@@ -274,7 +308,7 @@ class TestSaved:
             "steps": 3,
             "micro_batch": 4,
             "max_prompt_tokens": 9,
-            "lora": {"rank": 4, "alpha": 8},
+            "lora": {"rank": 4, "alpha": 8, "comfyui": True},
         }
         made, worker, rewards = setup("nft", generator=generator)
         algorithm = Nft(made, worker, rewards, Timer())
@@ -290,3 +324,23 @@ class TestSaved:
         assert len(load_file(file)) == len(loaded) == len(worker.weights.places)
         ours = sorted(float(v.abs().sum()) for v in worker.weights.places)
         assert sorted(float(v.abs().sum()) for v in loaded) == pytest.approx(ours, rel=1e-5)
+        self.same_under_comfyui_names(worker, tmp_path / "lora" / "comfyui", self.images(pipeline))
+
+    def same_under_comfyui_names(self, worker, folder, wanted):
+        """diffusers reads Z-Image's ComfyUI names too, with their alpha: all keys, the same images."""
+        from diffusers import DiffusionPipeline
+        from safetensors.torch import load_file
+
+        held = load_file(folder / "lora.safetensors")
+        assert len(held) == 3 * len(worker.weights.places) // 2
+        assert all(name.startswith("diffusion_model.") for name in held)
+        assert {name.rpartition(".lora_")[2] or name for name in held if "alpha" not in name} == {
+            "down.weight",
+            "up.weight",
+        }
+        assert all(float(value) == 8 for name, value in held.items() if name.endswith(".alpha"))
+        pipeline = DiffusionPipeline.from_pretrained(generator_folder("builtin"))
+        pipeline.load_lora_weights(folder)
+        loaded = [name for name, _ in pipeline.transformer.named_parameters() if "lora_" in name]
+        assert len(loaded) == len(worker.weights.places)
+        assert (self.images(pipeline) - wanted).abs().max() < 1e-4

@@ -8,7 +8,7 @@ import ray
 from zr_ray.models.judge_text import JudgeText
 from zr_ray.records import ItemFault, JudgeRequest
 from zr_ray.rubric import DIMENSIONS, SCORE_BINS
-from zr_ray.workers.reward import RewardItem
+from zr_ray.workers.reward_items import RewardItem
 from zr_ray.workers.reward_teacher import TeacherWorker
 
 

@@ -8,7 +8,8 @@ from zr_ray.errors import JudgeError
 from zr_ray.functional.aggregation import aggregate_reward
 from zr_ray.records import ItemFault
 from zr_ray.rubric import DIMENSIONS
-from zr_ray.workers.reward import RewardItem, RewardWorker, scaled
+from zr_ray.workers.reward import RewardWorker
+from zr_ray.workers.reward_items import RewardItem, scaled
 
 IMAGE = np.random.default_rng(0).random((3, 64, 64)).astype(np.float32)
 

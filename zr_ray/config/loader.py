@@ -56,9 +56,18 @@ def schema_help(model_class: type[BaseModel]) -> str:
     """Every key with type, limits, default and meaning, one per two lines, for --help."""
     lines = []
     for key, field in fields_of(model_class).items():
-        default = json.dumps(field.get_default(call_default_factory=True), default=str)
-        lines += [f"{key}  ({_type_name(field)}; default {default})", f"    {field.description}"]
+        lines += _help_of(key, field)
+        entry = _entry_class(field)
+        for name, inner in (fields_of(entry) if entry else {}).items():
+            lines += _help_of(f"{key}[].{name}", inner)
     return "\n".join(lines)
+
+
+def _help_of(key: str, field: Any) -> list[str]:
+    if field.is_required():
+        return [f"{key}  ({_type_name(field)}; required)", f"    {field.description}"]
+    default = json.dumps(field.get_default(call_default_factory=True), default=str)
+    return [f"{key}  ({_type_name(field)}; default {default})", f"    {field.description}"]
 
 
 def fields_of(model_class: type[BaseModel], prefix: str = "") -> dict[str, Any]:
@@ -163,7 +172,10 @@ def _refuse_unknown(
         field = model_class.model_fields.get(str(name))
         if field is None:
             raise ConfigError(f"{where}: unknown key {key}; {_suggestion(model_class, prefix, str(name), top)}")
-        section = _section_class(field)
+        section, entry = _section_class(field), _entry_class(field)
+        for i, one in enumerate(value if isinstance(value, list) else ()):
+            if entry and isinstance(one, dict):
+                _refuse_unknown(entry, one, where, f"{key}[{i}].", top)
         if section and isinstance(value, dict):
             _refuse_unknown(section, value, where, key + ".", top)
         elif section:
@@ -185,6 +197,12 @@ def _suggestion(section: type[BaseModel], prefix: str, name: str, top: type[Base
 
 def _section_class(field: Any) -> type[BaseModel] | None:
     return field.annotation if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel) else None
+
+
+def _entry_class(field: Any) -> type[BaseModel] | None:
+    """Model of the entries of a list of sections, or None."""
+    parts = typing.get_args(field.annotation)
+    return parts[0] if parts and isinstance(parts[0], type) and issubclass(parts[0], BaseModel) else None
 
 
 _LIMITS = {
@@ -209,6 +227,8 @@ def _type_name(field: Any) -> str:
 
 def _annotation_name(annotation: Any) -> str:
     parts = typing.get_args(annotation)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "section"
     match typing.get_origin(annotation):
         case None:
             return {"NoneType": "null", "Path": "path", "str": "text"}.get(annotation.__name__, annotation.__name__)
@@ -241,7 +261,8 @@ def _dotted(fields: dict[str, Any], loc: tuple[int | str, ...]) -> str:
     for end in range(len(loc), 0, -1):
         key = ".".join(map(str, loc[:end]))
         if key in fields:
-            return key
+            inside = loc[end : end + 2] if _entry_class(fields[key]) else ()
+            return key + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in inside)
     return ".".join(map(str, loc))
 
 

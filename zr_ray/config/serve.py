@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from zr_ray.config.reward_sources import SourceSection, same_names
 from zr_ray.config.sections import RESOURCE, RunSection, Section, field
 from zr_ray.records import Limits
 
@@ -41,15 +42,15 @@ class HttpSection(Section):
 class ServedJudgeSection(Section):
     """The model that answers."""
 
-    path: str = field(
+    path: str | None = field(
         "student",
         "`student` (built in; the base judge where the package has none), `builtin` (the base judge) or a Hugging Face"
-        " folder",
+        " folder; null: `sources` alone",
     )
 
 
-class ReplicaSection(Section):
-    """The processes that hold the judge."""
+class ScaledSection(Section):
+    """The processes that hold a judge or a scorer."""
 
     replicas: int = field(1, "replicas at the start and at least", ge=1)
     max_replicas: int | None = field(None, "autoscale up to so many; null: no autoscaling", ge=1)
@@ -69,14 +70,31 @@ class ReplicaSection(Section):
     cache_items: int = field(0, "answers each replica remembers, keyed by pixels, prompt and judge; 0: none", ge=0)
     hang_s: float = field(300.0, "a batch that takes longer makes the replica unhealthy, and Serve replaces it", gt=0)
     drain_s: float = field(30.0, "seconds a stopping replica may finish its requests in", gt=0)
-    start_deadline_s: float = field(600.0, "seconds until the service must be ready", gt=0)
 
     @model_validator(mode="after")
-    def _room(self) -> ReplicaSection:
+    def _room(self) -> ScaledSection:
         if self.max_replicas is not None and self.max_replicas < self.replicas:
-            raise ValueError(
-                f"replica.max_replicas must be at least replica.replicas ({self.replicas}), got {self.max_replicas}"
-            )
+            raise ValueError(f"max_replicas must be at least replicas ({self.replicas}), got {self.max_replicas}")
+        return self
+
+
+class ReplicaSection(ScaledSection):
+    """The judge's replicas."""
+
+    start_deadline_s: float = field(600.0, "seconds until the service must be ready", gt=0)
+
+
+class ServedSourceSection(SourceSection, ScaledSection):
+    """A reward source beside the judge: a deployment with its own replicas and resources behind the same calls."""
+
+    scores: tuple[str, ...] = field((), "names that a function returns; a judge and a CLIP scorer bring their own")
+
+    @model_validator(mode="after")
+    def _kind(self) -> ServedSourceSection:
+        if not self.kinds:
+            raise ValueError(f"source {self.name} must have a judge, a clip or a function, got none")
+        if (self.function is None) != (not self.scores):
+            raise ValueError(f"source {self.name}: `scores` names what a function returns, got {list(self.scores)}")
         return self
 
 
@@ -117,5 +135,20 @@ class ServeConfig(Section):
     judge: ServedJudgeSection = Field(default_factory=ServedJudgeSection)
     replica: ReplicaSection = Field(default_factory=ReplicaSection)
     teacher: ServedTeacherSection = Field(default_factory=ServedTeacherSection)
+    sources: tuple[ServedSourceSection, ...] = field(
+        (),
+        "more judges, CLIP-family scorers and functions, each a deployment of its own: name, one of judge, clip and"
+        " function, and the keys of `replica`",
+    )
     http: HttpSection = Field(default_factory=HttpSection)
     limits: LimitsSection = Field(default_factory=LimitsSection)
+
+    @model_validator(mode="after")
+    def _names(self) -> ServeConfig:
+        names = [source.name for source in self.sources]
+        taken = {"teacher", "gateway", "roster"} | ({"student"} if self.judge.path is not None else set())
+        if wrong := same_names(names) or sorted(taken & set(names)):
+            raise ValueError(f"sources must have names of their own, {', '.join(wrong)} is taken; rename it")
+        if self.judge.path is None and not self.sources:
+            raise ValueError("judge.path may be null where `sources` has something to serve, got none")
+        return self

@@ -12,8 +12,8 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from zr_ray.config.sections import RESOURCE, CheckpointSection, Section, TrackedRunSection, WorkerSection, field
-from zr_ray.rubric import DIMENSIONS
+from zr_ray.config.sections import CheckpointSection, Section, TrackedRunSection, WorkerSection, field
+from zr_ray.config.t2i_reward import RewardSection
 
 POLICY_ALGORITHMS = ("nft", "flow_grpo")
 """Scores only; images of a prompt are compared with one another."""
@@ -25,6 +25,9 @@ class LoraSection(Section):
     """Low-rank adapters instead of all weights of the transformer."""
 
     rank: int = field(0, "rank; 0 trains all weights", ge=0)
+    comfyui: bool = field(
+        False, "also write generator/comfyui/lora.safetensors: the adapters under the names that ComfyUI reads"
+    )
     alpha: float = field(64.0, "scale of the adapters, divided by the rank (Flow-GRPO: rank 32, alpha 64)", gt=0)
 
 
@@ -96,48 +99,6 @@ class ActorSection(WorkerSection):
     grad_clip: float = field(1.0, "largest global gradient norm; 0: none", ge=0)
     ema_decay: float = field(0.95, "of the averaged weights, which are evaluated and saved", ge=0, lt=1)
     deadline_s: float = field(600.0, "seconds one collective may take", gt=0)
-
-
-class RewardSection(Section):
-    """Who scores the images, and what their scores are put together to."""
-
-    target: str | None = field(
-        None, "name of a running Serve application or URL of a reward service; null: the job starts its own"
-    )
-    judge: str = field("student", "judge of the job's own service: `student`, `builtin` or a Hugging Face folder")
-    function: str | None = field(
-        None,
-        "package.module:callable instead of a judge: (images [N, H, W, 3] uint8, prompts) -> name -> [N]; scores"
-        " only, in the actor",
-    )
-    replicas: int = field(1, "replicas of the job's own service", ge=1)
-    cpus: float = field(1.0, "CPU cores of a replica", gt=0)
-    gpus: float = field(0.0, "GPUs of a replica", ge=0)
-    resource: str | None = field(
-        None, "custom resource a node must offer to hold a replica, for example zr_reward; null: any", pattern=RESOURCE
-    )
-    threads: int = field(1, "torch threads of a replica", ge=1)
-    weights: dict[str, float] = field(
-        dict.fromkeys(DIMENSIONS, 1.0), "name of a score -> its weight in the reward", min_length=1
-    )
-    aggregation: Literal["sum", "worst", "gdpo", "parsed"] = field(
-        "sum",
-        "weighted sum; lowest dimension; per-dimension group z-scores (GDPO); most probable labels instead of mu"
-        " (scalar baseline)",
-    )
-    blind: Literal["refuse", "accept"] = field(
-        "refuse",
-        "what a dimension does that orders the untrained generator's images no better than chance: end the run before"
-        " training, or be said and used",
-    )
-    risk: float = field(0.0, "k of mu - k sigma: an uncertain judge counts for less", ge=0)
-    threshold: float | None = field(
-        None, "gradient family: images above this reward get no gradient (ReFL's hinge); null: all do"
-    )
-    in_flight: int = field(4, "reward calls of one actor under way; more wait", ge=1)
-    items_per_call: int = field(16, "images of one request", ge=1)
-    deadline_s: float = field(120.0, "seconds one call may take with all its attempts", gt=0)
-    start_deadline_s: float = field(600.0, "seconds until the job's own service must answer", gt=0)
 
 
 class AnchorSection(Section):
@@ -282,6 +243,15 @@ class T2iConfig(Section):
             raise ValueError(
                 f"{name} needs the reward's gradient, a reward.function gives scores only; use nft or flow_grpo, or"
                 " a judge"
+            )
+        if not self.is_policy and (lacking := [s.name for s in self.reward.sources if not s.differentiates]):
+            raise ValueError(
+                f"{name} needs the reward's gradient, source {lacking[0]} gives scores only; use nft or flow_grpo, or"
+                " write it in torch and say differentiable: true"
+            )
+        if self.is_policy and self.reward.balance:
+            raise ValueError(
+                f"reward.balance is for the reward's gradient, {name} uses scores only; use reward.aggregation gdpo"
             )
         if not self.is_policy and self.reward.aggregation != "sum":
             raise ValueError(

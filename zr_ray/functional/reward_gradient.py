@@ -93,6 +93,39 @@ def clip_to_median(
     }
 
 
+def balanced_sum(
+    gradients: Tensor, weights: Tensor, all_norms: Tensor | None = None
+) -> tuple[Tensor, dict[str, float]]:
+    """The weighted sum of several scores' gradients after each is brought to one size, so that a score of steep slope
+    does not own the update, whatever its unit.
+
+        n_d = sqrt(mean_b |g[b,d]|^2)        c = sum_d |w_d| n_d / sum_d |w_d|        g[b] = sum_d w_d (c / n_d) g[b,d]
+
+    A score whose gradient is 0 everywhere takes no part. The contributions' sizes are to one another as the weights,
+    and their sum is what it was.
+    Args: gradients: [N, D, ...]. weights: [D], any sign. all_norms: [M, D] norms |g[b,d]| that n is of, where other
+        ranks hold further samples; None: those of `gradients`.
+    Returns: [N, ...] and metrics: the largest score's share of the sizes before. A sample with a gradient that is not
+        finite gets 0 and does not enter n."""
+    if gradients.ndim < 3 or weights.shape != gradients.shape[1:2]:
+        raise ValueError(
+            f"weights must be [D] for gradients [N, D, ...], got {tuple(weights.shape)} for {tuple(gradients.shape)}"
+        )
+    finite = gradients.flatten(1).isfinite().all(1)
+    gradients = torch.where(finite.view(-1, *[1] * (gradients.ndim - 1)), gradients, torch.zeros_like(gradients))
+    norms = gradients.flatten(2).norm(dim=2) if all_norms is None else all_norms.to(gradients)
+    known = norms[norms.isfinite().all(1) & (norms > 0).any(1)]
+    size = known.square().mean(0).sqrt() if len(known) else norms.new_zeros(norms.shape[1])
+    weight = weights.to(gradients)
+    sizes = weight.abs() * size
+    use = sizes > 0
+    if not use.any():
+        return torch.zeros_like(gradients[:, 0]), {"gradient/largest_share": 0.0}
+    common = sizes.sum() / weight[use].abs().sum()
+    scale = torch.where(use, weight * common / size.clamp_min(1e-30), torch.zeros_like(size))
+    return torch.einsum("nd...,d->n...", gradients, scale), {"gradient/largest_share": float(sizes.max() / sizes.sum())}
+
+
 def hinge_weights(rewards: Tensor, threshold: float | None) -> Tensor:
     """ReFL's relu(threshold - r): samples whose reward has passed the threshold get no gradient. None: all count.
     rewards: [N]."""

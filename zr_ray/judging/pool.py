@@ -62,7 +62,7 @@ class StudentScorer:
 
     def log_q(self, items: Sequence[AnnotatedImage]) -> np.ndarray:
         """[I, D, K] float64 nats; nan for an item that the worker refuses."""
-        from zr_ray.workers.reward import RewardAnswer, RewardItem
+        from zr_ray.workers.reward_items import RewardAnswer, RewardItem
 
         rubric = self.worker.rubric
         log_q = np.full((len(items), len(rubric.dimensions), len(rubric.bins)), np.nan)

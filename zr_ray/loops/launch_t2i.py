@@ -27,12 +27,14 @@ from zr_ray.run import driver
 from zr_ray.run.launch import Plan, Started, launch
 from zr_ray.run.observe import duration, say
 from zr_ray.run.travel import portable
-from zr_ray.workers.reward_source import named_function
+from zr_ray.workers.user_function import named_function
 
 if TYPE_CHECKING:
     from zr_ray.run.room import Room
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
+REWARD_ROLE = "reward-"
+"""Before the name of each deployment of the job's own service, among the roles that a job holds room for."""
 WORLD_PROMPTS = 4096
 """Training prompts of the simulated world that are drawn; they repeat, as the world is small."""
 
@@ -86,22 +88,18 @@ def _check(config: T2iConfig) -> Plan[_Found]:
     training, held_out = task_prompts(config)
     check_algorithm(config, pipeline_class(folder))
     service, referee, reward, actor = own_service(config), referee_folder(config), config.reward, config.actor
-    inputs = {}
     if reward.function is not None:
         named_function(reward.function)
-    elif service is not None:
-        from zr_ray.serving.application import served_judge
-
-        judge, _ = served_judge(reward.judge)
-        JudgeText(judge)  # refuses labels that are not one token
-        inputs["reward.judge"] = judge_hash(judge)
+    inputs = check_service(config, service) if service is not None else {}
     bundles = {"actor": [bundle(actor.cpus, actor.gpus, actor.resource)] * actor.workers}
     if service is not None:
-        bundles["reward"] = [bundle(reward.cpus, reward.gpus, reward.resource)] * reward.replicas
+        from zr_ray.serving.deployments import bundles_of
+
+        bundles |= bundles_of(service, REWARD_ROLE)
     facts = {
         "generator": f"{folder}, {pipeline_class(folder)}",
         "prompts": f"{len(training)} to train on, {len(held_out)} held out",
-        "reward": reward.function or reward.target or f"a service of its own with {reward.judge}",
+        "reward": reward_text(config),
         "referee": str(referee or "none"),
     }
     return Plan(_Found(folder, training, held_out, service, referee), facts, inputs, (bundles,))
@@ -121,7 +119,7 @@ def _train(config: T2iConfig, loop, found: _Found, started: Started) -> None:
         reward_target(config, found.service, run.run_id, room) as target,
     ):
         say(
-            f"reward {target or config.reward.function} ready after {duration(time.time() - since)}; starting"
+            f"reward, {reward_text(config)}, ready after {duration(time.time() - since)}; starting"
             f" {config.actor.workers} diffusion actor(s)"
         )
         referee = portable(found.referee) if found.referee is not None else None
@@ -156,8 +154,38 @@ def check_algorithm(config: T2iConfig, pipeline: str) -> None:
             " set it to the family's value for none (Z-Image: 0, others: 1), or use nft"
         )
     foreign = [d for d in config.reward.weights if d not in DIMENSIONS]
-    if foreign and config.reward.function is None:
+    if foreign and config.reward.function is None and not config.reward.sources:
         raise ConfigError(f"reward.weights of a judge must name dimensions ({', '.join(DIMENSIONS)}), got {foreign}")
+
+
+def check_service(config: T2iConfig, service: ServeConfig) -> dict[str, str]:
+    """What the job's own service would hold -> its hash. Raises JudgeError or ConfigError for what could not start, or
+    has no score of a name that is weighted."""
+    from zr_ray.serving.deployments import check_sources, served_judge
+
+    found = {f"reward.sources.{name}": value for name, value in check_sources(service).items()}
+    for source in config.reward.sources:
+        if source.judge is None:
+            continue
+        known = JudgeText(served_judge(source.judge)[0]).rubric.dimensions
+        if foreign := [name for name in source.weights if name not in known]:
+            raise ConfigError(f"reward source {source.name} scores {', '.join(known)}, its weights name {foreign}")
+    if service.judge.path is not None:
+        judge, _ = served_judge(service.judge.path)
+        JudgeText(judge)  # refuses labels that are not one token
+        found["reward.judge"] = judge_hash(judge)
+    return found
+
+
+def reward_text(config: T2iConfig) -> str:
+    """Who scores, in words."""
+    reward = config.reward
+    where = reward.target or "a service of its own"
+    if reward.sources:
+        return f"{where} with " + ", ".join(
+            f"{s.name} ({s.judge or s.clip or s.function or 'as it is there'})" for s in reward.sources
+        )
+    return reward.function or reward.target or f"{where} with {reward.judge}"
 
 
 def referee_folder(config: T2iConfig) -> Path | None:
@@ -177,19 +205,14 @@ def own_service(config: T2iConfig) -> ServeConfig | None:
     c = config.reward
     if c.target is not None or c.function is not None:
         return None
+    room = c.model_dump(include={"replicas", "cpus", "gpus", "resource", "threads", "start_deadline_s"})
+    sources = [
+        source.model_dump(exclude={"weights"}) | {"scores": tuple(source.weights) if source.function else ()}
+        for source in c.sources
+    ]
+    judge = None if sources else c.judge
     return ServeConfig.model_validate(
-        {
-            "judge": {"path": c.judge},
-            "http": {"enabled": False},
-            "replica": {
-                "replicas": c.replicas,
-                "cpus": c.cpus,
-                "gpus": c.gpus,
-                "resource": c.resource,
-                "threads": c.threads,
-                "start_deadline_s": c.start_deadline_s,
-            },
-        }
+        {"judge": {"path": judge}, "http": {"enabled": False}, "replica": room, "sources": sources}
     )
 
 
@@ -201,5 +224,6 @@ def reward_target(config: T2iConfig, service: ServeConfig | None, run_id: str, r
         return
     from zr_ray.serving.launch import running_service
 
-    with running_service(service, name := f"reward-{run_id}", room, ("reward",)):
+    roles = tuple(role for role in room.roles if role.startswith(REWARD_ROLE))
+    with running_service(service, name := f"reward-{run_id}", room, roles):
         yield name

@@ -72,6 +72,8 @@ def train(loop_config: dict) -> None:
         started = time.perf_counter()
         metrics = algorithm.step(step_prompts(task, step, worker.rank, worker.world), learning_rate(step + 1, config))
         watch.state.training_s += time.perf_counter() - started
+        for line in rewards.new_faults():
+            journal.say(line)
         done = step + 1
         if config.held_out.every_steps and done % config.held_out.every_steps == 0:
             with journal.timer("look"):

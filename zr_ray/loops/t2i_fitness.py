@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 
 from zr_ray.config.t2i import T2iConfig
+from zr_ray.config.t2i_reward import OF_SOURCE
 from zr_ray.errors import JudgeError
 from zr_ray.judging.fitness import quick_verdicts
 from zr_ray.judging.held_out_images import Look
@@ -19,12 +20,12 @@ def say_fitness(before: Look, config: T2iConfig, say: Callable[[str], None]) -> 
     """A line per dimension of the reward that the world's verifier also scores. Returns: dimension -> verdict.
 
     Raises: JudgeError if a dimension that carries weight is blind and reward.blind is `refuse`."""
-    weighted = [name for name, weight in config.reward.weights.items() if weight]
+    weighted = [name for name, weight in config.reward.score_weights.items() if weight]
     figures = {name: torch.from_numpy(values) for name, values in before.figures.items()}
-    reference, mu = (
-        {name: figures[f"{source}/{name}"] for name in weighted if f"{source}/{name}" in figures}
-        for source in ("verifier", "reward")
-    )
+    # the verifier knows a judge's dimension whatever its source is called
+    compared = {name: f"verifier/{name.rpartition(OF_SOURCE)[2]}" for name in weighted if f"reward/{name}" in figures}
+    reference = {name: figures[figure] for name, figure in compared.items() if figure in figures}
+    mu = {name: figures[f"reward/{name}"] for name in reference}
     found = quick_verdicts(reference, mu, seed=config.run.seed)
     for name in weighted:
         if name not in found:

@@ -21,6 +21,7 @@ from torch import Tensor
 from zr_ray.config.t2i import T2iConfig
 from zr_ray.functional.flow import clean_estimate, noised, ode_step
 from zr_ray.functional.reward_gradient import (
+    balanced_sum,
     candidate_steps,
     clip_to_median,
     hinge_weights,
@@ -161,11 +162,11 @@ class RewardGradient:
     ) -> tuple[Tensor, dict[str, float]]:
         """dR/dx_0 [B, ...] at `latents`, with the hinge, optionally at a perturbed image, each at most the batch's
         median."""
-        c, at = self.config.t2i.gradient, scored.gradients
+        c, (at, metrics) = self.config.t2i.gradient, self._image_gradients(scored)
         if c.perturb:
             items = batch.items if rows is None else [batch.items[i] for i in rows.tolist()]
             unit = at / at.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
-            at = self._score(latents, items, away=c.perturb * unit).gradients
+            at, _ = self._image_gradients(self._score(latents, items, away=c.perturb * unit))
         at = at * hinge_weights(scored.reward, self.config.reward.threshold).view(-1, 1, 1, 1).nan_to_num(0.0).float()
         size, worker = self.worker.options.micro_batch, self.worker
         with self.timer("train"):
@@ -173,11 +174,18 @@ class RewardGradient:
                 worker.image_gradient_to_latents(x, g) for x, g in zip(latents.split(size), at.split(size), strict=True)
             ]
         gradients = torch.cat(parts)
-        if not c.clip_to_median:
-            return gradients, {}
-        norms = worker.gathered(gradients.flatten(1).norm(dim=1))
-        gradients, metrics = clip_to_median(gradients, c.clip_to_median, norms)
+        if c.clip_to_median:
+            norms = worker.gathered(gradients.flatten(1).norm(dim=1))
+            gradients, clipped = clip_to_median(gradients, c.clip_to_median, norms)
+            metrics = metrics | clipped
         return gradients, {name: value * len(batch.items) for name, value in metrics.items()}
+
+    def _image_gradients(self, scored: Scored) -> tuple[Tensor, dict[str, float]]:
+        """dR/dimage [B, 3, H, W], its scores balanced over the images of all ranks if `reward.balance` asks for it."""
+        if scored.each is None:
+            return scored.gradients, {}
+        norms = self.worker.gathered(scored.each.flatten(2).norm(dim=2))
+        return balanced_sum(scored.each, self.rewards.weights, norms)
 
     def _score(self, latents: Tensor, items: list[str], away: Tensor | None = None) -> Scored:
         """Reward and gradient at decoded latents, moved by -away."""

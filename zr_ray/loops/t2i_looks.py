@@ -14,13 +14,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from zr_ray.config.t2i import RewardSection, T2iConfig
+from zr_ray.config.t2i import T2iConfig
+from zr_ray.config.t2i_reward import RewardSection
 from zr_ray.functional.group_advantages import image_rewards
 from zr_ray.judging.held_out_images import Look, best_of, independent_figures, with_distances
 from zr_ray.run.observe import duration
 from zr_ray.workers.generator import GeneratorWorker
 from zr_ray.workers.local_judge import LocalJudge
-from zr_ray.workers.reward_source import RewardSource, Scored, join_scored, to_bytes
+from zr_ray.workers.reward_source import RewardSource, Scored, join_scored
+from zr_ray.workers.user_function import to_bytes
 
 HELD_OUT = 0x4E1D
 """Stream of the noise of held-out images."""

@@ -27,6 +27,7 @@ def finished(task, watch: Watch, looks: Looks, rewards: RewardSource, steps: int
         "weights": weights + (f" of step {state.best_step}" if weights == "best" else ""),
         "reward_calls": dict(rewards.counters),
         "reward_versions": sorted(rewards.versions),
+        "reward_weights": task.config.reward.score_weights,
     }
 
 

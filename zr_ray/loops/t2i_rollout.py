@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zr_ray.config.t2i import RewardSection
+from zr_ray.config.t2i_reward import RewardSection
 from zr_ray.functional.flow import stratified_sigmas
 from zr_ray.functional.group_advantages import Normalization, advantages, image_rewards
 from zr_ray.models.generators.adapter import Conditions, Noise, Trajectory
@@ -122,6 +122,8 @@ def reward_metrics(scored: Scored, weights: Tensor, rewards: Tensor | None, vali
     spread in groups."""
     ok = torch.tensor([not reason for reason in scored.reasons])
     sums = {"reward/scored": float(ok.sum()), "reward/failed": float((~ok).sum())}
+    for source, count in scored.failed_by.items():
+        sums[f"reward/failed/{source}"] = float(count)
     for d, name in enumerate(scored.names):
         sums[f"reward/{name}"] = float(scored.mu[ok, d].sum())
     sums["reward/total"] = float((scored.mu[ok] @ weights).sum())

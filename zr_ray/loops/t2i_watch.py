@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from zr_ray.config.t2i import T2iConfig
+from zr_ray.config.t2i_reward import OF_SOURCE
 from zr_ray.functional.hacking_watch import watch
 from zr_ray.judging.held_out_images import compare, with_distances
 from zr_ray.loops.t2i_looks import Looks
@@ -19,7 +20,7 @@ from zr_ray.workers.generator import GeneratorWorker
 
 LOOKS_FILE = "looks.jsonl"
 INDEPENDENT = ("referee/sum", "verifier/sum")
-"""Scores that training cannot move, the best one first."""
+"""Scores that training cannot move, the best one first; those of reward sources that weigh nothing come behind."""
 
 
 @dataclass
@@ -75,8 +76,9 @@ class Watch:
         base = looks.before.first(c.held_out.watched)
         rows = compare(base, with_distances(looks.look(c.held_out.watched, "average"), base), 200, c.run.seed)
         statistics = tuple(name for name in rows if name.startswith("image/") and name != "image/moved")
-        verdict = watch(rows, "reward/sum", INDEPENDENT, statistics, c.watch.errors, c.watch.far)
-        judge = next((name for name in INDEPENDENT if name in rows), "reward/sum")
+        independent = INDEPENDENT + unweighted(c)
+        verdict = watch(rows, "reward/sum", independent, statistics, c.watch.errors, c.watch.far)
+        judge = next((name for name in independent if name in rows), "reward/sum")
         if state.best is None or rows[judge]["after"] > state.best:
             state.best, state.best_step = rows[judge]["after"], step
             self.worker.weights.keep("best")
@@ -84,7 +86,8 @@ class Watch:
         if self.rank == 0:
             with open(self.run.path / LOOKS_FILE, "a") as file:
                 file.write(json.dumps({"step": step, "rows": rows, "alarm": verdict.reasons}) + "\n")
-        looks.say(f"look at step {step}: {_differences(rows)}")
+        own = tuple(f"reward/{name}" for name in c.reward.score_weights) if c.reward.sources else ()
+        looks.say(f"look at step {step}: {_differences(rows, own)}")
         for reason in verdict.reasons:
             looks.say(f"watch: {reason}")
         if c.watch.action == "stop" and state.alarms >= c.watch.patience:
@@ -108,7 +111,15 @@ class Watch:
         return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
-def _differences(rows: dict[str, dict[str, float]]) -> str:
-    names = [n for n in ("reward/sum", "referee/sum", "verifier/sum", "verifier/match", "image/moved") if n in rows]
+def unweighted(config: T2iConfig) -> tuple[str, ...]:
+    """Figures of reward sources all of whose weights are 0: asked, and never trained on."""
+    idle = [s for s in config.reward.sources if not any(s.weights.values())]
+    return tuple(f"reward/{s.name}{OF_SOURCE}{score}" for s in idle for score in s.weights)
+
+
+def _differences(rows: dict[str, dict[str, float]], own: tuple[str, ...]) -> str:
+    """own: figures of the sources, where there are several."""
+    wanted = ("reward/sum", *own, "referee/sum", "verifier/sum", "verifier/match", "image/moved")
+    names = [n for n in wanted if n in rows]
     parts = [f"{n.replace('/', ' ')} {rows[n]['difference']:+.2f} (error {rows[n]['error']:.2f})" for n in names]
     return ", ".join(parts)

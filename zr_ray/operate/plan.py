@@ -69,6 +69,9 @@ def roles_of(config) -> list[Role]:
         else:
             continue
         roles.append(Role(name, bundle(section.cpus, section.gpus, section.resource), workers, section))
+    for source in getattr(config, "sources", ()):
+        workers = source.max_replicas or source.replicas
+        roles.append(Role(source.name, bundle(source.cpus, source.gpus, source.resource), workers, source))
     return roles
 
 

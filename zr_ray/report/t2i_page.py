@@ -13,6 +13,7 @@ from html import escape
 
 import numpy as np
 
+from zr_ray.config.t2i_reward import OF_SOURCE
 from zr_ray.judging.held_out_images import RISING_IS_WORSE, Look
 from zr_ray.report.figures import Panel, training_curves
 from zr_ray.report.image_grid import save_enlarged, tiled
@@ -87,6 +88,7 @@ PANELS = (
     Panel("Loss", "mean over probes", ("loss/total",)),
     Panel("Ratio and clipping", "Flow-GRPO", ("policy/ratio_max_abs_diff", "policy/clip_frac")),
     Panel("Single samples' gradients", "largest over median", ("gradient/largest_to_median",)),
+    Panel("Steepest score's share of the gradient", "before balancing", ("gradient/largest_share",)),
     Panel("Seconds per phase", "of each step, stacked", ("time/*_s",), stacked=True, without=("time/step_s",)),
     Panel("Gradient norm", "before clipping", ("actor/grad_norm",)),
 )  # fmt: skip
@@ -101,7 +103,7 @@ def write_report(run: RunFolder):
     save_enlarged(before_after(before, after, len(result["held_out_prompts"])), run.path / GRID_FILE)
     curves = "".join(
         f"<figure><h3>{escape(p.title)}</h3><figcaption>{escape(p.caption)}</figcaption>{svg}</figure>"
-        for p, svg in training_curves(metrics, PANELS)
+        for p, svg in training_curves(metrics, PANELS + source_panels(result))
     )
     sections = [
         _headline(result, environment),
@@ -147,6 +149,20 @@ def _present(result: dict) -> list[str]:
     found = [name for name in FIGURES if name in result["figures"]]
     own = [name for name in result["figures"] if name.startswith("reward/") and name not in FIGURES]
     return sorted(found + own, key=lambda name: list(GROUPS).index(name.split("/")[0]))
+
+
+def source_panels(result: dict) -> tuple[Panel, ...]:
+    """A panel for each of several reward sources: their scores have units of their own."""
+    weights = result.get("reward_weights", {})
+    sources = dict.fromkeys(name.partition(OF_SOURCE)[0] for name in weights if OF_SOURCE in name)
+    panels = [
+        Panel(f"Reward source {source}", "mean over a step's images, in its own unit; weights "
+              + ", ".join(f"{weights[name]:g}" for name in weights if name.startswith(source + OF_SOURCE)),
+              (f"reward/{source}{OF_SOURCE}*",))
+        for source in sources
+    ]  # fmt: skip
+    failed = Panel("Images that a source did not score", "number in a step, all actors", ("reward/failed/*",))
+    return (*panels, failed) if panels else ()
 
 
 def _words(name: str) -> str:

@@ -3,7 +3,7 @@
     DeploymentHandle (tensors) ------------------------------> RewardModel replicas (one judge each, batching across
     callers)
     HTTP --> Serve proxy --> Gateway (token, limits, decode) ---^      "student": scores and gradients; "teacher":
-    scores after reasoning
+    scores after reasoning; each of `sources`: another judge, a CLIP-family scorer, a function
 
 A replica is ready only after a forward and backward on the weights it loaded. Every reply names those weights. Updates
 start new replicas before old ones stop. Calls are pure, so every one of them may be sent again.
@@ -25,14 +25,12 @@ from ray import serve
 from zr_ray.config.serve import ServeConfig
 from zr_ray.errors import ConfigError, RewardError
 from zr_ray.records import ItemFault, JudgeIdentity, RewardReply, RewardRequest
-from zr_ray.rubric import Rubric
 from zr_ray.serving.batching import Batcher
 from zr_ray.serving.cache import AnswerCache
+from zr_ray.serving.deployments import GATEWAY, ROSTER, TEACHER, held_worker, judge_names, replica_of, serve_options
 from zr_ray.serving.measures import Measures
 from zr_ray.workers.limits import check_request
 
-STUDENT, TEACHER, GATEWAY = "student", "teacher", "gateway"
-"""Deployment names inside an application."""
 TOKEN_VARIABLE = "ZR_REWARD_TOKEN"
 
 
@@ -40,43 +38,25 @@ class RewardModel:
     """A replica: one judge, its batches, its metrics. Calls: score, describe."""
 
     def __init__(self, config: ServeConfig, name: str) -> None:
-        self._config, replica = config, config.replica
+        self._config, self._replica = config, replica_of(config, name)
+        replica = self._replica
         self._measures = Measures(serve.get_replica_context().replica_id.unique_id)
-        if name == TEACHER:
-            from zr_ray.models.judge_text import judge_folder
-            from zr_ray.workers.reward_teacher import TeacherWorker, teacher_engine
-
-            folder = judge_folder(config.teacher.path)
-            self._worker = TeacherWorker(
-                folder, teacher_engine(folder, config.teacher), config.teacher.traces, config.limits.bounds()
-            )
-        else:
-            import torch
-
-            from zr_ray.workers.reward import RewardWorker
-
-            torch.set_num_threads(replica.threads)
-            device = "cuda" if replica.gpus > 0 else "cpu"
-            folder, _ = served_judge(config.judge.path)
-            self._worker = RewardWorker(
-                folder, STUDENT, replica.dtype, device, replica.grad_items, config.limits.bounds()
-            )
+        self._worker = held_worker(config, name)
         self._worker.warm_up()  # raises: Serve never routes to a replica without a judge that answers
-        batch_items = config.teacher.batch_items if name == TEACHER else replica.batch_items
-        self._batcher = Batcher(self._compute, batch_items, replica.max_waiting_items)
+        self._batcher = Batcher(self._compute, replica.batch_items, replica.max_waiting_items)
         self._cache = AnswerCache(replica.cache_items, _lasting) if replica.cache_items else None
 
     async def score(self, request: RewardRequest) -> RewardReply:
         """Distributions of every item, and gradients if the request has weights. Raises RewardError for a request that
         is wrong as a whole, OverloadError when too many items wait."""
-        from zr_ray.workers.reward import RewardItem
+        from zr_ray.workers.reward_items import RewardItem
 
         try:
-            check_request(request, self._config.limits.bounds(), self._worker.rubric)
+            check_request(request, self._config.limits.bounds(), self._worker.dimensions)
         except RewardError:
             self._measures.refused("bad_request")
             raise
-        request = replace(request, dimensions=tuple(request.dimensions) or self._worker.rubric.dimensions)
+        request = replace(request, dimensions=tuple(request.dimensions) or self._worker.dimensions)
         weights = item_weights(request)
         items = [
             RewardItem(image, prompt, request.dimensions, w, float(request.risk))
@@ -85,16 +65,16 @@ class RewardModel:
         answers = await (
             self._cache.answer(items, self._batcher.submit) if self._cache else self._batcher.submit(items)
         )
-        return reply_of(request, self._worker.identity, answers, self._worker.rubric)
+        return reply_of(request, self._worker.identity, answers, self._worker.bins)
 
     async def describe(self) -> dict:
         """Hashes, dimensions, scale and limits; counts of this replica since its start."""
         identity = self._worker.identity.__dict__
         return identity | {
-            "dimensions": list(self._worker.rubric.dimensions),
-            "bins": list(self._worker.rubric.bins),
+            "dimensions": list(self._worker.dimensions),
+            "bins": list(self._worker.bins),
             "gives_gradient": self._worker.gives_gradient,
-            "dtype": self._config.replica.dtype,
+            "dtype": self._replica.dtype,
             "limits": self._config.limits.model_dump(),
             "control_tokens": list(self._worker.control_tokens),
             "pid": os.getpid(),
@@ -104,14 +84,13 @@ class RewardModel:
     def check_health(self) -> None:
         """Called every 5 s. Serve replaces a replica whose batch does not end."""
         self._measures.refresh()
-        if self._batcher.busy_s > self._config.replica.hang_s:
+        if self._batcher.busy_s > self._replica.hang_s:
             raise RuntimeError(
-                f"a batch has run for {self._batcher.busy_s:.0f} s, replica.hang_s allows"
-                f" {self._config.replica.hang_s:g}"
+                f"a batch has run for {self._batcher.busy_s:.0f} s, replica.hang_s allows {self._replica.hang_s:g}"
             )
 
     def _compute(self, items: list, waited_s: list[float]) -> list:
-        from zr_ray.workers.reward import RewardAnswer
+        from zr_ray.workers.reward_items import RewardAnswer
 
         answers = self._worker.answer(items)
         self._measures.batch(waited_s, self._worker.phases)
@@ -126,6 +105,17 @@ class RewardModel:
         return answers
 
 
+class Roster:
+    """Ingress of an application of several judges without HTTP: Serve wants one; callers go to the judges by name."""
+
+    def __init__(self, judges: dict) -> None:
+        self._names = list(judges)
+
+    async def describe(self) -> list[str]:
+        """Names of the judges."""
+        return self._names
+
+
 def item_weights(request: RewardRequest) -> list[tuple[float, ...] | None]:
     """Per item its [D'] weights, or None for scores only."""
     count = len(request.prompts)
@@ -135,8 +125,11 @@ def item_weights(request: RewardRequest) -> list[tuple[float, ...] | None]:
     return [tuple(row) for row in weights.tolist()]
 
 
-def reply_of(request: RewardRequest, identity: JudgeIdentity, answers: Sequence, rubric: Rubric) -> RewardReply:
-    """The reply to a request from its items' answers (RewardAnswer or ItemFault), in order. rubric: the judge's."""
+def reply_of(
+    request: RewardRequest, identity: JudgeIdentity, answers: Sequence, bins: tuple[float, ...]
+) -> RewardReply:
+    """The reply to a request from its items' answers (RewardAnswer or ItemFault), in order. bins: the judge's scale;
+    empty for plain numbers."""
     count, dims = len(answers), len(request.dimensions)
     good = [i for i, answer in enumerate(answers) if not isinstance(answer, ItemFault)]
     dtype = answers[good[0]].q.dtype if good else np.float32
@@ -161,8 +154,8 @@ def reply_of(request: RewardRequest, identity: JudgeIdentity, answers: Sequence,
         dimensions=tuple(request.dimensions),
         status=tuple(a.status if isinstance(a, ItemFault) else "ok" for a in answers),
         reason=tuple(a.reason if isinstance(a, ItemFault) else "" for a in answers),
-        bins=rubric.bins,
-        q=column("q", dims, len(rubric.bins)),
+        bins=bins,
+        q=column("q", dims, len(bins)),
         mu=column("mu", dims),
         sigma=column("sigma", dims),
         entropy=column("entropy", dims),
@@ -181,17 +174,20 @@ def _stack(rows):
 
 
 def application(config: ServeConfig) -> serve.Application:
-    """The application of a checked configuration: judges, and the gateway if HTTP is on (otherwise the student is its
-    ingress)."""
-    student = _model(config, STUDENT)
-    teacher = _model(config, TEACHER) if config.teacher.path is not None else None
+    """The application of a checked configuration: judges, and the gateway if HTTP is on. Otherwise the one judge is its
+    ingress, or of several a roster that nobody calls."""
+    names = judge_names(config)
+    judges = {n: serve.deployment(RewardModel).options(**serve_options(config, n)).bind(config, n) for n in names}
     if not config.http.enabled:
-        if teacher is not None:
+        if TEACHER in judges:
             raise ConfigError(
                 "teacher.path needs http.enabled=true: without a gateway an application has one judge; serve the"
                 " teacher as another"
             )
-        return student
+        if len(judges) == 1:
+            return judges[names[0]]
+        roster = serve.deployment(Roster).options(name=ROSTER, ray_actor_options={"num_cpus": 0})
+        return roster.bind(judges)
     from zr_ray.serving.gateway import Gateway
 
     http = config.http
@@ -205,48 +201,7 @@ def application(config: ServeConfig) -> serve.Application:
         graceful_shutdown_timeout_s=config.replica.drain_s,
         max_surge_percent=100,
     )
-    return gateway.bind(config, token_sha256(config), {STUDENT: student} | ({TEACHER: teacher} if teacher else {}))
-
-
-def _model(config: ServeConfig, name: str) -> serve.Application:
-    from zr_ray.run.placement import custom
-
-    replica, teacher = config.replica, config.teacher
-    if name == TEACHER:
-        from zr_ray.config.sections import RolloutSection
-        from zr_ray.workers.rollout import engine_environment
-
-        environment = {"env_vars": engine_environment(RolloutSection(threads=teacher.threads, gpus=teacher.gpus))}
-        scale: dict = {"num_replicas": teacher.replicas}
-        actor = {"num_cpus": teacher.cpus, "num_gpus": teacher.gpus, "runtime_env": environment}
-        actor["resources"] = custom(teacher.resource)
-    else:
-        actor = {"num_cpus": replica.cpus, "num_gpus": replica.gpus, "resources": custom(replica.resource)}
-        autoscaling = {
-            "min_replicas": replica.replicas,
-            "initial_replicas": replica.replicas,
-            "max_replicas": replica.max_replicas,
-            "target_ongoing_requests": replica.target_ongoing,
-        }
-        scale = (
-            {"num_replicas": replica.replicas} if replica.max_replicas is None else {"autoscaling_config": autoscaling}
-        )
-    return (
-        serve.deployment(RewardModel)
-        .options(
-            name=name,
-            **scale,
-            max_ongoing_requests=replica.max_ongoing,
-            max_queued_requests=replica.max_queued,
-            ray_actor_options=actor,
-            health_check_period_s=5,
-            health_check_timeout_s=30,
-            graceful_shutdown_timeout_s=replica.drain_s,
-            graceful_shutdown_wait_loop_s=0.5,
-            max_surge_percent=100,  # an update never leaves the service without a judge
-        )
-        .bind(config, name)
-    )
+    return gateway.bind(config, token_sha256(config), judges)
 
 
 def app(args: dict) -> serve.Application:
@@ -260,16 +215,6 @@ def app(args: dict) -> serve.Application:
         raise ConfigError(
             "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}, got {p['input']!r}" for p in error.errors())
         ) from None
-
-
-def served_judge(path: str) -> tuple[Path, str]:
-    """(folder, what it is) of a configured judge. `student` is the built-in base judge as long as the package has no
-    student. Raises JudgeError if there is no model in another folder."""
-    from zr_ray.models.judge_text import BUILTIN_JUDGES, judge_folder
-
-    if path == STUDENT and not (BUILTIN_JUDGES[STUDENT] / "config.json").is_file():
-        return judge_folder("builtin"), "the built-in base judge (this checkout has no built-in student)"
-    return judge_folder(path), f"the built-in {path}" if path in (STUDENT, "builtin") else path
 
 
 def token_sha256(config: ServeConfig) -> str | None:

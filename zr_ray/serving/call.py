@@ -18,7 +18,6 @@ from torch import Tensor
 
 from zr_ray.errors import RewardError
 from zr_ray.records import Limits, RewardRequest
-from zr_ray.rubric import Rubric
 from zr_ray.workers.limits import check_image, check_prompt, check_request
 
 Images: TypeAlias = Tensor | Sequence[Tensor]
@@ -49,7 +48,7 @@ def request_of(
     weighed = None if weights is None else weights_of(weights, 1)
     request = RewardRequest(arrays, texts, dimensions or (), weighed, risk, "")
     if dimensions is not None:
-        check_request(request, Limits(items=len(texts)), Rubric(dimensions))
+        check_request(request, Limits(items=len(texts)), dimensions)
     return request
 
 

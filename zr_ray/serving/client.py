@@ -26,7 +26,6 @@ from torch.autograd.function import once_differentiable
 
 from zr_ray.errors import RewardError
 from zr_ray.records import Limits, RewardReply, RewardRequest
-from zr_ray.rubric import Rubric
 from zr_ray.serving.call import Images, item_faults, names_of, parts, request_of, weights_of
 from zr_ray.serving.line import Line
 from zr_ray.serving.retry import Retry
@@ -194,11 +193,10 @@ class RewardClient:
 
     async def _ask(self, request: RewardRequest, rewarded: bool, gradient: bool, whole: bool) -> Scores:
         known = await self._service()
-        rubric = Rubric(tuple(known["dimensions"]), tuple(known["bins"]))
         if rewarded and request.weights is None:
-            count = len(request.dimensions or rubric.dimensions)
+            count = len(request.dimensions or known["dimensions"])
             request = replace(request, weights=weights_of(None, count))
-        check_request(request, Limits(items=len(request.prompts)), rubric)
+        check_request(request, Limits(items=len(request.prompts)), known["dimensions"])
         if whole and (faults := item_faults(request, Limits(**known["limits"]), known["control_tokens"])):
             raise _failed_items(faults, len(request.prompts))
         if not gradient:

@@ -30,7 +30,6 @@ from starlette.exceptions import HTTPException
 
 from zr_ray.config.serve import ServeConfig
 from zr_ray.errors import ConfigError, DeadlineError, OverloadError, RewardError
-from zr_ray.rubric import Rubric
 from zr_ray.serving import openapi, schema, wire
 from zr_ray.serving.admission import LOOPBACK, proxy_host, response_of
 from zr_ray.serving.bodies import Bodies
@@ -61,7 +60,7 @@ async def _no_such_page(request: Request, error: HTTPException) -> Response:
 
 @serve.ingress(api)
 class Gateway:
-    """A gateway process. Bounded in requests, in bytes and in decoding threads."""
+    """A gateway process. Bounded in requests, in bytes and in decoding threads. Who names no judge asks the first."""
 
     def __init__(self, config: ServeConfig, token_sha256: str | None, judges: dict) -> None:
         host = proxy_host()
@@ -71,6 +70,7 @@ class Gateway:
                 " ZR_REWARD_TOKEN"
             )
         self._config, self._token, self._judges = config, token_sha256, judges
+        self._first = next(iter(judges))
         self._limits = config.limits.bounds()
         # decoding blocks; threads of its own, so that a flood of images cannot starve what asyncio's pool serves
         self._decoders = ThreadPoolExecutor(4, thread_name_prefix="decode")
@@ -79,7 +79,7 @@ class Gateway:
             self._limits.body_bytes, http.max_buffered_bytes, http.body_deadline_s, http.body_bytes_per_s
         )
         self._in_flight = 0
-        self._rubrics: dict[str, Rubric] = {}
+        self._dimensions: dict[str, tuple[str, ...]] = {}
         self._measures = Measures(serve.get_replica_context().replica_id.unique_id)
 
     @api.post(
@@ -119,13 +119,13 @@ class Gateway:
 
     async def _health(self, request: Request) -> Response:
         wire.check_query(request.query_params.multi_items(), ())
-        described = await self._judges["student"].describe.remote()
+        described = await self._judges[self._first].describe.remote()
         return JSONResponse({"status": "ok", "model_hash": described["model_hash"]})
 
     async def _describe(self, request: Request) -> Response:
         self._authorize(request)
         query = wire.check_query(request.query_params.multi_items(), ("judge",))
-        described = await self._judge(query.get("judge", "student")).describe.remote()
+        described = await self._judge(query.get("judge", self._first)).describe.remote()
         return JSONResponse(
             {k: v for k, v in described.items() if k not in ("pid", "totals")} | {"judges": list(self._judges)}
         )
@@ -174,25 +174,25 @@ class Gateway:
             raise Refusal(415, "bad_type", f"send one of {', '.join(_TAKES)}, uncompressed; got {content_type[:80]!r}")
         own = wire.IMAGE_QUERY if content_type in wire.IMAGE_TYPES else ()
         query = wire.check_query(request.query_params.multi_items(), ("judge", *own))
-        name = query.get("judge", "student")
-        handle, rubric = self._judge(name), await self._rubric(name)
+        name = query.get("judge", self._first)
+        handle, known = self._judge(name), await self._known(name)
         self._check_place()  # before a body is read for nothing
         async with self._bodies.read(request) as body:
             self._check_place()
             self._in_flight += 1
             try:
-                return await self._judged(handle, (content_type, body, query, gradient), rubric, request, request_id)
+                return await self._judged(handle, (content_type, body, query, gradient), known, request, request_id)
             except (WireError, RewardError) as error:
                 if not isinstance(error, OverloadError):
-                    self._rubrics.pop(name, None)  # an update may have brought a judge of another rubric: ask again
+                    self._dimensions.pop(name, None)  # an update may have brought a judge of another rubric: ask again
                 raise
             finally:
                 self._in_flight -= 1
 
-    async def _judged(self, handle, sent: tuple, rubric: Rubric, request: Request, request_id: str) -> Response:
+    async def _judged(self, handle, sent: tuple, known: tuple[str, ...], request: Request, request_id: str) -> Response:
         """sent: content type, body, query, whether a gradient is asked for."""
         loop = asyncio.get_running_loop()
-        wanted = await loop.run_in_executor(self._decoders, wire.read_request, *sent, self._limits, request_id, rubric)
+        wanted = await loop.run_in_executor(self._decoders, wire.read_request, *sent, self._limits, request_id, known)
         reply = await Retry(deadline_s=self._config.http.request_deadline_s, attempts=4).call(
             lambda _: handle.score.remote(wanted)
         )
@@ -217,12 +217,12 @@ class Gateway:
             raise Refusal(404, "unknown_judge", f"judges are {list(self._judges)}, got {name[:40]!r}")
         return self._judges[name]
 
-    async def _rubric(self, name: str) -> Rubric:
-        """Dimensions and bins of a judge, as one of its replicas says. Each replica checks every request again."""
-        if name not in self._rubrics:
+    async def _known(self, name: str) -> tuple[str, ...]:
+        """Dimensions of a judge, as one of its replicas says. Each replica checks every request again."""
+        if name not in self._dimensions:
             handle = self._judge(name)
             described = await Retry(deadline_s=self._config.http.request_deadline_s, attempts=4).call(
                 lambda _: handle.describe.remote()
             )
-            self._rubrics[name] = Rubric(tuple(described["dimensions"]), tuple(described["bins"]))
-        return self._rubrics[name]
+            self._dimensions[name] = tuple(described["dimensions"])
+        return self._dimensions[name]

@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zr_ray.config.serve import ServeConfig
@@ -37,9 +36,8 @@ SAY_EVERY_S = 30.0
 class _Found:
     """What the check leaves for the body."""
 
-    judge: Path
-    what: str
-    """What it is, in words."""
+    lines: tuple[str, ...]
+    """What is served, a line each: name, folder or function, hash."""
 
 
 def launch_service(config: ServeConfig, args: argparse.Namespace, until: threading.Event | None = None) -> None:
@@ -55,43 +53,39 @@ def launch_service(config: ServeConfig, args: argparse.Namespace, until: threadi
 
 
 def _check(config: ServeConfig) -> Plan[_Found]:
-    from zr_ray.run.placement import bundle
-    from zr_ray.serving.application import served_judge, token_sha256
+    from zr_ray.serving.application import token_sha256
+    from zr_ray.serving.deployments import bundles_of, check_sources, served_judge
 
-    judge, what = served_judge(config.judge.path)
-    JudgeText(judge)  # refuses labels that are not one token
+    facts = {}
+    if config.judge.path is not None:
+        judge, what = served_judge(config.judge.path)
+        JudgeText(judge)  # refuses labels that are not one token
+        facts["judge"] = f"{what}: {judge}, sha256 {judge_hash(judge)}"
+    for source, found in zip(config.sources, check_sources(config).values(), strict=True):
+        facts[f"source {source.name}"] = f"{source.judge or source.clip or source.function}, sha256 {found}"
+    served = tuple(f"{name}: {fact}" for name, fact in facts.items())
     token = token_sha256(config)
     refuse_open_port(config, token)
-    bundles = {
-        "student": [bundle(config.replica.cpus, config.replica.gpus, config.replica.resource)] * config.replica.replicas
-    }
     if config.teacher.path is not None:
         JudgeText(judge_folder(config.teacher.path))
-        bundles["teacher"] = [
-            bundle(config.teacher.cpus, config.teacher.gpus, config.teacher.resource)
-        ] * config.teacher.replicas
-    facts = {
-        "judge": f"{what}: {judge}, sha256 {judge_hash(judge)}",
-        "http": _http_text(config, config.http.port),
-        "token": "yes" if token else "none",
-    }
-    return Plan(_Found(judge, what), facts, phases=(bundles,))
+    facts |= {"http": _http_text(config, config.http.port), "token": "yes" if token else "none"}
+    return Plan(_Found(served), facts, phases=(bundles_of(config),))
 
 
 def _serve(config: ServeConfig, until: threading.Event | None, found: _Found, started: Started) -> None:
     from zr_ray.run.room import reserve
 
     name = config.run.name or f"reward-{time.strftime('%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-    say(f"app {name}, judge: {found.what}")
+    say(f"app {name}")
+    for line in found.lines:
+        say(line)
     say(f"dashboard {started.dashboard or 'none (started without ray[default])'}")
     with (
         reserve(name, started.phases[0], config.run.room_deadline_s) as room,
         running_service(config, name, room, room.roles) as port,
     ):
-        say(
-            f"ready after {duration(time.time() - started.started_at)}: judge {found.judge}, sha256"
-            f" {judge_hash(found.judge)[:16]}, {config.replica.replicas} replica(s)"
-        )
+        replicas = ", ".join(f"{role} {len(bundles)} replica(s)" for role, bundles in started.phases[0].items())
+        say(f"ready after {duration(time.time() - started.started_at)}: {replicas}")
         say(_http_text(config, port) if config.http.enabled else f'handles only: RewardClient("{name}")')
         if config.http.enabled:
             say(f"try: curl {_url(config, port)}/v1/health")

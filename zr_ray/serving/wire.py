@@ -24,7 +24,7 @@ import numpy as np
 from zr_ray.data.images import FORMATS, ImageTooLarge, decode_image
 from zr_ray.errors import DataError
 from zr_ray.records import ItemFault, JudgeIdentity, Limits, RewardReply, RewardRequest
-from zr_ray.rubric import PAPER, Rubric
+from zr_ray.rubric import DIMENSIONS, PAPER
 from zr_ray.serving import schema
 from zr_ray.serving.bounded_json import bounded_json
 from zr_ray.serving.refusals import WireError
@@ -42,9 +42,10 @@ def read_request(
     gradient: bool,
     limits: Limits,
     request_id: str,
-    rubric: Rubric = PAPER,
+    known: tuple[str, ...] = DIMENSIONS,
 ) -> RewardRequest:
-    """The request in a body. Items that do not decode become faults. rubric: of the judge that is asked.   Raises:
+    """The request in a body. Items that do not decode become faults. known: dimensions of the judge that is
+    asked.   Raises:
     WireError with the HTTP status it should get."""
     if content_type == JSON:
         images, prompts, options = _read_json(body, gradient, limits)
@@ -58,7 +59,7 @@ def read_request(
         )
     if not gradient and {"weights", "risk"} & set(options):
         raise WireError("weights and risk belong to a reward; ask /v1/score_and_grad, or leave them out", 422)
-    dimensions, prompts = _dimensions(options, prompts, rubric.dimensions)
+    dimensions, prompts = _dimensions(options, prompts, known)
     try:
         risk = float(options.get("risk", 0.0))
         weights = np.asarray(options["weights"], np.float64) if options.get("weights") is not None else None

@@ -240,7 +240,10 @@ class GeneratorWorker:
         if self.rank:
             return
         with self.weights.use(weights):
-            (save_lora if self.options.lora.rank else save_pipeline)(self.adapter, self.folder, folder)
+            if self.options.lora.rank:
+                save_lora(self.adapter, self.folder, folder, self.options.lora.comfyui)
+            else:
+                save_pipeline(self.adapter, self.folder, folder)
 
     # ---- batches of one shape ----
 

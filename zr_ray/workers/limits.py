@@ -6,13 +6,14 @@ Left out on purpose: files and HTTP; bytes become arrays in `serving/wire.py`, u
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from zr_ray.data.images import FORMATS
 from zr_ray.data.prompts import control_token_fault
 from zr_ray.errors import RewardError
 from zr_ray.records import ItemFault, Limits, RewardRequest
-from zr_ray.rubric import Rubric
 
 STATUSES = {
     "ok": "scored",
@@ -35,16 +36,17 @@ PIXEL_SLACK = 1e-3
 refused."""
 
 
-def check_request(request: RewardRequest, limits: Limits, rubric: Rubric) -> None:
-    """Raise RewardError for what concerns the request as a whole and not one item. rubric: of the judge asked."""
-    dimensions = request.dimensions or rubric.dimensions
+def check_request(request: RewardRequest, limits: Limits, known: Sequence[str]) -> None:
+    """Raise RewardError for what concerns the request as a whole and not one item. known: dimensions of the judge
+    asked."""
+    dimensions = request.dimensions or tuple(known)
     count = len(request.prompts)
     if not 1 <= count <= limits.items:
         raise RewardError(f"a request must have 1 to {limits.items} items, got {count}; split it")
     if len(request.images) != count:
         raise RewardError(f"every image needs one prompt, got {len(request.images)} images and {count} prompts")
-    if not set(dimensions) <= set(rubric.dimensions) or len(set(dimensions)) != len(dimensions):
-        raise RewardError(f"dimensions must be different names of {list(rubric.dimensions)}, got {list(dimensions)}")
+    if not set(dimensions) <= set(known) or len(set(dimensions)) != len(dimensions):
+        raise RewardError(f"dimensions must be different names of {list(known)}, got {list(dimensions)}")
     if not (np.isscalar(request.risk) and np.isfinite(request.risk) and request.risk >= 0):
         raise RewardError(f"risk must be a finite number from 0 up, got {request.risk!r}")
     if request.weights is not None:

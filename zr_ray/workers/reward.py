@@ -1,18 +1,14 @@
 """Reward worker: one student that answers items from many callers at once, with distributions and pixel gradients.
 
-Items of a batch are grouped by image size, dimensions and kind; each group is one forward, and one backward if
-gradients are asked for. An item's gradient does not depend on its neighbors: R is a sum over items, and no layer mixes
-them.
+An item's gradient does not depend on its neighbors: R is a sum over items, and no layer mixes them.
 Left out on purpose: queues, HTTP and Ray, which are `serve.py`'s; reasoning, which is the teacher's.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,43 +21,14 @@ from zr_ray.models.identity import judge_hash, template_hash
 from zr_ray.models.student import Student, StudentScores
 from zr_ray.records import ItemFault, JudgeIdentity, Limits
 from zr_ray.workers.limits import check_image, check_prompt
+from zr_ray.workers.reward_items import ItemWorker, RewardAnswer, RewardItem, float_pixels, scaled
 
 CACHED_PROMPT_CHARS = 2_000_000
 """Characters of different prompts after which cached question layouts are dropped; about 60 bytes each stay in memory
 until then."""
 
 
-@dataclass(frozen=True)
-class RewardItem:
-    """One image to be scored."""
-
-    image: np.ndarray | ItemFault
-    """[3, H, W] uint8, or float in [0, 1]."""
-    prompt: str | ItemFault
-    dimensions: tuple[str, ...]
-    weights: tuple[float, ...] | None = None
-    """[D'] asks for the gradient of sum_d w_d (mu_d - k sigma_d)."""
-    risk: float = 0.0
-
-
-@dataclass(frozen=True)
-class RewardAnswer:
-    """What the student says about one item."""
-
-    q: np.ndarray
-    """[D', K]."""
-    mu: np.ndarray
-    sigma: np.ndarray
-    entropy: np.ndarray
-    outside: np.ndarray
-    """[D'] each."""
-    reward: float | None = None
-    gradient: np.ndarray | None = None
-    """[3, H, W]; dR/dimage = scale * gradient."""
-    scale: float | None = None
-
-
-class RewardWorker:
+class RewardWorker(ItemWorker):
     """Owns one student. Verbs: warm_up, check, answer; `identity` names it, `phases` are the seconds of the last
     batch."""
 
@@ -77,9 +44,11 @@ class RewardWorker:
         limits: Limits = Limits(),
     ) -> None:
         """dtype: float32, bfloat16 or float64. grad_items: images of one backward, which bounds memory."""
+        super().__init__(grad_items)
         self.student = Student(folder, getattr(torch, dtype)).to(device)
         self.rubric = self.student.rubric
-        self.device, self.limits, self.grad_items = device, limits, grad_items
+        self.dimensions, self.bins = self.rubric.dimensions, self.rubric.bins
+        self.device, self.limits = device, limits
         text = self.student.text
         self.identity = JudgeIdentity(
             name, judge_hash(folder), template_hash(text), self.student.preprocess.fingerprint
@@ -89,7 +58,6 @@ class RewardWorker:
         self._pixels = torch.float64 if dtype == "float64" else torch.float32
         self._cached_chars = 0
         self._forward_started_s = self._preprocess_ended_s = 0.0
-        self.phases: dict[str, float] = {}
         self.student.judge.register_forward_pre_hook(self._mark_preprocessed)
 
     def _mark_preprocessed(self, *_) -> None:
@@ -143,38 +111,10 @@ class RewardWorker:
             )
         return None
 
-    def answer(self, items: Sequence[RewardItem]) -> list[RewardAnswer | ItemFault]:
-        """Answers in order. An item that fails its check, or whose numbers are not finite, is a fault; the others are
-        answered."""
-        started = time.perf_counter()
-        answers: list[RewardAnswer | ItemFault | None] = [self.check(item) for item in items]
-        self.phases = {"batch": time.perf_counter() - started, "preprocess": 0.0, "forward": 0.0, "backward": 0.0}
-        groups: dict[tuple, list[int]] = {}
-        for i, item in enumerate(items):
-            if answers[i] is None:
-                groups.setdefault((item.image.shape, item.dimensions, item.weights is not None, item.risk), []).append(
-                    i
-                )
-        for (_, _, gradient, _), members in groups.items():
-            size = self.grad_items if gradient else len(members)
-            for start in range(0, len(members), size):
-                part = members[start : start + size]
-                for i, answer in zip(part, self._answer_group([items[i] for i in part]), strict=True):
-                    answers[i] = answer
-        return cast(list[RewardAnswer | ItemFault], answers)  # every place is filled by now
-
-    def _answer_group(self, items: list[RewardItem]) -> list[RewardAnswer | ItemFault]:
-        try:
-            return self._compute(items)
-        except Exception as error:  # one bad item must not take its neighbors along
-            if len(items) > 1:
-                return [answer for item in items for answer in self._answer_group([item])]
-            return [ItemFault("failed", f"the judge raised {type(error).__name__}: {error}")]
-
     def _compute(self, items: list[RewardItem]) -> list[RewardAnswer | ItemFault]:
         gradient, started = items[0].weights is not None, time.perf_counter()
         images = (
-            torch.stack([_float_pixels(item.image, self._pixels) for item in items])
+            torch.stack([float_pixels(item.image, self._pixels) for item in items])
             .to(self.device)
             .requires_grad_(gradient)
         )
@@ -221,16 +161,3 @@ class RewardWorker:
     def _synchronize(self) -> None:
         if self.device != "cpu":
             torch.cuda.synchronize(self.device)
-
-
-def scaled(gradient: Tensor) -> tuple[np.ndarray, float]:
-    """(gradient / scale, scale) with scale the power of two that brings the largest entry into [1/2, 1]; exact. Scale 1
-    for zeros."""
-    largest = float(gradient.abs().max())
-    scale = 2.0 ** np.frexp(largest)[1] if 0 < largest < float("inf") else 1.0
-    return (gradient.double() / scale).to(gradient.dtype).numpy(), scale
-
-
-def _float_pixels(image: np.ndarray, dtype: torch.dtype) -> Tensor:
-    pixels = torch.from_numpy(np.ascontiguousarray(image) if image.flags.writeable else image.copy())
-    return pixels.to(dtype) / 255 if image.dtype == np.uint8 else pixels.to(dtype)

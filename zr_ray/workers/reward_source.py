@@ -1,5 +1,5 @@
-"""Where a diffusion actor's rewards come from. Calls are asynchronous and bounded; a function is here, the served
-judge in `serving/reward_source.py`.
+"""Where a diffusion actor's rewards come from. Calls are asynchronous and bounded; a function in the actor is here,
+several sources beside each other in `joint_reward.py`, the served ones in `serving/reward_source.py`.
 
     future = source.submit(images, prompts, gradient=True)      returns at once unless too many calls are under way
     scored = future.result()
@@ -9,18 +9,18 @@ Left out on purpose: aggregation over a group, which is the algorithm's.
 
 from __future__ import annotations
 
-import importlib
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from zr_ray.config.t2i import RewardSection
-from zr_ray.errors import ConfigError, RewardError
+from zr_ray.config.t2i_reward import RewardSection
+from zr_ray.errors import RewardError
+from zr_ray.workers.user_function import FunctionScorer
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,11 @@ class Scored:
     """[B], what was differentiated."""
     gradients: Tensor | None = None
     """[B, 3, H, W] dR/dimage, 0 where not scored."""
+    each: Tensor | None = None
+    """[B, D, 3, H, W] gradient of every score, mu_d - k sigma_d, where `reward.balance` asks for it; 0 where not scored
+    or not weighted."""
+    failed_by: Mapping[str, int] = field(default_factory=dict)
+    """Of several sources: how many images each left unscored."""
 
     @property
     def failed(self) -> int:
@@ -54,23 +59,28 @@ def join_scored(parts: Sequence[Scored]) -> Scored:
     columns = {
         name: torch.cat([getattr(part, name) for part in parts]) for name in ("mu", "sigma", "parsed", "entropy")
     }
-    for name in ("reward", "gradients"):
+    for name in ("reward", "gradients", "each"):
         if getattr(parts[0], name) is not None:
             columns[name] = torch.cat([getattr(part, name) for part in parts])
+    failed_by: Counter[str] = Counter()
+    for part in parts:
+        failed_by.update(part.failed_by)
     versions, reasons = (sum((getattr(part, name) for part in parts), ()) for name in ("versions", "reasons"))
-    return Scored(names=parts[0].names, versions=versions, reasons=reasons, **columns)
+    return Scored(names=parts[0].names, versions=versions, reasons=reasons, failed_by=dict(failed_by), **columns)
 
 
 class RewardSource:
     """Bounds the calls under way; subclasses answer one call."""
 
     def __init__(self, config: RewardSection) -> None:
-        self.config, self.names = config, tuple(config.weights)
-        self.weights = torch.tensor(list(config.weights.values()), dtype=torch.float64)
+        self.config, self.names = config, tuple(config.score_weights)
+        self.weights = torch.tensor(list(config.score_weights.values()), dtype=torch.float64)
         self.counters: Counter[str] = Counter()
         """calls, items, failed."""
         self.versions: set[str] = set()
         """Hashes of all judges that have answered; more than one after a refresh."""
+        self._faults: dict[str, str] = {}
+        self._told: set[str] = set()
         self._slots = threading.BoundedSemaphore(config.in_flight)
         self._pool = ThreadPoolExecutor(config.in_flight, thread_name_prefix="reward")
 
@@ -90,7 +100,17 @@ class RewardSource:
         made = self.answer(images, prompts, gradient)
         self.versions.update(made.versions)
         self.counters.update({"calls": 1, "items": len(prompts), "failed": made.failed})
+        self.counters.update({f"failed by {name}": count for name, count in made.failed_by.items() if count})
+        for reason in made.reasons:
+            if reason:
+                self._faults.setdefault(reason.partition(":")[0], reason)
         return made
+
+    def new_faults(self) -> list[str]:
+        """A line for every kind of failure (of several sources: for every source) that came up since the last call."""
+        new = [kind for kind in list(self._faults) if kind not in self._told]
+        self._told.update(new)
+        return [f"reward: an image was not scored: {self._faults[kind]}" for kind in new]
 
     def answer(self, images: Tensor, prompts: Sequence[str], gradient: bool) -> Scored:
         """One call."""
@@ -107,36 +127,13 @@ class FunctionReward(RewardSource):
 
     def __init__(self, config: RewardSection) -> None:
         super().__init__(config)
-        self._function = named_function(config.function)
+        self._scorer = FunctionScorer(config.function or "", self.names)
 
     def answer(self, images: Tensor, prompts: Sequence[str], gradient: bool) -> Scored:
+        name = self._scorer.name
         if gradient:
-            raise RewardError(
-                f"{self.config.function} gives scores only; use an algorithm of the policy family, or a judge"
-            )
-        made = self._function(to_bytes(images).movedim(1, -1).numpy(), list(prompts))
-        missing = [name for name in self.names if name not in made]
-        if missing:
-            raise RewardError(
-                f"{self.config.function} must return {list(self.names)}, {missing} are missing; see reward.weights"
-            )
-        mu = torch.stack([torch.as_tensor(made[name], dtype=torch.float64) for name in self.names], -1)
-        reasons = tuple("" if ok else f"{self.config.function} answered nan" for ok in mu.isfinite().all(-1).tolist())
-        version = (self.config.function,) * len(prompts)
-        return Scored(self.names, mu, torch.zeros_like(mu), mu, torch.zeros_like(mu), version, reasons)
-
-
-def named_function(name: str) -> Callable:
-    """`package.module:callable`. Raises ConfigError if there is none."""
-    module, _, attribute = name.partition(":")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(
-            f"reward.function must be package.module:callable, got {name!r} ({error}); correct it"
-        ) from None
-
-
-def to_bytes(images: Tensor) -> Tensor:
-    """[B, 3, H, W] in [0, 1] -> uint8."""
-    return (images.clamp(0, 1) * 255).round().to(torch.uint8)
+            raise RewardError(f"{name} gives scores only; use an algorithm of the policy family, or a judge")
+        mu = self._scorer(images, prompts)
+        reasons = tuple("" if ok else f"{name} answered nan" for ok in mu.isfinite().all(-1).tolist())
+        zero = torch.zeros_like(mu)
+        return Scored(self.names, mu, zero, mu, zero, (name,) * len(prompts), reasons)

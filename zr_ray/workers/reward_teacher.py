@@ -28,7 +28,7 @@ from zr_ray.models.judge_text import JudgeText
 from zr_ray.models.preprocess import PixelPreprocessor
 from zr_ray.records import ItemFault, JudgeIdentity, JudgeRequest, Limits
 from zr_ray.workers.limits import check_image, check_prompt
-from zr_ray.workers.reward import RewardAnswer, RewardItem
+from zr_ray.workers.reward_items import RewardAnswer, RewardItem
 from zr_ray.workers.rollout import RolloutWorker
 
 
@@ -47,6 +47,7 @@ class TeacherWorker:
         )
         self.control_tokens = self.text.control_tokens
         self.rubric = self.text.rubric
+        self.dimensions, self.bins = self.rubric.dimensions, self.rubric.bins
         self._bins = torch.tensor(self.rubric.bins)
         self.phases: dict[str, float] = {}
 

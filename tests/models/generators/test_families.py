@@ -175,3 +175,30 @@ def test_lora_targets_exist_in_the_transformer(name):
     adapter, _ = built(name)
     layers = [layer for layer, _ in adapter.transformer.named_modules()]
     assert all(any(layer.endswith(target) for layer in layers) for target in adapter.lora_targets)
+
+
+@pytest.mark.parametrize("name", ["sd3", "flux", "qwen_image"])
+def test_comfyui_names_hold_every_adapter_and_its_scale(name):
+    """What ComfyUI adds to a weight, alpha / r up down under `transformer.<module>`, is what peft adds."""
+    from peft import LoraConfig, get_peft_model_state_dict
+
+    from zr_ray.errors import ConfigError
+    from zr_ray.models.generators.save import comfyui_lora
+
+    adapter, _ = built(name)
+    torch.manual_seed(3)
+    adapter.transformer.add_adapter(
+        LoraConfig(r=4, lora_alpha=6, init_lora_weights=False, target_modules=list(adapter.lora_targets))
+    )
+    layers = get_peft_model_state_dict(adapter.transformer)
+    held = comfyui_lora(layers, 6, adapter.family)
+    adapted = {n: m for n, m in adapter.transformer.named_modules() if hasattr(m, "lora_A")}
+    assert len(adapted) == len(layers) / 2 > len(adapter.lora_targets)
+    for module, layer in adapted.items():
+        down, up, alpha = (
+            held.pop(f"transformer.{module}.{part}") for part in ("lora_down.weight", "lora_up.weight", "alpha")
+        )
+        torch.testing.assert_close(float(alpha) / len(down) * up @ down, layer.get_delta_weight("default"))
+    assert not held, "no key is left over"
+    with pytest.raises(ConfigError, match="linear layers, got layers.0.lora_magnitude_vector"):
+        comfyui_lora({"layers.0.lora_magnitude_vector": torch.ones(2)}, 6, "sd3")
