@@ -64,6 +64,8 @@ def test_a_student_away_from_its_teacher_is_distilled_again_a_wrong_teacher_is_t
     student, teacher = truth.clone(), truth.clone()
     student[:, 0] = -student[:, 0]
     teacher[:, 1], student[:, 1] = -teacher[:, 1], -student[:, 1]  # a faithful student of a teacher that is wrong
-    again, useless = drifted(three_way(student, teacher, items, PAPER, resamples=50), limit=0.6)
+    found = three_way(student, teacher, items, PAPER, resamples=50)
+    assert drifted(found, limit=0.6) == ([], [])  # a dozen pairs may be chance
+    again, useless = drifted(found, limit=0.6, enough=12)
     assert again == ["alignment: the student orders 0% of 12 same-prompt pairs as its teacher does, limit 60%"]
     assert len(useless) == 1 and useless[0].startswith("realism: the teacher itself") and "jobs/gdso.py" in useless[0]

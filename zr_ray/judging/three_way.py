@@ -17,6 +17,7 @@ from zr_ray.functional.intervals import defined, defined_interval, ratio_interva
 from zr_ray.functional.pairs import hpa_by_group
 from zr_ray.functional.within_prompt import NOISE_GAP
 from zr_ray.judging.evaluate import human_scores, pooled_groups, prompt_index
+from zr_ray.judging.fitness import ENOUGH_PAIRS
 from zr_ray.records import AnnotatedImage
 from zr_ray.rubric import Rubric
 
@@ -76,19 +77,19 @@ def three_way(
     return {"pooled": entry(slice(None)), "dimensions": each}
 
 
-def drifted(found: dict, limit: float) -> tuple[list[str], list[str]]:
+def drifted(found: dict, limit: float, enough: int = ENOUGH_PAIRS) -> tuple[list[str], list[str]]:
     """(reasons to distil again, reasons that distilling cannot help), in words, by dimension.
 
-    Args: found: of `three_way`. limit: smallest accuracy."""
+    Args: found: of `three_way`. limit: smallest accuracy. enough: pairs below which nothing is said, as with chance."""
     again, useless = [], []
     for name, entry in found["dimensions"].items():
         taught, right = entry["student/teacher"], entry["teacher/reference"]
-        if taught["accuracy"] is not None and taught["accuracy"] < limit:
+        if taught["pairs"] >= enough and taught["accuracy"] < limit:
             again.append(
                 f"{name}: the student orders {taught['accuracy']:.0%} of {taught['pairs']} same-prompt pairs as its"
                 f" teacher does, limit {limit:.0%}"
             )
-        if right["accuracy"] is not None and right["accuracy"] < limit:
+        if right["pairs"] >= enough and right["accuracy"] < limit:
             useless.append(
                 f"{name}: the teacher itself orders {right['accuracy']:.0%} of {right['pairs']} same-prompt pairs as"
                 f" the reference does, limit {limit:.0%}; train it on such images first (jobs/gdso.py)"
