@@ -6,8 +6,9 @@
 
 Tables (CSV, JSONL, Parquet) name image and prompt in columns of these names; their other columns go through. In a
 folder the prompt of a.png is in a.txt, unless --prompt gives one for all. The judge runs in this process, or is the
-service at
---service (token from ZR_REWARD_TOKEN). A killed run goes on from OUT.part; images that cannot be read are listed.
+service at --service (token from ZR_REWARD_TOKEN), which needs no model here. A killed run goes on from OUT.part; images
+that cannot be read, or that the service refuses, are listed and never scored. Column `judge` names who scored: a
+service can change its judge meanwhile.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ from zr_ray.functional.aggregation import score_deviation
 from zr_ray.judging.score_images import ImageScore, Judge, read_rows, score_rows, write_table
 from zr_ray.models.judge_text import judge_folder
 from zr_ray.report.gallery import gallery_page
-from zr_ray.rubric import DIMENSIONS
 
 
-def own_judge(folder: Path) -> Judge:
-    """The student in this process; images of one size share a forward pass."""
+def own_judge(folder: Path) -> tuple[Judge, tuple[str, ...]]:
+    """The student in this process, and its dimensions; images of one size share a forward pass."""
+    from zr_ray.models.identity import judge_hash
     from zr_ray.models.student import Student
 
-    student = Student(folder)
+    student, name = Student(folder), judge_hash(folder)
 
     @torch.no_grad()
     def judge(images: list[np.ndarray], prompts: list[str]) -> list[ImageScore]:
@@ -46,28 +47,29 @@ def own_judge(folder: Path) -> Judge:
             deviation = score_deviation(said.log_q, student.bins)
             columns = zip(members, said.mu.tolist(), deviation.tolist(), said.log_q.exp().tolist(), strict=True)
             for i, mu, sd, q in columns:
-                found[i] = ImageScore(mu, sd, q)
+                found[i] = ImageScore(mu, sd, q, judge=name)
         return found
 
-    return judge
+    return judge, student.rubric.dimensions
 
 
-def served_judge(url: str) -> Judge:
-    """The judge behind a running reward service; an item that it refuses keeps the reason as its error."""
+def served_judge(url: str) -> tuple[Judge, tuple[str, ...]]:
+    """The judge behind a running reward service, and its dimensions; an item that it refuses keeps the reason as its
+    error."""
     from zr_ray.serving.client import RewardClient
 
-    client = RewardClient(url, dimensions=DIMENSIONS)
+    client = RewardClient(url)
 
     def judge(images: list[np.ndarray], prompts: list[str]) -> list[ImageScore]:
         said = client.score([torch.from_numpy(image).movedim(-1, 0) for image in images], prompts)
         return [
-            ImageScore(said.mu[i].tolist(), said.sigma[i].tolist(), said.q[i].tolist())
+            ImageScore(said.mu[i].tolist(), said.sigma[i].tolist(), said.q[i].tolist(), judge=said.model_hash[i])
             if said.status[i] == "ok"
             else ImageScore([], [], [], said.reason[i] or said.status[i])
             for i in range(len(images))
         ]
 
-    return judge
+    return judge, client.dimensions
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -87,12 +89,12 @@ def main(argv: list[str] | None = None) -> int:
         rows = read_rows(
             args.input, prompt=args.prompt, image_column=args.image_column, prompt_column=args.prompt_column
         )
-        judge = served_judge(args.service) if args.service else own_judge(judge_folder(args.judge))
+        judge, dimensions = served_judge(args.service) if args.service else own_judge(judge_folder(args.judge))
         part = args.out.with_name(args.out.name + ".part")
         found = list(score_rows(rows, judge, part, origin=args.service or args.judge, batch=args.batch))
-        write_table(args.out, found)
+        write_table(args.out, found, dimensions)
         if args.gallery:
-            args.gallery.write_text(gallery_page(f"Scores of {args.input}", found))
+            args.gallery.write_text(gallery_page(f"Scores of {args.input}", found, dimensions=dimensions))
         part.unlink()
     except (ZrRayError, OSError) as error:
         print(f"score: {error}", file=sys.stderr)
@@ -101,6 +103,9 @@ def main(argv: list[str] | None = None) -> int:
     print(
         f"{len(found) - len(bad)} images scored, table {args.out}" + (f", page {args.gallery}" if args.gallery else "")
     )
+    judges = sorted({score.judge[:12] for _, score in found if score.judge})
+    if len(judges) > 1:
+        print(f"scores come from {len(judges)} judges ({', '.join(judges)}): do not compare them", file=sys.stderr)
     for row, score in bad:
         print(f"not scored: {row.image}: {score.error}", file=sys.stderr)
     return 2 if bad else 0

@@ -12,6 +12,8 @@ from PIL import Image
 from jobs import score as job
 from zr_ray.errors import DataError
 from zr_ray.judging.score_images import ImageScore, read_rows, score_rows, write_table
+from zr_ray.models.identity import judge_hash
+from zr_ray.models.judge_text import BUILTIN_JUDGES
 from zr_ray.report.gallery import gallery_page
 from zr_ray.rubric import DIMENSIONS
 
@@ -99,4 +101,5 @@ def test_the_job_scores_in_process(folder, capsys):
         q = np.array(json.loads(lines[0][f"q_{name}"]))
         assert q.sum() == pytest.approx(1, abs=1e-4)
         assert float(lines[0][f"mu_{name}"]) == pytest.approx(q @ (1 + np.arange(9) / 2), abs=1e-3)
+    assert {line["judge"] for line in lines if not line["error"]} == {judge_hash(BUILTIN_JUDGES["student_v0"])}
     assert not (folder / "s.csv.part").exists()

@@ -39,6 +39,19 @@ def test_samples_are_disjoint_and_the_highest_are_the_highest():
     assert len(few["highest"]) == 1 and len(few["random"]) == 4  # a tenth of five is one
 
 
+def test_random_items_come_prompt_by_prompt():
+    mu = torch.linspace(1, 5, 80)[torch.randperm(80, generator=torch.Generator().manual_seed(0))]
+    groups = [f"g{i // 4}" for i in range(80)]
+    chosen = sample(mu, AuditSection(items=24, highest_frac=0.25), 3, groups)
+    highest, random = set(chosen["highest"]), chosen["random"]
+    assert len(highest) == 6 and len(random) == 18 and not highest & set(random)
+    drawn = {groups[i] for i in random}
+    known = [i for i in (*highest, *random) if groups[i] in drawn]
+    whole = [g for g in drawn if sum(groups[i] == g for i in known) == 4]
+    assert len(whole) >= len(drawn) - 1  # the last one may be cut; favorites of a drawn prompt count as known
+    assert len(drawn) < 7 < len({groups[i] for i in sample(mu, AuditSection(items=24, highest_frac=0.25), 3)["random"]})
+
+
 def test_pool_is_drawn_without_repetition(world_items):
     assert [i.id for i in draw(world_items, 1000, 0)] == [i.id for i in world_items]
     some = draw(world_items, 7, 0)

@@ -127,6 +127,14 @@ def test_grpo_is_the_same_objective_without_the_direct_losses():
     assert not labels.any()
 
 
+def test_without_the_policy_term_the_direct_losses_are_as_they_were():
+    full, direct = (run(GdsoSection(group_size=G, beta_kl=0, alpha_policy=a), [[0, 1, 2]]) for a in (1.0, 0.0))
+    assert full[1].abs().max() > 0 and direct[1].abs().max() == 0
+    torch.testing.assert_close(direct[2], full[2])
+    half = run(GdsoSection(group_size=G, beta_kl=0, alpha_policy=0.5), [[0, 1, 2]])
+    torch.testing.assert_close(half[1], full[1] / 2)
+
+
 def test_the_gradient_of_the_reward_is_that_of_minus_the_mean_reward():
     """Pointwise and pairwise reward written out naively from the labels' log-probs, malformed samples left out."""
     off = {"group_size": G, "alpha_pointwise": 0, "alpha_pairwise": 0, "beta_kl": 0, "lambda_pairwise": 0.5}

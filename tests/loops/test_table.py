@@ -8,17 +8,24 @@ from pathlib import Path
 import pytest
 import torch
 
-from zr_ray.config.loader import load_config
+from zr_ray.config.loader import differing_keys, load_config
 from zr_ray.config.table import TableConfig
 from zr_ray.data.anchors import write_anchor_labels
 from zr_ray.data.load import load_split
 from zr_ray.errors import ConfigError
-from zr_ray.loops.table import anchors_folder, row_runs
+from zr_ray.loops.table import (
+    CONFIG_CLASSES,
+    anchors_folder,
+    chains_folder,
+    row_runs,
+    training_data,
+    write_changed_data,
+)
 from zr_ray.report.comparison_curves import curves, write_curves
 from zr_ray.report.comparison_page import near, table_of, write_table
 from zr_ray.rubric import DIMENSIONS
 from zr_ray.run.folder import RunFolder
-from zr_ray.run.result import TEACHER_ROW
+from zr_ray.run.result import TEACHER_ROW, sampled_row
 from zr_ray.run.table_rows import RowRun
 from zr_ray.world.build import write_world
 
@@ -54,8 +61,8 @@ def test_the_papers_table_gives_every_row_the_same_pairs(tmp_path):
     runs = planned(config, tmp_path, None)
     training = [run for run in runs if run.job != "evaluate"]
     assert (
-        len({(run.row, run.judge, run.seed) for run in training}) == len(training) == 2 * 3 * 6 + 3
-    )  # six rows, and gdso-5 for one judge
+        len({(run.row, run.judge, run.seed) for run in training}) == len(training) == 2 * 3 * 8 + 3 * 3
+    )  # eight rows, and gdso-5, gdso-direct, pathwise for one judge
     for run in training:
         assert {
             f"{run.job}.steps=40",
@@ -64,11 +71,41 @@ def test_the_papers_table_gives_every_row_the_same_pairs(tmp_path):
             "evaluation.before=false",
         } <= set(run.overrides)
         assert (f"data.path={anchors_folder(tmp_path)}" in run.overrides) == (run.row == "gdso-5")
+        fallible = run.row == "rewarddance-fallible"
+        assert (f"data.path={chains_folder(tmp_path, 0.2)}" in run.overrides) == fallible
     swaps = [run for run in runs if run.row == "swap"]
     assert [run.overrides[3] for run in swaps] == [
         f"judge.path={tmp_path}/rows/gdso-{size}-s0/judge" for size in ("small", "base")
     ]
     assert [run.name for run in runs if run.row == "zero-shot"] == ["zero-shot-small-s0", "zero-shot-base-s0"]
+
+
+def test_rows_of_policy_gradient_differ_by_what_their_names_say(tmp_path):
+    """Each row against the one that its claim compares it with, as the configurations load."""
+    runs = {run.row: run for run in planned(load("reproduce_tiny"), tmp_path, None) if run.judge == "base"}
+
+    def changed(one, other):
+        own = [load_config(CONFIG_CLASSES[runs[r].job], runs[r].config, list(runs[r].overrides)) for r in (one, other)]
+        return set(differing_keys(*own)) - {"run.name", "evaluation.sampled"}
+
+    assert changed("rewarddance-fallible", "rewarddance") == {"data.path"}
+    assert changed("grpo-pathwise", "grpo") == {"gdso.alpha_reward"}
+    assert changed("pathwise", "grpo-pathwise") == changed("gdso-direct", "gdso") == {"gdso.alpha_policy"}
+    assert changed("grpo-parsed", "grpo") == changed("gdso-parsed", "gdso") == {"gdso.score_from"}
+
+
+def test_changed_training_data_is_made_once_for_the_rows_that_want_it(tmp_path):
+    data = tmp_path / "data"
+    write_world(data, train_groups=4, test_groups=1, seed=3)
+    rows = load("reproduce_tiny").table.rows
+    told = write_changed_data(rows.values(), tmp_path, data)
+    assert len(told) == 2 and "anchors" in told[0] and "fallible" in told[1]
+    assert write_changed_data([rows["gdso"]], tmp_path / "other", data) == [] and not (tmp_path / "other").exists()
+    for name in ("rewarddance-fallible", "gdso-5", "gdso"):
+        folder = training_data(rows[name], tmp_path, data)
+        assert len(load_split(folder, "train")) == len(load_split(data, "train")) and (folder == data) == (
+            name == "gdso"
+        )
 
 
 @pytest.mark.parametrize(
@@ -79,6 +116,7 @@ def test_the_papers_table_gives_every_row_the_same_pairs(tmp_path):
         ("table.rows={x: {job: gdso, judges: [y]}}", "must name judges"),
         ("table.rows={a/b: {job: gdso}}", "names become folders"),
         ("table.seeds=[1, 1]", "must be different numbers"),
+        ("table.rows={x: {job: gdso, anchors: true, chain_errors: 0.1}}", "change the same training data"),
     ],
 )
 def test_unknown_names_are_refused(override, message):
@@ -213,6 +251,23 @@ def test_untrained_rows_stand_for_every_seed_and_judges_stay_apart(answers, tmp_
     assert curves(runs, items, config) == {"s": {"gdso": {0: [1.0, 1.0], 1: [0.6, 0.5], 3: [1.0, 1.0]}}}
     write_curves(folder, runs, items, config)
     assert (folder.path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_sampled_traces_stand_beside_the_greedy_row(answers, tmp_path):
+    items, right, wrong, half = answers
+    rows = "table.rows={sft: {job: sft}, gdso: {job: gdso}}"
+    config = load_config(TableConfig, None, [rows, "table.bootstrap_resamples=100"])
+    runs = [RowRun(name, "base", 0, name, tmp_path / name, None, ()) for name in ("sft", "gdso")]
+    write_run(tmp_path / "sft", [row("sft", half, 1.0)])
+    write_run(tmp_path / "gdso", [row(sampled_row("gdso"), half, 9.0), row("gdso", right, 8.0)])
+    table = table_of(runs, items, config, {})
+    greedy, sampled = table["rows"][1], table["rows"][1]["sampled"]
+    assert greedy["pooled"]["hpa"] == 1.0 and greedy["tokens_per_score"] == 8.0
+    assert round(sampled["hpa"], 3) == 0.5 and "sampled" not in table["rows"][0]
+    folder = RunFolder(tmp_path / "table")
+    folder.path.mkdir()
+    text = write_table(folder, table)
+    assert "sampled traces %" in text and "| gdso | 100.0 [100.0, 100.0] | 50.0 [" in text
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,18 @@ def test_the_snippet_gives_the_students_distribution(engine, folder, case):
     assert max(expected) - min(expected) > 0.01  # not a uniform distribution that anything would match
 
 
+def test_the_card_of_a_stopped_run_says_which_weights_it_has(folder):
+    run = RunFolder(folder.parent)
+    stopped = run.read_result() | {"steps": 80, "best_step": 40, "unseen_pairs": {"0": 0.6, "40": 0.7}}
+    before = (folder / "README.md").read_text()
+    run.write_json("result.json", stopped)
+    card = write_student_card(run, run.path).read_text()
+    assert "steps: 80 of at most 200, stopped by prompts not learned from, the weights after 40" in card
+    assert "steps: 200, each of 48 images" in before
+    run.write_json("result.json", {k: v for k, v in stopped.items() if k not in ("best_step", "unseen_pairs", "steps")})
+    assert write_student_card(run, run.path).read_text() == before
+
+
 def test_the_card_tells_what_must_be_told(folder):
     card = (folder / "README.md").read_text()
     for part in (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from zr_ray.config.images import ImagesSection
 from zr_ray.config.risd import LabelSection, TeacherSection
 from zr_ray.config.sections import DataSection, JudgeSection, RolloutSection, RunSection, Section, WorkerSection, field
 
@@ -30,6 +31,13 @@ class AuditSection(Section):
     bias_limit: float = field(
         0.5, "largest mean (mu student - mu teacher) of the highest-scored items, rubric points", gt=0
     )
+    pair_limit: float = field(
+        0.65,
+        "smallest share of same-prompt pairs that the student orders as its teacher does; below it the report says to"
+        " distil again. Ours: rewards that ordered .70 improved the built-in generator, those of .54 to .66 ruined it",
+        ge=0,
+        le=1,
+    )
     bootstrap_resamples: int = field(1000, "resamples over prompts for each 95 % interval", ge=20)
 
 
@@ -37,10 +45,16 @@ class AuditConfig(Section):
     """Configuration of `jobs/audit.py`."""
 
     run: RunSection = Field(default_factory=RunSection)
-    judge: JudgeSection = Field(default_factory=JudgeSection, description="the student under audit")
+    judge: JudgeSection = Field(
+        default_factory=JudgeSection,
+        description="the student under audit; path `latest`: the newest finished RISD run's, or `student`",
+    )
     teacher: TeacherSection = Field(default_factory=TeacherSection)
     data: DataSection = Field(
         default_factory=DataSection, description="images that the student scores, for example a generator's newest"
+    )
+    images: ImagesSection = Field(
+        default_factory=ImagesSection, description="or the images that a text-to-image run's generator makes now"
     )
     label: LabelSection = Field(default_factory=LabelSection)
     rollout: RolloutSection = Field(default_factory=RolloutSection, description="the teacher's engines")

@@ -28,6 +28,12 @@ class GdsoSection(Section):
     lambda_pairwise: float = field(1.0, "weight of the pairwise reward, Eq. (13)", ge=0)
     alpha_pointwise: float = field(1.0, "weight of the pointwise loss L_CE, Eq. (14)", ge=0)
     alpha_pairwise: float = field(0.5, "weight of the pairwise loss L_pw, Eq. (14)", ge=0)
+    alpha_policy: float = field(
+        1.0,
+        "weight of L_GRPO, Eq. (4), with its KL term, in Eq. (14); 0 shows what the direct losses, or alpha_reward, do"
+        " alone. Departs from the paper unless 1",
+        ge=0,
+    )
     alpha_reward: float = field(
         0.0,
         "weight of the reward's own gradient: rewards are functions of mu, so grad E[r] has the part E[grad r(mu)] that"
@@ -63,6 +69,8 @@ class GdsoSection(Section):
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> GdsoSection:
+        if not self.alpha_policy + self.alpha_reward + self.alpha_pointwise + self.alpha_pairwise:
+            raise ValueError("gdso.alpha_policy 0 leaves no loss: give alpha_reward, alpha_pointwise or alpha_pairwise")
         if self.alpha_reward and not self.lambda_pointwise + self.lambda_pairwise:
             raise ValueError("gdso.alpha_reward needs a reward: lambda_pointwise or lambda_pairwise above 0")
         if self.lambda_pointwise + self.lambda_pairwise + self.alpha_pointwise + self.alpha_pairwise == 0:

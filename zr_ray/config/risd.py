@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from zr_ray.config.images import ImagesSection
 from zr_ray.config.sections import (
     CheckpointSection,
     DataSection,
@@ -75,6 +76,12 @@ class RisdSection(Section):
         ge=0,
         le=1,
     )
+    patience: int = field(
+        0,
+        "evaluations in a row without a better order inside prompts, as the teacher has it, on prompts that the student"
+        " does not learn from; then training stops and the best student is handed out. 0: all steps, the last one",
+        ge=0,
+    )
 
 
 class DistillationConfig(Section):
@@ -82,10 +89,16 @@ class DistillationConfig(Section):
 
     run: TrackedRunSection = Field(default_factory=TrackedRunSection)
     judge: JudgeSection = Field(
-        default_factory=JudgeSection, description="where the student starts; path `teacher`: from the teacher"
+        default_factory=JudgeSection,
+        description="where the student starts; path `teacher`: from the teacher; `latest`: from the newest finished"
+        " RISD run under run.root, or from `student` where there is none",
     )
     teacher: TeacherSection = Field(default_factory=TeacherSection)
     data: DataSection = Field(default_factory=DataSection)
+    images: ImagesSection = Field(
+        default_factory=ImagesSection,
+        description="images that a generator makes now; with data.path they join its images, without it they are all",
+    )
     label: LabelSection = Field(default_factory=LabelSection)
     rollout: RolloutSection = Field(default_factory=RolloutSection)
     learner: LearnerSection = Field(default_factory=LearnerSection)
@@ -120,4 +133,6 @@ class RisdConfig(DistillationConfig):
     @model_validator(mode="after")
     def _fits(self) -> RisdConfig:
         self.check_steps("risd", self.risd.steps, self.risd.items_per_step, "items_per_step")
+        if self.risd.patience and not self.evaluation.every_steps:
+            raise ValueError("risd.patience counts evaluations: evaluation.every_steps must be above 0, got 0")
         return self

@@ -396,6 +396,12 @@ class EvaluationSection(Section):
         " points in prototypes)",
         ge=0,
     )
+    sampled: int = field(
+        0,
+        "judge the trained judge a second time, with so many sampled traces per question, as a row of its own beside"
+        " that of `samples`; judges with reasoning only. 0: no",
+        ge=0,
+    )
     bootstrap_resamples: int = field(1000, "resamples over prompts for each 95 % interval", ge=20)
     items: int | None = field(
         None,

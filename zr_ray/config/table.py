@@ -26,11 +26,24 @@ class RowChoice(Section):
     judges: tuple[str, ...] = field((), "only for these judges; empty: for all")
     seeds: tuple[int, ...] = field((), "training seeds instead of table.seeds")
     anchors: bool = field(False, "train on labels rounded down to the five rubric anchors (no half-points)")
+    chain_errors: float = field(
+        0.0,
+        "train on reasoning chains of a fallible annotator: share of the words that name a finding that are replaced"
+        " by another of their kind; built-in world only, where the annotator is the oracle. 0: as the data has them",
+        ge=0,
+        le=1,
+    )
     of: str = field(
         "",
         "start from the trained judge of this row, same judge and seed, instead of the base; such a row is no row of"
         " the table",
     )
+
+    @model_validator(mode="after")
+    def _one_change(self) -> RowChoice:
+        if self.anchors and self.chain_errors:
+            raise ValueError("anchors and chain_errors change the same training data; give each a row of its own")
+        return self
 
 
 class TableSection(Section):

@@ -12,14 +12,14 @@ learns from five levels, not how it is graded.
 from __future__ import annotations
 
 import math
-import os
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from zr_ray.data.annotations import read_annotations, write_annotations
+from zr_ray.data.annotations import read_annotations
+from zr_ray.data.copies import copy_changed
 from zr_ray.data.rubrics import read_rubric
 from zr_ray.errors import DataError
+from zr_ray.records import AnnotatedImage
 
 
 def write_anchor_labels(source: Path, target: Path) -> int:
@@ -39,22 +39,9 @@ def write_anchor_labels(source: Path, target: Path) -> int:
     changed = sum(
         score != math.floor(score) for item in items if item.split == "train" for score in item.scores.values()
     )
-    if (target / "annotations.jsonl").is_file():
-        return changed
-    copies = []
-    for item in items:
-        image = target / item.image.relative_to(source)
-        image.parent.mkdir(parents=True, exist_ok=True)
-        if not image.exists():
-            _link(item.image, image)
-        scores = {d: float(math.floor(s)) for d, s in item.scores.items()} if item.split == "train" else item.scores
-        copies.append(replace(item, image=image, scores=scores))
-    write_annotations(target, copies, rubric=rubric)
+
+    def dropped(item: AnnotatedImage) -> AnnotatedImage:
+        return replace(item, scores={d: float(math.floor(s)) for d, s in item.scores.items()})
+
+    copy_changed(source, target, dropped)
     return changed
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)

@@ -11,7 +11,7 @@ same columns, one record a row). A record:
     scores     {dimension: score}. Train: one rubric score, a bin of S (1.0, 1.5, ... 5.0). Dev and test: one number on
                the scale ([1, 5]), or a list with every annotator's score. A dimension without a score is left out
     origin     optional string: where image and scores come from ("rendered" for the simulated world, "generated",
-               "human", ...); "unknown" when absent
+               "human", ...); "unknown" when absent. "unscored": no score is needed, a teacher labels the image
     truth      optional {dimension: number on the scale}: true scores, simulated data only
     reasoning  optional {dimension: string}: reasoning text without marker and score
 

@@ -14,6 +14,8 @@ from zr_ray.rubric import PAPER, RUBRIC_FILE, Rubric
 SPLITS = ("train", "dev", "test")
 REQUIRED = ("id", "group", "split", "prompt", "image", "scores")
 OPTIONAL = ("origin", "truth", "reasoning")
+UNSCORED = "unscored"
+"""Origin of a record without scores: an image for a teacher to label."""
 
 
 def check_head(
@@ -53,8 +55,11 @@ def checked_record(raw: dict, where: str, root: Path, rubric: Rubric = PAPER) ->
         d: _score(value, raw["split"], f"{where}: scores.{d}", rubric)
         for d, value in _per_dimension(raw, "scores", where, rubric).items()
     }
-    if not scores:
-        raise DataError(f"{where}: wanted a score in at least one dimension, got none; add one or remove the record")
+    if not scores and raw.get("origin") != UNSCORED:
+        raise DataError(
+            f"{where}: wanted a score in at least one dimension, got none; add one, remove the record, or give it the"
+            f" origin {UNSCORED!r} if a teacher is to label it"
+        )
     truth = {
         d: _on_scale(value, f"{where}: truth.{d}", rubric)
         for d, value in _per_dimension(raw, "truth", where, rubric).items()

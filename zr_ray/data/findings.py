@@ -95,6 +95,9 @@ def scale_findings(
 
 def held_out_findings(held_out: Sequence[AnnotatedImage], split: str, findings: Findings) -> None:
     """A split that HPA is undefined on."""
+    if not any(item.scores for item in held_out):
+        findings.add(f"split {split!r} has no scores: a student can be compared with its teacher only")
+        return
     if not any(preference_pairs(members) for members in group_items(held_out).values()):
         findings.add(
             f"split {split!r} has no same-prompt pair with different scores: HPA is undefined and shown as `no pairs`;"

@@ -54,6 +54,8 @@ class ImageScore:
     q: list[list[float]]
     """[D][K] probabilities."""
     error: str = ""
+    judge: str = ""
+    """Hash of the judge that gave it: a service can change its judge between two requests."""
 
 
 Judge = Callable[[list[np.ndarray], list[str]], list[ImageScore]]
@@ -155,11 +157,13 @@ def _read_part(part: Path, origin: str) -> dict[str, ImageScore]:
     return {line.pop("key"): ImageScore(**line) for line in whole}
 
 
-def write_table(path: Path, found: Sequence[tuple[ImageRow, ImageScore]]) -> None:
-    """CSV or Parquet, by the name's ending: the input's columns, then mu_<d>, deviation_<d>, q_<d> and error.
+def write_table(
+    path: Path, found: Sequence[tuple[ImageRow, ImageScore]], dimensions: Sequence[str] = DIMENSIONS
+) -> None:
+    """CSV or Parquet, by the name's ending: the input's columns, then mu_<d>, deviation_<d>, q_<d>, judge and error.
 
-    Raises: DataError for another ending."""
-    rows = [row.columns | {"prompt": row.prompt} | score_columns(score) for row, score in found]
+    Args: dimensions: the judge's, in the order of the scores.   Raises: DataError for another ending."""
+    rows = [row.columns | {"prompt": row.prompt} | score_columns(score, dimensions) for row, score in found]
     if path.suffix == ".parquet":
         with atomic_file(path) as file:
             pq.write_table(pa.Table.from_pylist(rows), file)
@@ -171,14 +175,14 @@ def write_table(path: Path, found: Sequence[tuple[ImageRow, ImageScore]]) -> Non
         raise DataError(f"wanted an output that ends in .csv or .parquet, got {path.name!r}; rename it")
 
 
-def score_columns(score: ImageScore) -> dict:
+def score_columns(score: ImageScore, dimensions: Sequence[str] = DIMENSIONS) -> dict:
     """The score as flat columns; None where an image was not scored."""
     columns: dict = {}
-    for i, name in enumerate(DIMENSIONS):
+    for i, name in enumerate(dimensions):
         columns[f"mu_{name}"] = score.mu[i] if score.mu else None
         columns[f"deviation_{name}"] = score.deviation[i] if score.mu else None
         columns[f"q_{name}"] = score.q[i] if score.mu else None
-    return columns | {"error": score.error or None}
+    return columns | {"judge": score.judge or None, "error": score.error or None}
 
 
 def _cell(value: object) -> str:

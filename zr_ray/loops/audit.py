@@ -6,12 +6,16 @@ highest say whether its favorites are overrated, which is where optimization aga
 noisy student is a little kinder than its teacher there (its highest scores are high partly by chance); the limit must
 leave room for that. Leaves audit.json, audit.md and the worst images in the run folder. Teacher answers go to the same
 label sets as jobs/risd.py's.
-Left out on purpose: retraining; the labels made here are ready for jobs/risd.py.
+Whole prompts are drawn where that fits, so that the order inside a prompt can be compared, too: student, teacher and,
+where the data has one, reference against one another (`judging/three_way.py`). That says when to distil again, and when
+it would not help because the teacher is wrong itself.
+Left out on purpose: retraining; the labels made here are ready for jobs/risd.py, and the message names its command.
 """
 
 from __future__ import annotations
 
 import argparse
+import shlex
 import shutil
 import time
 from collections.abc import Sequence
@@ -25,19 +29,30 @@ from torch import Tensor
 from zr_ray.config.audit import AuditConfig, AuditSection
 from zr_ray.data.load import require_judge
 from zr_ray.data.run_data import Need, load_checked_split
-from zr_ray.errors import JudgeError
+from zr_ray.errors import ConfigError, JudgeError
 from zr_ray.judging.pool import score_pool
-from zr_ray.loops.distillation import find_teacher, open_labels, settle_teacher, shared_rubric, write_teacher
+from zr_ray.judging.three_way import drifted, three_way
+from zr_ray.loops.distillation import (
+    STUDENT_FILE,
+    find_student,
+    find_teacher,
+    open_labels,
+    settle_student,
+    settle_teacher,
+    shared_rubric,
+    write_teacher,
+)
 from zr_ray.loops.held_out_taught import compared, labeled, mean_log_q
+from zr_ray.loops.run_images import GeneratorRun, find_generator_run, run_images
 from zr_ray.models.engine_limits import limits_text, settled
 from zr_ray.models.identity import judge_hash
 from zr_ray.models.item_check import JudgeItemCheck
-from zr_ray.models.judge_text import JudgeText, judge_folder
+from zr_ray.models.judge_text import JudgeText
 from zr_ray.records import AnnotatedImage
 from zr_ray.report.audit_page import markdown
 from zr_ray.rubric import Rubric
 from zr_ray.run.folder import RunFolder, default_root
-from zr_ray.run.launch import Plan, Started, launch
+from zr_ray.run.launch import Bundles, Plan, Started, launch
 from zr_ray.run.observe import duration, say
 from zr_ray.world.build import data_folder
 
@@ -58,6 +73,8 @@ class _Found:
     """None where the simulated world is still to be written."""
     need: Need | None
     """What the longest question takes; None with `items`."""
+    generator: GeneratorRun | None
+    """Whose images are audited, instead of data.path's."""
 
 
 def audit(config: AuditConfig, args: argparse.Namespace) -> None:
@@ -79,17 +96,25 @@ def _check(config: AuditConfig, resumed: RunFolder | None) -> Plan[_Found]:
     from zr_ray.run.placement import worker_bundles
 
     root = Path(config.run.root) if config.run.root else default_root()
-    student = judge_folder(config.judge.path)
+    student = settle_student(resumed, find_student(config.judge.path, root))
     teacher = settle_teacher(resumed, find_teacher(config.teacher.path, root))
     rubric, text = shared_rubric(teacher, student), JudgeText(teacher)
-    require_judge(config.data.path, rubric)
     facts, items, need = {"student": str(student), "teacher": str(teacher)}, None, None
+    generator = find_generator_run(config.images.of, root) if config.images.of is not None else None
+    if generator is not None and config.data.path is not None:
+        raise ConfigError("an audit takes images of one origin, got data.path and images.of; leave one of them out")
+    if generator is not None:
+        facts["images"] = f"of {generator.path}, step {generator.step}"
+    else:
+        require_judge(config.data.path, rubric)
     if config.data.path is not None:
         items, need = _read(config, config.data.path, text)
         facts["data"] = f"{len(items)} {config.audit.split} items"
     facts["rollout limits"] = limits_text(settled(config.rollout, teacher, need), need)
-    phases = {"student": worker_bundles(config.student)}, labeling_bundles(config.rollout)
-    return Plan(_Found(root, student, teacher, text, rubric, items, need), facts, phases=phases)
+    phases: tuple[Bundles, ...] = {"student": worker_bundles(config.student)}, labeling_bundles(config.rollout)
+    if generator is not None:
+        phases = *phases, {"generator": worker_bundles(config.images)}
+    return Plan(_Found(root, student, teacher, text, rubric, items, need, generator), facts, phases=phases)
 
 
 def _read(config: AuditConfig, folder: Path, text: JudgeText) -> tuple[list[AnnotatedImage], Need | None]:
@@ -103,15 +128,21 @@ def _audit(config: AuditConfig, found_before: _Found, started: Started) -> None:
     c, run, started_at = config.audit, started.run, started.started_at
     student, teacher = found_before.student, found_before.teacher
     write_teacher(run, teacher)
+    run.write_json(STUDENT_FILE, {"folder": str(student), "sha256": judge_hash(student)})
     text, rubric = found_before.text, found_before.rubric
     bins = torch.tensor(rubric.bins, dtype=torch.float64)
     items, need = found_before.items, found_before.need
     if items is None:
-        items, need = _read(config, data_folder(config.data, run.path), text)
+        made_by = found_before.generator
+        if made_by is None:
+            folder = data_folder(config.data, run.path)
+        else:
+            folder = run_images(made_by, config.images, found_before.root, run.run_id, config.run.wait_for_nodes_s)
+        items, need = _read(config, folder, text)
     pool = draw(items, c.pool_items, config.run.seed)
     say(f"the student {student} scores {len(pool)} items")
     log_q = score_pool(run, student, pool, config, rubric)
-    chosen = sample((log_q.exp() @ bins).mean(-1), c, config.run.seed)
+    chosen = sample((log_q.exp() @ bins).mean(-1), c, config.run.seed, [item.group for item in pool])
     items = [pool[i] for i in [*chosen["random"], *chosen["highest"]]]
     labels = open_labels(config, teacher, text, found_before.root)
     known = label_items(items, labels, teacher, settled(config.rollout, teacher, need), config.label, say)
@@ -129,9 +160,18 @@ def _audit(config: AuditConfig, found_before: _Found, started: Started) -> None:
                 config.run.seed,
             )
     members = [*chosen["random"], *chosen["highest"]]
+    # order inside a prompt: of the prompts drawn at random with all their images, whether favorites or not
+    drawn = {pool[i].group for i in chosen["random"]}
+    whole = [i for i in sorted(members) if pool[i].group in drawn]
+    own = [pool[i] for i in whole]
+    taught = mean_log_q(labeled(own, known, rubric))
+    order = three_way(
+        log_q[whole].exp() @ bins, taught.exp() @ bins, own, rubric, c.bootstrap_resamples, config.run.seed
+    )
     worst = worst_items(mean_log_q(labeled(items, known, rubric)), log_q[members], items, rubric, c.worst)
     _keep_images(run, worst)
-    problems = beyond(found, c)
+    again, useless = drifted(order, c.pair_limit)
+    problems = beyond(found, c) + again
     identities = {
         "student": {"folder": str(student), "sha256": judge_hash(student)},
         "teacher": {"folder": str(teacher), "sha256": judge_hash(teacher)},
@@ -140,7 +180,11 @@ def _audit(config: AuditConfig, found_before: _Found, started: Started) -> None:
         "pool": len(pool),
         "samples": found,
         "worst": worst,
+        "order": order,
+        "reference": reference_name(own),
         "problems": problems,
+        "teacher_problems": useless,
+        "redistill": redistill_command(config, found_before, run) if problems else None,
         "wall_s": time.time() - started_at,
     }
     run.write_json("audit.json", report)
@@ -148,8 +192,8 @@ def _audit(config: AuditConfig, found_before: _Found, started: Started) -> None:
     say(markdown(report))
     if problems:
         raise JudgeError(
-            f"the student is beyond the audit's limits: {'; '.join(problems)}; see {path}, and distil it again with"
-            " these labels"
+            f"the student is beyond the audit's limits: {'; '.join(problems)}; see {path}, and distil it again:"
+            f" {report['redistill']}"
         )
     say(f"within the limits after {duration(time.time() - started_at)}; report {path}")
 
@@ -160,16 +204,43 @@ def draw(items: Sequence[AnnotatedImage], count: int, seed: int) -> list[Annotat
     return [items[i] for i in sorted(kept.tolist())]
 
 
-def sample(mu: Tensor, c: AuditSection, seed: int) -> dict[str, list[int]]:
-    """{"random": indices, "highest": indices}, disjoint; "highest" from the tenth with the highest mean score.
+def sample(mu: Tensor, c: AuditSection, seed: int, groups: Sequence[str] | None = None) -> dict[str, list[int]]:
+    """{"random": indices, "highest": indices}, disjoint; "highest" from the tenth with the highest mean score, "random"
+    prompt by prompt.
 
-    Args: mu: [I] the student's score, mean over dimensions."""
+    Args: mu: [I] the student's score, mean over dimensions. groups: [I], items of one are of one prompt; None: every
+    item is of its own."""
     rng = np.random.default_rng((seed, 2))
     count = min(c.items, len(mu))
     top = mu.argsort(descending=True, stable=True)[: max(1, len(mu) // 10)].tolist()
     highest = [top[i] for i in rng.permutation(len(top))[: round(c.highest_frac * count)]]
-    rest = sorted(set(range(len(mu))) - set(highest))
-    return {"random": [rest[i] for i in rng.permutation(len(rest))[: count - len(highest)]], "highest": highest}
+    members: dict[object, list[int]] = {}
+    for i in sorted(set(range(len(mu))) - set(highest)):
+        members.setdefault(groups[i] if groups is not None else i, []).append(i)
+    drawn = list(members.values())
+    random = [i for n in rng.permutation(len(drawn)) for i in drawn[n]][: count - len(highest)]
+    return {"random": random, "highest": highest}
+
+
+def reference_name(items: Sequence[AnnotatedImage]) -> str | None:
+    """What the reference of `three_way` is on these items; None if they have none."""
+    if any(item.truth for item in items):
+        return "verifier, or what the simulated world knows"
+    return "annotators" if any(item.scores for item in items) else None
+
+
+def redistill_command(config: AuditConfig, found: _Found, run: RunFolder) -> str:
+    """The command line that distils this student again, with the images and labels of this audit."""
+    if found.generator is not None:
+        same = ("prompts", "per_prompt", "held_out_frac", "seed")
+        images = [f"images.{name}={getattr(config.images, name)}" for name in same]
+        data = [f"images.of={found.generator.path}", *images]
+    else:
+        data = [f"data.path={config.data.path or run.path / 'data'}"]
+    labels = [f"label.traces={config.label.traces}", f"label.seed={config.label.seed}"]
+    judges = [f"judge.path={found.student}", f"teacher.path={found.teacher}"]
+    job = ["python", "jobs/risd.py", "--config", "jobs/configs/redistill.yaml"]
+    return shlex.join([*job, *judges, *data, *labels])
 
 
 def worst_items(

@@ -1,8 +1,8 @@
 """From a checked configuration to a trained student: teacher, labels, learners, report. What jobs/risd.py and
 jobs/opd.py bring to the launch frame (`run/launch.py`).
 
-The teacher labels what is not labeled yet, then its engines are gone and the learners start, with engines of their own
-if the loop asks some.
+With `images.of` a generator's newest images are made first, and join the data. The teacher labels what is not labeled
+yet, then its engines are gone and the learners start, with engines of their own if the loop asks some.
 """
 
 from __future__ import annotations
@@ -18,10 +18,13 @@ from typing import Any, Literal
 
 from zr_ray.config.risd import DistillationConfig
 from zr_ray.config.sections import TrackedRunSection
+from zr_ray.data.annotations import FILES
 from zr_ray.data.labels import LabelSet, fingerprints
 from zr_ray.data.load import require_judge
+from zr_ray.data.mix import mix_annotations
 from zr_ray.data.run_data import RunData
 from zr_ray.errors import CheckpointError, DataError, JudgeError
+from zr_ray.loops.run_images import GeneratorRun, find_generator_run, pool_parts, run_images
 from zr_ray.loops.training import keep_facts, limits_fact, read_data, say_result
 from zr_ray.models.engine_limits import settled
 from zr_ray.models.identity import judge_hash
@@ -38,6 +41,8 @@ from zr_ray.world.build import data_folder
 
 TEACHER_FILE = "teacher.json"
 """Folder and hash of the teacher of a run, in its run folder."""
+STUDENT_FILE = "student.json"
+"""The same of the judge that its student starts from."""
 Engines = Literal["none", "teacher", "student"]
 
 
@@ -68,15 +73,9 @@ def find_teacher(path: str, root: Path) -> Path:
     """The teacher's judge folder; see `teacher.path`. Raises CheckpointError if there is no finished GDSO run,
     JudgeError if no judge."""
     if path == "latest":
-        finished = sorted(root.glob(f"*/{RESULT_FILE}"), key=lambda file: file.stat().st_mtime, reverse=True)
-        for file in finished:
-            judge = file.parent / "judge"
-            if (
-                not file.parent.is_symlink()
-                and json.loads(file.read_text())["job"] == "gdso"
-                and (judge / "config.json").is_file()
-            ):
-                return judge_folder(str(judge))
+        found = _newest_judge(root, "gdso")
+        if found is not None:
+            return found
         raise CheckpointError(
             f"teacher.path=latest needs a finished GDSO run under {root}, got none; run jobs/gdso.py, or name a judge"
         )
@@ -86,16 +85,45 @@ def find_teacher(path: str, root: Path) -> Path:
     )
 
 
+def find_student(path: str, root: Path) -> Path:
+    """A student's judge folder; `latest` is the newest finished RISD run's, or the built-in one where there is none.
+    Raises JudgeError if it is no judge."""
+    if path != "latest":
+        return judge_folder(path)
+    return _newest_judge(root, "risd") or judge_folder("student")
+
+
+def _newest_judge(root: Path, job: str) -> Path | None:
+    """The trained judge of the newest finished run of a job."""
+    for file in sorted(root.glob(f"*/{RESULT_FILE}"), key=lambda file: file.stat().st_mtime, reverse=True):
+        judge = file.parent / "judge"
+        if (
+            not file.parent.is_symlink()
+            and json.loads(file.read_text())["job"] == job
+            and (judge / "config.json").is_file()
+        ):
+            return judge_folder(str(judge))
+    return None
+
+
 def settle_teacher(resumed: RunFolder | None, teacher: Path) -> Path:
     """The teacher of this run: when it is resumed, `latest` may mean another one by now. Raises CheckpointError if the
     first is gone or changed."""
-    if resumed is None or not (resumed.path / TEACHER_FILE).is_file():
-        return teacher
-    was = json.loads((resumed.path / TEACHER_FILE).read_text())
+    return _settled(resumed, teacher, TEACHER_FILE, "distils the teacher")
+
+
+def settle_student(resumed: RunFolder | None, student: Path) -> Path:
+    """Where the student of this run starts, as `settle_teacher`."""
+    return _settled(resumed, student, STUDENT_FILE, "starts from the student")
+
+
+def _settled(resumed: RunFolder | None, judge: Path, name: str, what: str) -> Path:
+    if resumed is None or not (resumed.path / name).is_file():
+        return judge
+    was = json.loads((resumed.path / name).read_text())
     if not (Path(was["folder"]) / "config.json").is_file() or judge_hash(was["folder"]) != was["sha256"]:
         raise CheckpointError(
-            f"{resumed.path.name} distils the teacher {was['folder']}, which is gone or changed; put it back, or start"
-            " a new run"
+            f"{resumed.path.name} {what} {was['folder']}, which is gone or changed; put it back, or start a new run"
         )
     return Path(was["folder"])
 
@@ -140,7 +168,9 @@ class _Found:
     judge: Path
     """Where the student starts."""
     data: RunData | None
-    """None where the simulated world is still to be written."""
+    """None where the simulated world is still to be written, or images are still to be made."""
+    generator: GeneratorRun | None
+    """Whose images join the data."""
 
 
 def launch_distillation(
@@ -171,20 +201,26 @@ def _check(config: DistillationConfig, engines: Engines, resumed: RunFolder | No
 
     root = Path(config.run.root) if config.run.root else default_root()
     teacher = settle_teacher(resumed, find_teacher(config.teacher.path, root))
-    judge = teacher if config.judge.path == "teacher" else judge_folder(config.judge.path)
+    judge = teacher if config.judge.path == "teacher" else find_student(config.judge.path, root)
+    judge = settle_student(resumed, judge)
     rubric, text = shared_rubric(teacher, judge), JudgeText(teacher)
-    require_judge(config.data.path, rubric)
     facts, data = {"teacher": str(teacher), "student starts from": str(judge)}, None
-    if config.data.path is not None:
+    generator = find_generator_run(config.images.of, root) if config.images.of is not None else None
+    if generator is not None:
+        facts["images"] = f"of {generator.path}, step {generator.step}, and all made of it before"
+    if generator is None or config.data.path is not None:
+        require_judge(config.data.path, rubric)
+    if config.data.path is not None and generator is None:
         data = read_data(config, config.data.path, text)
         facts |= data.plan(config.evaluation.split)
     facts["rollout limits"] = limits_fact(config.rollout, teacher, data)
     check_lora(judge, config.learner)
     inputs = {"judge.path": judge_hash(judge)} | ({"data.path": data.digest} if data else {})
+    made: tuple[Bundles, ...] = () if generator is None else ({"generator": worker_bundles(config.images)},)
     learning = {} if engines == "none" else {"rollout": worker_bundles(config.rollout)}
     learning["learner"] = worker_bundles(config.learner)
-    phases = labeling_bundles(config.rollout), learning
-    return Plan(_Found(root, teacher, text, judge, data), facts, inputs, phases)
+    phases = labeling_bundles(config.rollout), learning, *made
+    return Plan(_Found(root, teacher, text, judge, data, generator), facts, inputs, phases)
 
 
 def _distil(
@@ -194,7 +230,11 @@ def _distil(
 
     run, teacher = started.run, found.teacher
     write_teacher(run, teacher)
-    data = found.data or read_data(config, data_folder(config.data, run.path), found.text)
+    run.write_json(STUDENT_FILE, {"folder": str(found.judge), "sha256": judge_hash(found.judge)})
+    if found.generator is None:
+        data = found.data or read_data(config, data_folder(config.data, run.path), found.text)
+    else:
+        data = read_data(config, _images(config, run, found), found.text)
     keep_facts(run, data, config.evaluation.split)
     config = config.model_copy(update={"rollout": settled(config.rollout, teacher, data.need)})
     say(f"teacher {teacher}")
@@ -208,6 +248,20 @@ def _distil(
     task = DistillationTask(config, run.path, judge, items, tuple(test), labels, (), portable(teacher), since)
     _learn(config, run, loop, engines, task, started.phases[1])
     _report(run, data.folder, started.started_at, config.run)
+
+
+def _images(config: DistillationConfig, run: RunFolder, found: _Found) -> Path:
+    """data.path's images, if it is set, and all that were made of the generator's run so far, as one data set of this
+    run; a resumed run takes what it took."""
+    folder = run.path / "data"
+    if not (folder / FILES["jsonl"]).is_file():
+        run_images(found.generator, config.images, found.root, run.run_id, config.run.wait_for_nodes_s)
+        parts = pool_parts(found.generator, found.root)
+        if config.data.path is not None:
+            parts = {"data": config.data.path} | parts
+        for name, count in mix_annotations(folder, parts).items():
+            say(f"{count} images of {name}")
+    return folder
 
 
 def _label(

@@ -18,7 +18,7 @@ from zr_ray.judging.direct import judge_directly
 from zr_ray.loops.journal import Journal
 from zr_ray.records import AnnotatedImage
 from zr_ray.run.folder import ROWS_FILE
-from zr_ray.run.result import value_text
+from zr_ray.run.result import sampled_row, value_text
 from zr_ray.workers.learner import Learner
 from zr_ray.workers.recovery import Recovery
 
@@ -67,13 +67,20 @@ class HeldOut:
         with self.journal.timer("evaluate"):
             items = self.items[: self.c.items]  # always the same ones: points of a curve
             judged = self.ask(items, self.reasoning, 0)
-            human, rubric = evaluate.human_scores(items, judged.rubric), judged.rubric
-            pooled = evaluate.agreement(judged.mu, human, items, rubric, DURING_RESAMPLES, self.seed)["pooled"]
-        return {f"eval/{name}": float("nan") if pooled[name] is None else pooled[name] for name in DURING}
+            return {f"eval/{name}": value for name, value in self.measured(judged, items).items()}
+
+    def measured(self, judged: evaluate.Judged, items: list[AnnotatedImage]) -> dict[str, float]:
+        """One point of the curves."""
+        human, rubric = evaluate.human_scores(items, judged.rubric), judged.rubric
+        pooled = evaluate.agreement(judged.mu, human, items, rubric, DURING_RESAMPLES, self.seed)["pooled"]
+        return {name: float("nan") if pooled[name] is None else pooled[name] for name in DURING}
 
     def finish(self) -> dict:
         """Judge the held-out set, save the judge as a Hugging Face folder, write examples.   Returns: on rank 0 "rows",
         "noise_ceiling" and "bins" of result.json."""
+        if self.reasoning and self.c.sampled:
+            # before the method's own row, which stays the last
+            self.store(sampled_row(self.method), self.ask(self.items, True, self.c.sampled))
         judged = self.ask(self.items, self.reasoning, self.c.samples)
         self.store(self.method, judged)
         self.learner.save_judge(self.journal.run.judge)

@@ -18,12 +18,15 @@ from zr_ray.data.labels import Label, fingerprints
 from zr_ray.functional.disagreement import disagreement
 from zr_ray.judging.agreement import full_row
 from zr_ray.judging.evaluate import Judged, pooled_groups, prompt_index
+from zr_ray.judging.three_way import pair_order
 from zr_ray.loops.held_out import HeldOut
 from zr_ray.records import AnnotatedImage
 from zr_ray.rubric import Rubric
 from zr_ray.run.result import TEACHER_ROW, value_text
 
 PREDICTIONS_FILE = "predictions.npz"
+TEACHER_PAIRS = "eval/teacher_pairs"
+"""Metric of an evaluation during training: share of same-prompt pairs ordered as the teacher does."""
 
 
 class TaughtHeldOut(HeldOut):
@@ -41,6 +44,20 @@ class TaughtHeldOut(HeldOut):
         """Rows of the untrained student, then the teacher's, which costs nothing."""
         super().before()
         self.store(TEACHER_ROW, self.teacher)
+
+    def measured(self, judged: Judged, items: list[AnnotatedImage]) -> dict[str, float]:
+        """One point of the curves; "teacher_pairs": share of same-prompt pairs ordered as the teacher does."""
+        return super().measured(judged, items) | {"teacher_pairs": self.teacher_pairs(judged, items)}
+
+    def teacher_pairs(self, judged: Judged, items: Sequence[AnnotatedImage]) -> float:
+        """Share of same-prompt pairs of the first items that are ordered as the teacher does; nan without any."""
+        right, pairs = pair_order(judged.mu, self.teacher.mu[: len(items)], items)
+        return float(right.sum() / pairs.sum())
+
+    def unseen(self) -> float:
+        """`teacher_pairs` now, on the items of the curves; costs a forward over them."""
+        items = self.items[: self.c.items]
+        return self.teacher_pairs(self.ask(items, self.reasoning, 0), items)
 
     def row(self, method: str, judged: Judged) -> dict:
         """One row of result.json, with calibration and likelihood of the distributions."""

@@ -215,7 +215,7 @@ class GdsoObjective:
         )
         pairwise = gdso.pairwise_gap_error(mu, human_scores, self.rollouts.score_range, valid).sum() / self.gap_total
         policy, metrics = self._policy(outputs, units, reference)
-        loss = policy + c.alpha_pointwise * pointwise + c.alpha_pairwise * pairwise
+        loss = c.alpha_policy * policy + c.alpha_pointwise * pointwise + c.alpha_pairwise * pairwise
         if c.alpha_reward:
             # minus the mean reward, up to a constant, as a function of the learner's mu
             error = gdso.pointwise_error(mu, human_scores, self.rollouts.score_range)

@@ -25,9 +25,10 @@ from zr_ray.judging.ask import generate, workers_of_rank
 from zr_ray.judging.evaluate import human_scores
 from zr_ray.judging.label import teacher_distributions, teacher_requests
 from zr_ray.loops.held_out import by_learner
-from zr_ray.loops.held_out_taught import TaughtHeldOut, source_of
+from zr_ray.loops.held_out_taught import TEACHER_PAIRS, TaughtHeldOut, source_of
 from zr_ray.loops.journal import Journal, phase_deadlines
 from zr_ray.loops.sums import reduced
+from zr_ray.loops.unseen_stop import UnseenStop
 from zr_ray.models.judge import JudgeOutputs
 from zr_ray.models.questions import QuestionRow
 from zr_ray.records import AnnotatedImage
@@ -58,11 +59,18 @@ def train(loop_config: dict) -> None:
     held_out = TaughtHeldOut(journal, learner, task, method="risd", reasoning=False, ask=ask, known=known)
     teacher = OnlineTeacher(task, learner, journal.tell) if c.mode == "online" else OfflineTeacher(task.items, known)
 
-    start = journal.restore()
+    stopping = UnseenStop(journal, learner, c.patience)
+
+    start = done = journal.restore()
+    stopping.restore(start)
     if start == 0:
         held_out.before()
+        if c.patience:
+            stopping.see(0, held_out.unseen())
 
     for step in journal.steps(start):
+        if stopping.over():
+            break
         batch = step_items(step, c.items_per_step, len(task.items), config.run.seed)[learner.rank :: learner.world]
         with journal.timer("rollout"):
             log_q, valid = teacher.distributions(batch, step)
@@ -81,9 +89,14 @@ def train(loop_config: dict) -> None:
         metrics = reduced(stats.sums, learner.reduce_sum) | applied
         metrics["teacher/labeled_frac"] = total / (c.items_per_step * len(rubric.dimensions))
         metrics |= held_out.during(step + 1)
-        journal.step(step + 1, metrics, tokens)
-        journal.checkpoint(step + 1)
-    journal.finish("risd", held_out.finish() | source_of(task))
+        if TEACHER_PAIRS in metrics:
+            stopping.see(step + 1, metrics[TEACHER_PAIRS])
+        journal.step(done := step + 1, metrics, tokens)
+        journal.checkpoint(done, now=stopping.over())
+    if c.patience and done not in stopping.seen:
+        stopping.see(done, held_out.unseen())
+    best = stopping.take_best()
+    journal.finish("risd", held_out.finish() | source_of(task) | best | {"steps": done})
 
 
 class RisdObjective:

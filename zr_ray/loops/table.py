@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from zr_ray.config.loader import load_config
 from zr_ray.config.opd import OpdConfig
 from zr_ray.config.risd import RisdConfig
 from zr_ray.config.sft import SftConfig
-from zr_ray.config.table import TableConfig
+from zr_ray.config.table import RowChoice, TableConfig
 from zr_ray.data.load import load_split, require_judge
 from zr_ray.errors import CheckpointError
 from zr_ray.loops.distillation import find_teacher, settle_teacher, shared_rubric, write_teacher
@@ -137,7 +137,7 @@ def row_runs(
                     continue
                 name = f"{row}-{size}-s{seed}"
                 start = rows / f"{choice.of}-{size}-s{seed}" / "judge" if choice.of else judge
-                folder = anchors_folder(root) if choice.anchors else data
+                folder = training_data(choice, root, data)
                 overrides = (
                     f"run.root={rows}",
                     f"run.name={name}",
@@ -159,18 +159,40 @@ def anchors_folder(root: Path) -> Path:
     return root / "data-anchors"
 
 
+def chains_folder(root: Path, chain_errors: float) -> Path:
+    """Where the training data with chains of a fallible annotator lies."""
+    return root / f"data-chains-{chain_errors:g}"
+
+
+def training_data(choice: RowChoice, root: Path, data: Path) -> Path:
+    """What a row trains on: the table's data, or a changed copy of it."""
+    if choice.anchors:
+        return anchors_folder(root)
+    return chains_folder(root, choice.chain_errors) if choice.chain_errors else data
+
+
+def write_changed_data(rows: Iterable[RowChoice], root: Path, data: Path) -> list[str]:
+    """Make the copies that rows train on, if they are not there. Returns: a line of the log for each."""
+    from zr_ray.data.anchors import write_anchor_labels
+    from zr_ray.world.fallible_chains import write_fallible_chains
+
+    rows, told = list(rows), []
+    if any(choice.anchors for choice in rows):
+        changed = write_anchor_labels(data, anchors_folder(root))
+        told.append(f"{changed} training labels rounded down to anchors for rows without half-points")
+    for rate in sorted({choice.chain_errors for choice in rows if choice.chain_errors}):
+        wrong, words = write_fallible_chains(data, chains_folder(root, rate), rate)
+        told.append(f"{wrong} of {words} findings in training chains made wrong for rows of a fallible annotator")
+    return told
+
+
 def _run_missing(
     runs: Sequence[RowRun], config: TableConfig, folder: RunFolder, data: Path, jobs: Path, started_at: float
 ) -> list[str]:
     """Run what has no result yet; returns the names of those that failed."""
     c = config.table
-    if any(choice.anchors for choice in c.rows.values()):
-        from zr_ray.data.anchors import write_anchor_labels
-
-        say(
-            f"{write_anchor_labels(data, anchors_folder(folder.path))} training labels rounded down to anchors for rows"
-            " without half-points"
-        )
+    for line in write_changed_data(c.rows.values(), folder.path, data):
+        say(line)
     missing = [run for run in runs if not run.finished]
     failed: list[str] = []
     running: set[subprocess.Popen] = set()

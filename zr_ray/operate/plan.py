@@ -137,7 +137,8 @@ def estimates(config, roles: list[Role], plan: Plan, types: list[NodeType]) -> d
     from zr_ray.models.judge_text import judge_folder
 
     known = {t.name: t for t in types}
-    shape = judge_shape(judge_folder(config.judge.path))
+    # which student is the newest only the cluster's run folders know; all that are distilled from one have its shape
+    shape = judge_shape(judge_folder("student" if config.judge.path == "latest" else config.judge.path))
     found = {}
     for role in roles:
         gpu_gib = known[plan.placed[role.name]].gpu_gib

@@ -18,7 +18,7 @@ from zr_ray.report.compare import TestSet, agreement_over_seeds, difference, mea
 from zr_ray.report.tables import markdown_table
 from zr_ray.rubric import Rubric, ScoringFormat
 from zr_ray.run.folder import ROWS_FILE, RunFolder
-from zr_ray.run.result import TEACHER_ROW, undefined_text
+from zr_ray.run.result import TEACHER_ROW, sampled_row, undefined_text
 from zr_ray.run.table_rows import RowRun, base_rows
 
 Answers = dict[str, dict[int, Tensor]]
@@ -35,6 +35,7 @@ def table_of(
     for judge in config.table.judges:
         own = [run for run in finished if run.judge == judge]
         answers, tokens = _answers(own, config)
+        sampled = _sampled(own)
         for name, seeds in answers.items():
             minutes = [run.result()["wall_s"] / 60 for run in own if run.row == name]
             row = {
@@ -46,6 +47,8 @@ def table_of(
                 "tokens_per_score": sum(tokens[name]) / len(tokens[name]),
                 "minutes": sum(minutes) / len(minutes) if minutes else None,
             }
+            if name in sampled:
+                row["sampled"] = agreement_over_seeds(sampled[name], test)["pooled"]
             if name in speed:
                 row["seconds_per_score"] = 1 / speed[name]["images_per_s"] / len(test.rubric.dimensions)
             table["rows"].append(row)
@@ -79,6 +82,17 @@ def _answers(runs: Sequence[RowRun], config: TableConfig) -> tuple[Answers, dict
             for seed in c.seeds if run.row in base_rows(c.rows) else (run.seed,):
                 answers[name][seed] = mu_of(row)
     return {name: seeds for name, seeds in answers.items() if seeds}, tokens
+
+
+def _sampled(runs: Sequence[RowRun]) -> dict[str, list[Tensor]]:
+    """Row name -> mu per seed with sampled traces, of rows whose runs have it (`evaluation.sampled`)."""
+    found: dict[str, list[Tensor]] = {}
+    for run in runs:
+        judged = json.loads((run.folder / ROWS_FILE).read_text())
+        for row in judged:
+            if row["method"] == sampled_row(judged[-1]["method"]):
+                found.setdefault(run.row, []).append(mu_of(row))
+    return found
 
 
 def _distinct(name: str, seeds: dict[int, Tensor], config: TableConfig) -> list[Tensor]:
@@ -161,10 +175,12 @@ def write_table(folder: RunFolder, table: dict) -> str:
 def _rows_table(rows: Sequence[dict], several: bool) -> str:
     dimensions = list(dict.fromkeys(d for row in rows for d in row["dimensions"]))
     timed = any("seconds_per_score" in row for row in rows)
+    sampled = any("sampled" in row for row in rows)
     head = ["judge"] if several else []
     head += [
         "",
         "HPA %",
+        *(["sampled traces %"] if sampled else []),
         "per seed",
         "margin HPA %",
         "PLCC",
@@ -180,6 +196,7 @@ def _rows_table(rows: Sequence[dict], several: bool) -> str:
         cells = [
             row["row"],
             _cell(pooled, "hpa", 100),
+            *([_cell(row["sampled"], "hpa", 100) if "sampled" in row else ""] if sampled else []),
             seeds,
             _cell(pooled, "margin_hpa", 100),
             _cell(pooled, "plcc"),

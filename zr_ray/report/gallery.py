@@ -26,11 +26,14 @@ _SORT = """for (const head of document.querySelectorAll("th[data-sort]")) head.o
 };"""
 
 
-def gallery_page(title: str, found: Sequence[tuple[ImageRow, ImageScore]], limit: int = 500) -> str:
-    """A self-contained page; its only script sorts the table. limit: images shown, the first ones."""
+def gallery_page(
+    title: str, found: Sequence[tuple[ImageRow, ImageScore]], limit: int = 500, dimensions: Sequence[str] = DIMENSIONS
+) -> str:
+    """A self-contained page; its only script sorts the table. limit: images shown, the first ones. dimensions: the
+    judge's, in the order of the scores."""
     scored = [(row, score) for row, score in found if not score.error]
     bad = [(row, score) for row, score in found if score.error]
-    parts = [f"<h1>{escape(title)}</h1><p>{len(scored)} images scored, {len(bad)} could not be read.</p>"]
+    parts = [f"<h1>{escape(title)}</h1><p>{len(scored)} images scored, {len(bad)} not scored.</p>"]
     groups = defaultdict(list)
     for row, score in scored:
         groups[row.prompt].append((sum(score.mu), row, score))
@@ -41,7 +44,7 @@ def gallery_page(title: str, found: Sequence[tuple[ImageRow, ImageScore]], limit
             cells = "".join(f"<td>{_picture(row)}<br>{total:.2f}</td>" for total, row, _ in (group[-1], group[0]))
             parts.append(f"<tr><td>{escape(prompt)}</td>{cells}</tr>")
         parts.append("</table>")
-    heads = "".join(f'<th data-sort="1">{escape(name)}</th>' for name in (*DIMENSIONS, "sum"))
+    heads = "".join(f'<th data-sort="1">{escape(name)}</th>' for name in (*dimensions, "sum"))
     parts.append("<h2>All images (a click on a dimension sorts)</h2>")
     parts.append(f'<table id="all"><thead><tr><th></th><th>prompt</th>{heads}</tr></thead><tbody>')
     for row, score in scored[:limit]:

@@ -24,7 +24,7 @@ rubric scores ({scale}), without reasoning: one output token. Trained with `jobs
 
 - **Teacher** `{teacher}`, sha256 of its folder `{teacher_hash}`; {traces}.
 - **Data** {data}; {items} training images. {labels}{warnings}
-- **Recipe** {steps} steps of {per_step}, AdamW, peak learning rate {lr:g}, seed {seed}; the full configuration is at the end.
+- **Recipe** steps: {steps}, each of {per_step}, AdamW, peak learning rate {lr:g}, seed {seed}; the full configuration is at the end.
 
 ## Evaluation
 
@@ -79,7 +79,7 @@ def write_student_card(run: RunFolder, data: Path) -> Path:
         items=result["distillation"]["items"],
         labels=_labels(section),
         warnings="".join(f"\n  - warning: {line}" for line in read_warnings(run)),
-        steps=section["steps"],
+        steps=_steps(section, result),
         per_step=f"{section['items_per_step']} images in {len(rubric.dimensions)} dimensions",
         lr=config["learner"]["lr"],
         seed=config["run"]["seed"],
@@ -95,6 +95,15 @@ def write_student_card(run: RunFolder, data: Path) -> Path:
     path = run.judge / "README.md"
     path.write_text(card)
     return path
+
+
+def _steps(section: dict, result: dict) -> str:
+    if "best_step" not in result:
+        return str(section["steps"])
+    return (
+        f"{result['steps']} of at most {section['steps']}, stopped by prompts not learned from, the weights after"
+        f" {result['best_step']}"
+    )
 
 
 def _traces(traces: int) -> str:

@@ -21,6 +21,11 @@ TEACHER_ROW = "teacher, reasoning"
 """Method of the row that a run gives its teacher."""
 
 
+def sampled_row(method: str) -> str:
+    """Method of the row with sampled traces beside that of `method` (`evaluation.sampled`)."""
+    return f"{method}, sampled traces"
+
+
 class _Open(BaseModel):
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
 
