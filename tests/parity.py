@@ -44,7 +44,7 @@ def _answer(pipe, target, *arguments) -> None:
 
 def parity(folder: str, dtype: str, saved: str, gpus: float = 0.0) -> dict:
     """Differences before and after a push of changed weights, and between the saved folder and what was pushed; in bf16
-    also how far the learner is from float32 with the same weights ("rounding")."""
+    also how far learner ("rounding") and engine ("engine_rounding") are from float32 with the same weights."""
     from zr_ray.config.sections import LearnerSection, RolloutSection
     from zr_ray.data.run_data import Need
     from zr_ray.models.engine_limits import settled
@@ -98,8 +98,9 @@ def parity(folder: str, dtype: str, saved: str, gpus: float = 0.0) -> dict:
     found["saved"] = difference(again.eval())
     if dtype != "float32":
         exact, _, _ = load_packed_judge(Path(saved), torch.float32)
-        _, rows = answers()
+        judgements, rows = answers()
         with torch.no_grad():
             outputs, wanted = learner.forward(rows), exact.eval()(learner.packer.pack(rows))
-        found["rounding"] = float((outputs.logprobs.float() - wanted.logprobs)[wanted.mask].abs().mean())
+        found["rounding"] = float((outputs.logprobs.float().cpu() - wanted.logprobs)[wanted.mask].abs().mean())
+        found["engine_rounding"] = probe_difference(judgements, wanted.logprobs, wanted.score_logprobs).mean
     return found

@@ -12,9 +12,10 @@ from real_judges import real_judge
 
 TOLERANCE = 1e-5
 """Largest difference of log-probs, engine against learner, in fp32, nats (`config/sections.py`)."""
-ROUNDINGS = 2
+ROUNDINGS = 3
 """In bf16 engine and learner may differ by so many times what the learner differs from fp32 with the same weights, mean
-over tokens: each rounds in its own way. Peaked random weights through recurrent layers make that 6e-2."""
+over tokens: two that round in their own ways, and experts chosen otherwise. Peaked random weights make that distance
+.06 through recurrent layers and .10 with experts behind them."""
 
 
 def _check(kind: str, dtype: str, tmp_path, pairs) -> None:
@@ -28,9 +29,10 @@ def _check(kind: str, dtype: str, tmp_path, pairs) -> None:
     limit = 5e-5 if kind in ("qwen2_5_vl", "qwen3_vl_moe") else TOLERANCE
     if dtype == "bfloat16":
         limit = ROUNDINGS * found["rounding"]
-        assert limit < 0.2, found
+        assert found["stale"] > 2 * limit, "a push that did not arrive would be seen"
+        assert found["engine_rounding"] < 2 * found["rounding"], found
     assert all(found[name] < limit for name in ("before", "after", "files", "saved")), found
-    if dtype == "float32":  # in bf16 the change may drown in rounding, and the checksum tells
+    if dtype == "float32":
         assert found["stale"] > 100 * max(found["before"], found["after"]), found
     assert found["limit"] < 2048, "derived from the data, not the hub's 262,144"
     shapes = []

@@ -3,7 +3,8 @@
 vLLM 0.32 pads an expert's width to a multiple of 32 and packs both matrices for its CPU kernel, but only while a layer
 has no kernel yet (`UnquantizedFusedMoEMethod._setup_kernel`, fused_moe/unquantized_fused_moe_method.py: what follows
 `if not is_weight_update`). A reload then copies plain matrices over packed ones: widths that needed padding stop it
-with a shape error, others are wrong in silence. GPU kernels do their packing outside that branch and need none of this.
+with a shape error, for others nothing does but the probe. Used on CPU only: what the GPU kernels need is outside that
+branch, and CUDA graphs hold on to them.
 """
 
 from __future__ import annotations
