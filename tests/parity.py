@@ -43,7 +43,8 @@ def _answer(pipe, target, *arguments) -> None:
 
 
 def parity(folder: str, dtype: str, saved: str, gpus: float = 0.0) -> dict:
-    """Differences before and after a push of changed weights, and between the saved folder and what was pushed."""
+    """Differences before and after a push of changed weights, and between the saved folder and what was pushed; in bf16
+    also how far learner ("rounding") and engine ("engine_rounding") are from float32 with the same weights."""
     from zr_ray.config.sections import LearnerSection, RolloutSection
     from zr_ray.data.run_data import Need
     from zr_ray.models.engine_limits import settled
@@ -64,15 +65,19 @@ def parity(folder: str, dtype: str, saved: str, gpus: float = 0.0) -> dict:
     engine = RolloutWorker(folder, rollout)
     requests = [JudgeRequest(str(n), q, i, n) for n, (q, i) in enumerate(zip(questions, images, strict=True))]
 
-    def difference(judge=None) -> float:
+    def answers():
         groups = engine.generate(requests, 2, 1.0)
         rows = [
             Row(r.token_ids, r.image, tuple(j.token_ids for j in g), tuple(j.score_index for j in g))
             for r, g in zip(requests, groups, strict=True)
         ]
+        return [j for g in groups for j in g], rows
+
+    def difference(judge=None) -> float:
+        judgements, rows = answers()
         with torch.no_grad():
             outputs = learner.forward(rows) if judge is None else judge(learner.packer.pack(rows))
-        made = probe_difference([j for g in groups for j in g], outputs.logprobs, outputs.score_logprobs)
+        made = probe_difference(judgements, outputs.logprobs, outputs.score_logprobs)
         return made.largest if dtype == "float32" else made.mean
 
     found = {"limit": rollout.max_model_len, "before": difference()}
@@ -91,4 +96,11 @@ def parity(folder: str, dtype: str, saved: str, gpus: float = 0.0) -> dict:
     learner.save_judge(Path(saved))
     again, _, _ = load_packed_judge(Path(saved), torch.float32 if dtype == "float32" else torch.bfloat16)
     found["saved"] = difference(again.eval())
+    if dtype != "float32":
+        exact, _, _ = load_packed_judge(Path(saved), torch.float32)
+        judgements, rows = answers()
+        with torch.no_grad():
+            outputs, wanted = learner.forward(rows), exact.eval()(learner.packer.pack(rows))
+        found["rounding"] = float((outputs.logprobs.float().cpu() - wanted.logprobs)[wanted.mask].abs().mean())
+        found["engine_rounding"] = probe_difference(judgements, wanted.logprobs, wanted.score_logprobs).mean
     return found

@@ -8,7 +8,7 @@ from real_judges import real_judge
 from safetensors.torch import load_file
 
 from zr_ray.errors import JudgeError
-from zr_ray.models.hub_layout import refuse_layout, save_sharded, to_hub
+from zr_ray.models.hub_layout import head_overrides, refuse_layout, save_sharded, to_hub
 from zr_ray.models.judge import load_packed_judge
 
 
@@ -35,6 +35,21 @@ def test_a_folder_that_transformers_saved_is_refused_with_the_reason(tmp_path):
         JudgeError, match=r"experts as the hub does, \[experts, 64, 2 x intermediate\], got \[4, 96, 64\]"
     ):
         refuse_layout(turned)
+
+
+@pytest.mark.parametrize(
+    ("whole", "text", "changed"),
+    [(True, {}, True), (True, {"tie_word_embeddings": False}, True), (True, {"tie_word_embeddings": True}, False),
+     (False, {}, False), (False, {"tie_word_embeddings": True}, False)],
+)  # fmt: skip
+def test_an_engine_is_told_of_a_tied_head_where_only_the_whole_model_says_so(tmp_path, whole, text, changed):
+    (tmp_path / "config.json").write_text(json.dumps({"tie_word_embeddings": whole, "text_config": text}))
+    assert head_overrides(tmp_path) == ({"text_config": {"tie_word_embeddings": True}} if changed else {})
+
+
+def test_a_flat_configuration_needs_nothing(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"tie_word_embeddings": True}))
+    assert head_overrides(tmp_path) == {}
 
 
 def test_shards_hold_every_tensor_once_and_no_more_than_one_is_in_memory(tmp_path):

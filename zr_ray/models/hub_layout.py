@@ -60,6 +60,17 @@ def has_tied_head(folder: Path) -> bool:
     return bool(config.get("tie_word_embeddings") or config.get("text_config", {}).get("tie_word_embeddings"))
 
 
+def head_overrides(folder: Path) -> dict:
+    """What to change in the configuration an engine reads, so that it ties the output layer where the judge does; empty
+    where nothing.
+
+    transformers reads `tie_word_embeddings` of the whole model, vLLM 0.32 (qwen3_5.py) that of Qwen3.5's text part,
+    which defaults to false: its output layer, of which such a folder holds no tensor, stays uninitialized memory."""
+    config = json.loads((Path(folder) / "config.json").read_text())
+    differ = "text_config" in config and not config["text_config"].get("tie_word_embeddings")
+    return {"text_config": {"tie_word_embeddings": True}} if differ and config.get("tie_word_embeddings") else {}
+
+
 def with_head(named: Iterable[tuple[str, Tensor]], tied: bool) -> Iterator[tuple[str, Tensor]]:
     """The stream, with the token embedding a second time as output layer where the two are tied: vLLM 0.32 unties them
     when it reloads, and an output layer without a tensor of its own keeps the old weights."""

@@ -139,7 +139,7 @@ def learner_memory(judge: JudgeShape, config: LearnerSection, keeps_reference: b
         "optimizer": optimizer * trained / (ranks if stage >= 1 else 1),
     }
     if keeps_reference:
-        parts["reference"] = width * (trained if config.lora_rank else n)
+        parts["reference"] = width * (trained if config.lora_rank else n) / (ranks if stage == 3 else 1)
     least = sum(parts.values())
     tokens = config.max_tokens_per_microbatch
     parts["activations"] = activations(judge, tokens, width, config.gradient_checkpointing)

@@ -81,7 +81,7 @@ class Engine:
             foreach=True,
         )
         self._deepspeed, _, _, _ = deepspeed.initialize(
-            model=module, optimizer=optimizer, config=_deepspeed_config(config), dist_init_required=False
+            model=module, optimizer=optimizer, config=deepspeed_config(config), dist_init_required=False
         )
         self._deepspeed.train()
 
@@ -176,7 +176,8 @@ def _free_port() -> int:
         return listener.getsockname()[1]
 
 
-def _deepspeed_config(config: LearnerSection) -> dict:
+def deepspeed_config(config: LearnerSection) -> dict:
+    """What DeepSpeed is told, for an engine and for loading into shards."""
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,

@@ -6,7 +6,6 @@ update does not depend on how rows are spread over ranks or micro-batches (teste
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from zr_ray.models.packing import PackedBatch, Row
 from zr_ray.models.questions import QuestionRow
 from zr_ray.workers.engine import REMEDY, Engine, Ranks
 from zr_ray.workers.lora import Lora
+from zr_ray.workers.shards import copy_into, frozen_copy, gathered, load_frozen, save_frozen, sharded_loading
 
 Objective = Callable[[JudgeOutputs, list[int], Tensor | None], tuple[Tensor, dict[str, float]]]
 """(outputs of the micro-batch, indices of its units, reference log-probs [N, T] or None) -> (loss, metric sums)."""
@@ -58,13 +58,13 @@ class Learner:
             self.ranks.barrier,
         )
         dtype = torch.float32 if config.dtype == "float32" else torch.bfloat16
-        module, self.text, self.packer = load_packed_judge(self.judge, dtype)
+        with sharded_loading(config):
+            module, self.text, self.packer = load_packed_judge(self.judge, dtype)
         _freeze(module, config.freeze)
         self.lora = Lora(module.model, config, keep_reference) if config.lora_rank else None
         self.reference: PackedJudge | None = None
         if keep_reference and self.lora is None:
-            # copied before DeepSpeed wraps the module: under ZeRO-3 its parameters are shards afterwards
-            self.reference = copy.deepcopy(module).requires_grad_(False).eval().to(self.device)
+            self.reference = frozen_copy(module, self.judge, dtype, config).to(self.device)
         self._refers = keep_reference
         if config.gradient_checkpointing:
             # not the reentrant kind: it loses gradients where a layer's inputs need none (a frozen tower)
@@ -126,10 +126,11 @@ class Learner:
         there is no such thing."""
         if not self._refers:
             return None, None
-        # a frozen tower is the same in policy and reference: one vision forward serves both
-        shared = self.engine.module.tower_is_frozen
+        # a frozen tower is the same in policy and reference: one vision forward serves both; under ZeRO-3 a tower's
+        # weights are there only inside the forward of the whole
+        shared = self.engine.module.tower_is_frozen and self.config.zero_stage < 3
         if self.lora is not None:
-            features = self.engine.module.image_features(packed) if shared and self.config.zero_stage < 3 else None
+            features = self.engine.module.image_features(packed) if shared else None
             with self.lora.as_reference():
                 return self.engine.forward(packed, features).logprobs, features
         features = self.reference.image_features(packed) if shared else None
@@ -159,19 +160,11 @@ class Learner:
     def refresh_reference(self) -> None:
         """pi_ref <- pi (Algorithm 1, outer iteration)."""
         if self.lora is not None and self._refers:
-            import deepspeed
-
             for own, other in self.lora.pairs():
-                sharded = self.config.zero_stage == 3
-                with deepspeed.zero.GatheredParameters([own, other], modifier_rank=0, enabled=sharded):
+                with gathered([own, other], self.config, changed=True):
                     other.data.copy_(own.data)
-            return
-        if self.reference is None:
-            return
-        # not through a state dict: this gathers what ZeRO-3 has sharded, one parameter at a time
-        targets = dict(self.reference.model.named_parameters())
-        for name, value in self._named_parameters():
-            targets[name].data.copy_(value)
+        elif self.reference is not None:
+            copy_into(self.reference, self._named_parameters(), self.config)
 
     # ---- to and from disk ----
 
@@ -180,24 +173,16 @@ class Learner:
         call it.   Raises: NonFiniteError, before anything is written."""
         self.require_finite_weights()
         self.engine.save(folder, state)
-        if self.reference is not None and self.rank == 0:
-            from safetensors.torch import save_file
-
-            save_file(
-                {n: p.detach().cpu().contiguous() for n, p in self.reference.named_parameters()},
-                folder / "reference.safetensors",
-            )
+        if self.reference is not None:
+            save_frozen(self.reference, folder, self.config, self.ranks)
         self.barrier()
 
     def load(self, folder: Path) -> dict:
         """Restore what `save` wrote and return `state`. Raises CheckpointError if the files are not what save
         writes."""
-        from safetensors.torch import load_file
-
         state = self.engine.load(folder)
         if self.reference is not None:
-            # not strict: `save` writes parameters, which lists tied weights once and leaves out buffers
-            self.reference.load_state_dict(load_file(folder / "reference.safetensors"), strict=False)
+            load_frozen(self.reference, folder, self.config)
         return state
 
     def save_judge(self, folder: Path) -> None:

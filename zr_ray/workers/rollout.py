@@ -20,11 +20,12 @@ import numpy as np
 from zr_ray.config.sections import RolloutSection
 from zr_ray.errors import RolloutError, StaleWeightsError
 from zr_ray.models.engine_limits import settled, tensor_parallel
-from zr_ray.models.hub_layout import has_tied_head, save_sharded, with_head
+from zr_ray.models.hub_layout import has_tied_head, head_overrides, save_sharded, with_head
 from zr_ray.models.judge_text import JudgeText
 from zr_ray.records import Judgement, JudgeRequest
 from zr_ray.run.travel import portable
 from zr_ray.startup.torchvision_shim import child_environment
+from zr_ray.workers.experts import forget_kernels
 
 if TYPE_CHECKING:
     from ray.util.placement_group import PlacementGroup
@@ -86,6 +87,7 @@ class RolloutWorker:
 
         self._llm = LLM(
             model=str(judge),
+            hf_overrides=head_overrides(Path(judge)),
             dtype=config.dtype,
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_batched_tokens,
@@ -212,6 +214,8 @@ class RolloutWorker:
         """Load a stream of named tensors. through_files: for an engine of several processes, which an iterator cannot
         reach: each reads its part from files in shared memory, one copy a node while it lasts."""
         named = with_head(named, has_tied_head(self._folder))
+        if self.config.gpus == 0:
+            self._llm.apply_model(forget_kernels)
         if not through_files:
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": named})
             return
