@@ -100,6 +100,17 @@ class TwoNodes:
             time.sleep(0.5)
         raise RuntimeError(f"{count} node(s) were not there in {START_S:g} s: {self.log()}")
 
+    def replace(self, gone: str, come: str, resources: Mapping[str, float]) -> None:
+        """Another node joins, then the node `gone` (`a` or `b`) ends as a machine does: at once, with all it ran."""
+        self._start(come, [f"--address={self.address}"], resources)
+        self._wait(3)
+        node = psutil.Process(self._nodes["ab".index(gone)].pid)
+        for process in [node, *node.children(recursive=True)]:
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                pass
+
     def log(self) -> str:
         """The ends of what both nodes said."""
         return "\n".join(f"--- {file.name}\n{file.read_text()[-1500:]}" for file in sorted(self.folder.glob("*.log")))

@@ -33,7 +33,7 @@ class ImageMaker:
 
     def make(self, prompts: Sequence[str], seeds: Sequence[tuple[int, ...]]) -> np.ndarray:
         """[N, H, W, 3] uint8; each image depends on its prompt and its own seed alone, whoever makes it."""
-        from zr_ray.workers.reward_source import to_bytes
+        from zr_ray.workers.user_function import to_bytes
 
         worker, made = self.worker, []
         size = worker.options.micro_batch
