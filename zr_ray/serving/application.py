@@ -41,7 +41,7 @@ class RewardModel:
         self._config, self._replica = config, replica_of(config, name)
         replica = self._replica
         self._measures = Measures(serve.get_replica_context().replica_id.unique_id)
-        self._worker = held_worker(config, name)
+        self._worker = held_worker(config, name)  # of a judge: workers/reward.py
         self._worker.warm_up()  # raises: Serve never routes to a replica without a judge that answers
         self._batcher = Batcher(self._compute, replica.batch_items, replica.max_waiting_items)
         self._cache = AnswerCache(replica.cache_items, _lasting) if replica.cache_items else None
