@@ -1,7 +1,7 @@
 """Is this reward fit for this generator? Orders images of one prompt by judge and by reference, and says fit, weak or
 blind.
 
-    python jobs/evaluate_reward.py --judge student --generator zr_ray/assets/generator
+    python jobs/evaluate_reward.py --judge student                                      # the shipped generator's images
     python jobs/evaluate_reward.py --judge student --data ANNOTATED --split test        # images of your generator with
     human scores
 
@@ -25,7 +25,7 @@ import torch
 import zr_ray  # noqa: F401  (torchvision shim before transformers)
 from zr_ray.builtin.named_pools import named_pool
 from zr_ray.builtin.packed_sampler import PackedSampler
-from zr_ray.builtin.tiny_generator import load_generator
+from zr_ray.builtin.tiny_generator import ASSET, load_generator
 from zr_ray.data.annotations import load_image, read_annotations
 from zr_ray.errors import DataError, ZrRayError
 from zr_ray.judging.evaluate import human_scores
@@ -135,8 +135,10 @@ def evaluate(judge: Student, images, prompts, reference, recognized, args) -> tu
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--judge", default="student", help="judge folder, or a built-in name (default %(default)s)")
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--generator", type=Path, help="ZImagePipeline folder of the built-in world")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument(
+        "--generator", type=Path, help="ZImagePipeline folder of the built-in world (default: the shipped one)"
+    )
     source.add_argument("--data", type=Path, help="annotated set of generated images")
     parser.add_argument("--split", default="test", help="of --data (default %(default)s)")
     parser.add_argument(
@@ -160,7 +162,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--output", type=Path, default=Path("runs/reward_fitness"), help="folder for the files (default %(default)s)"
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.data is None and args.generator is None:
+        args.generator = ASSET
+    return args
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -5,7 +5,6 @@ import math
 
 import pytest
 
-from zr_ray.builtin.tiny_generator import ASSET
 from zr_ray.models.judge_text import BUILTIN_JUDGES
 from zr_ray.models.student import Student
 from zr_ray.rubric import DIMENSIONS
@@ -19,7 +18,7 @@ def measured(run_job, tmp_path, monkeypatch):
     monkeypatch.setattr(image_pool, "CACHE", tmp_path / "pools")
     sizes = ["--prompts", 3, "--images", 3, "--steps", 2, "--probes", 2, "--resamples", 50, "--guidance", 0]
     out = tmp_path / "fit"
-    code = run_job("evaluate_reward", "--judge", "student_v0", "--generator", ASSET, *sizes, "--output", out)
+    code = run_job("evaluate_reward", "--judge", "student_v0", *sizes, "--output", out)
     assert code == 0
     return out
 
