@@ -104,12 +104,7 @@ class TwoNodes:
         """Another node joins, then the node `gone` (`a` or `b`) ends as a machine does: at once, with all it ran."""
         self._start(come, [f"--address={self.address}"], resources)
         self._wait(3)
-        node = psutil.Process(self._nodes["ab".index(gone)].pid)
-        for process in [node, *node.children(recursive=True)]:
-            try:
-                process.kill()
-            except psutil.NoSuchProcess:
-                pass
+        _kill([self._nodes["ab".index(gone)]])
 
     def log(self) -> str:
         """The ends of what both nodes said."""
@@ -117,20 +112,25 @@ class TwoNodes:
 
     def stop(self) -> None:
         """End both nodes by the ids of their processes."""
-        family = []
-        for node in self._nodes:
-            if node.poll() is None:
-                process = psutil.Process(node.pid)
-                family += [process, *process.children(recursive=True)]
-        for process in family:
-            try:
-                process.kill()
-            except psutil.NoSuchProcess:
-                pass
-        psutil.wait_procs(family, timeout=20)
+        _kill(self._nodes)
         for node in self._nodes:
             node.wait(20)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _kill(nodes: list[subprocess.Popen]) -> None:
+    """End nodes and everything they started, and wait until it is gone."""
+    family = []
+    for node in nodes:
+        if node.poll() is None:
+            process = psutil.Process(node.pid)
+            family += [process, *process.children(recursive=True)]
+    for process in family:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            pass
+    psutil.wait_procs(family, timeout=20)
 
 
 def _own_address() -> str:
