@@ -315,11 +315,14 @@ def bare_train(args) -> dict:
     module, _, packer = load_packed_judge(args.judge, torch.float32)
     for name, parameter in module.model.named_parameters():
         parameter.requires_grad_(not name.startswith("model.visual"))
-    _, steps = batches(args)
+    text, steps = batches(args)
+    allowed = np.arange(text.vocab_size, dtype=np.int32)
+    # the bare engine forbids nothing, and a sampled image token would want an image; the lengths stay
+    allowed[list(text.forbidden_ids)] = text.end_id
     seconds = []
     for requests, groups in zip(steps, json.loads(args.rollouts.read_text()), strict=True):
         rows = [
-            Row(r.token_ids, r.image, tuple(np.asarray(c, np.int32) for c in g), (None,) * len(g))
+            Row(r.token_ids, r.image, tuple(allowed[c] for c in g), (None,) * len(g))
             for r, g in zip(requests, groups, strict=True)
         ]
         start = time.perf_counter()
@@ -341,6 +344,7 @@ def trl_steps(args) -> dict:
 
     from zr_ray.data.load import load_split
     from zr_ray.data.pairs import PairSchedule, preference_pairs
+    from zr_ray.models.judge_text import JudgeText
     from zr_ray.rubric import ScoringFormat
 
     torch.set_num_threads(args.threads)
@@ -386,6 +390,8 @@ def trl_steps(args) -> dict:
             bf16=False,
             gradient_checkpointing=False,
             temperature=1.0,
+            # a sampled image token would want an image in the forward of its log-probs
+            generation_kwargs={"suppress_tokens": list(JudgeText(folder).forbidden_ids)},
             shuffle_dataset=False,
             dataloader_num_workers=0,
         )
