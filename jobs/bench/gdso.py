@@ -97,13 +97,14 @@ def measure(args, folder: Path) -> dict:
         *([f"rollout.block_size={args.block_size}"] if args.block_size else []),
         "learner.freeze=[model.visual]",
     ]
-    peak = run(command, os.environ | {"RAY_ADDRESS": "local", "RAY_AUTH_MODE": "disabled"})
+    peak, kinds = run(command, os.environ | {"RAY_ADDRESS": "local", "RAY_AUTH_MODE": "disabled"})
     lines = [json.loads(line) for line in (folder / "gdso" / "metrics.jsonl").read_text().splitlines()][2:]
     phases = {n: statistics.median(line[f"time/{n}_s"] for line in lines) for n in ("step", "rollout", "train", "push")}
     figures = {
         "phases_s": phases,
         "job_steps_s": [line["time/step_s"] for line in lines],
         "peak_gib": peak,
+        "peak_gib_of": kinds,
         "tokens_per_sample": lines[0]["rollout/tokens_per_sample"],
     }
     for n, (part, name) in enumerate(
@@ -194,13 +195,23 @@ def report(args, figures: dict) -> str:
                 f" {step / bare:.2f}   (aim: at most 1.1: {met(step / bare <= 1.1)});  phases"
                 f" {', '.join(f'{n} {s:.2f}' for n, s in figures['phases_s'].items() if n != 'step')} s"
             ),
-            f"(c) peak memory of the job {figures['peak_gib']:.2f} GiB",
+            f"(c) peak memory of the job {figures['peak_gib']:.2f} GiB: "
+            + ", ".join(f"{name} {gib:.2f}" for name, gib in figures["peak_gib_of"].items()),
         ]
     )
 
 
-def run(command, environment) -> float:
-    """Run to the end; peak proportional set size of the process and its descendants, GiB. Raises CalledProcessError."""
+def kind_of(title: str) -> str:
+    """What a process of the job is, by its title: Ray's actors are called ray::<name>."""
+    for part, name in (("RolloutWorker", "engines"), ("RayTrainWorker", "learner"), ("ray::IDLE", "idle workers")):
+        if part in title:
+            return name
+    return "driver" if "jobs/gdso.py" in title else "Ray"
+
+
+def run(command, environment) -> tuple[float, dict[str, float]]:
+    """Run to the end. Returns: peak proportional set size of the process and its descendants, GiB; of what kind of
+    process it was. Raises CalledProcessError."""
     import psutil
 
     process = subprocess.Popen(
@@ -211,27 +222,29 @@ def run(command, environment) -> float:
         text=True,
         cwd=ROOT,
     )
-    peak, output = 0.0, []
+    peak, kinds, output = 0.0, {}, []
     reader = threading.Thread(target=lambda: output.extend(process.stdout), daemon=True)
     reader.start()
     while process.poll() is None:
-        total = 0
+        held: dict[str, float] = {}
         for child in (
             [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
             if process.poll() is None
             else []
         ):
             try:
-                total += child.memory_full_info().pss
+                name, pss = kind_of(" ".join(child.cmdline())), child.memory_full_info().pss
+                held[name] = held.get(name, 0.0) + pss / 2**30
             except psutil.Error:
                 continue
-        peak = max(peak, total / 2**30)
+        if sum(held.values()) > peak:
+            peak, kinds = sum(held.values()), held
         time.sleep(3)
     reader.join(5)
     if process.returncode:
         print("".join(output[-30:]))
         raise subprocess.CalledProcessError(process.returncode, command)
-    return peak
+    return peak, dict(sorted(kinds.items(), key=lambda entry: -entry[1]))
 
 
 def run_part(command, threads: int) -> dict:
@@ -280,6 +293,7 @@ def bare_generate(args) -> dict:
         max_model_len=args.max_model_len,
         enforce_eager=True,
         distributed_executor_backend="uni",
+        kv_cache_memory_bytes=2**30,
         limit_mm_per_prompt={"image": 1},
     )
     parameters = SamplingParams(

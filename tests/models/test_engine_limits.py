@@ -50,6 +50,17 @@ def test_a_question_that_cannot_be_split_fits_into_one_step(folder):
     assert on_gpu.chunked_prefill and on_gpu.max_batched_tokens == 9000
 
 
+def test_a_cache_holds_what_the_sequences_can_fill(judge_path, folder):
+    """Of the built-in judge: 4 layers x (key + value) x 2 heads x 32 numbers of 4 bytes are 2 KiB a token."""
+    made = settled(RolloutSection(max_num_seqs=256, max_model_len=100), judge_path)
+    assert made.kv_cache_gib == 256 * 128 * 2048 / 2**30
+    assert settled(RolloutSection(max_num_seqs=256, max_model_len=100, block_size=16), judge_path).kv_cache_gib == (
+        256 * 112 * 2048 / 2**30
+    )
+    assert settled(RolloutSection(max_new_tokens=1000), folder(), NEED).kv_cache_gib == 1.0  # 256 of them need more
+    assert settled(RolloutSection(kv_cache_gib=0.3), judge_path).kv_cache_gib == 0.3  # what is said stands
+
+
 def test_recurrent_layers(folder):
     kinds = ["linear_attention"] * 3 + ["full_attention"]
     shape = EngineShape.of(folder(layer_types=kinds))

@@ -28,6 +28,8 @@ BF16_SYNC_TOLERANCE = 3e-2
 above .05), 3e-3 to 1.5e-2 on CPU."""
 BATCHED_TOKENS = 8192
 """Tokens of one engine step by default: what vLLM's own default for throughput is on large GPUs."""
+CPU_CACHE_GIB = 1.0
+"""Largest key-value cache of a CPU engine by default: it is written at the start, so all of it is held."""
 VLLM_SHARE = 0.9
 """Part of a GPU that vLLM plans with by default (gpu_memory_utilization)."""
 
@@ -245,8 +247,11 @@ class RolloutSection(WorkerSection):
         ge=16,
         multiple_of=16,
     )
-    kv_cache_gib: float = field(
-        1.0, "key-value cache per engine, GiB (CPU engines; GPU engines use what is free)", gt=0
+    kv_cache_gib: float | None = field(
+        None,
+        "key-value cache per engine, GiB (CPU engines; GPU engines use what is free); null: what max_num_seqs of the"
+        f" longest sequences need, at most {CPU_CACHE_GIB:g}",
+        gt=0,
     )
     start_deadline_s: float = field(
         300.0, "seconds an engine may take to start; multi-process vLLM took 28 s on 2 cores", gt=0

@@ -10,12 +10,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +32,7 @@ from zr_ray.run.folder import RunFolder, default_root
 from zr_ray.run.launch import Plan, Started, launch
 from zr_ray.run.observe import duration, say
 from zr_ray.run.result import value_text
-from zr_ray.run.table_rows import RowRun
+from zr_ray.run.table_rows import RowRun, run_missing
 from zr_ray.world.build import data_folder
 
 CONFIG_CLASSES = {
@@ -193,66 +190,15 @@ def _run_missing(
     c = config.table
     for line in write_changed_data(c.rows.values(), folder.path, data):
         say(line)
-    missing = [run for run in runs if not run.finished]
-    failed: list[str] = []
-    running: set[subprocess.Popen] = set()
-    begun, done = time.time(), 0
-
-    def one(run: RowRun) -> None:
-        nonlocal done
-        if c.stop_after_s is not None and time.time() - started_at > c.stop_after_s:
-            return
-        if not _run(run, jobs, folder, running):
-            failed.append(run.name)
-        done += 1
-        left = len(missing) - done
-        say(
-            f"{len(runs) - left} of {len(runs)} runs"
-            + (f", about {duration((time.time() - begun) / done * left)} to go" if left else "")
-        )
-
-    with ThreadPoolExecutor(c.at_once) as pool:
-        try:
-            for later in (False, True):  # what starts from another run's judge comes after all of those
-                list(pool.map(one, [run for run in missing if bool(c.rows[run.row].of) == later]))
-        except BaseException:  # a signal: end what runs, start nothing more
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in list(running):
-                process.terminate()
-            raise
-    if done < len(missing):
-        say(
-            f"stopped after {duration(time.time() - started_at)} (table.stop_after_s) with {len(missing) - done} runs"
-            " to go; --resume goes on"
-        )
-    return failed
-
-
-def _run(run: RowRun, jobs: Path, folder: RunFolder, running: set[subprocess.Popen]) -> bool:
-    """Run one job to its end with its output in a log file; it is in `running` meanwhile. Returns whether it
-    finished."""
-    import ray
-
-    log = folder.path / "logs" / f"{run.name}.log"
-    log.parent.mkdir(exist_ok=True)
-    say(f"{run.name}: log {log}")
-    start = time.time()
-    # a process of its own per run: what one leaves in memory, or its death, is no business of the next
-    environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "PYTHONPATH": str(jobs.parent)}
-    with open(log, "a") as file:  # a resumed run goes on in its log
-        process = subprocess.Popen(
-            run.command(jobs), env=environment, stdout=file, stderr=subprocess.STDOUT, cwd=jobs.parent
-        )
-        running.add(process)
-        code = process.wait()
-        running.discard(process)
-    result = (
-        f"HPA {value_text(run.result()['rows'][-1]['pooled'], 'hpa')}"
-        if run.finished
-        else f"FAILED with code {code}: {log.read_text().splitlines()[-1:]}"
+    return run_missing(
+        runs,
+        jobs,
+        folder,
+        c.at_once,
+        None if c.stop_after_s is None else started_at + c.stop_after_s,
+        lambda run: f"HPA {value_text(run.result()['rows'][-1]['pooled'], 'hpa')}",
+        lambda run: bool(c.rows[run.row].of),  # what starts from another run's judge comes after all of those
     )
-    say(f"{run.name}: {result}, {duration(time.time() - start)}")
-    return run.finished
 
 
 def _speeds(

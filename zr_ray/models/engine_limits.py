@@ -12,7 +12,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from zr_ray.config.sections import BATCHED_TOKENS, VLLM_SHARE, RolloutSection
+from zr_ray.config.sections import BATCHED_TOKENS, CPU_CACHE_GIB, VLLM_SHARE, RolloutSection
 from zr_ray.data.run_data import Need
 from zr_ray.errors import ConfigError, JudgeError
 from zr_ray.models.hub_layout import refuse_layout
@@ -23,6 +23,8 @@ DIRECT = 16
 """Tokens that a direct question adds to a reasoned one at most: an empty thinking block, the marker, the score."""
 UNKNOWN = 8192
 """Longest sequence, tokens, where neither data nor configuration says one."""
+CPU_BLOCK = 128
+"""Tokens of a cache block on CPU, vLLM's own choice."""
 GIB = 2**30
 WIDTH = {"float32": 4, "bfloat16": 2}
 
@@ -105,6 +107,7 @@ def settled(rollout: RolloutSection, folder: Path, need: Need | None = None) -> 
             "prefix_caching": prefix,
             "largest_image": image,
             "enforce_eager": not on_gpu if rollout.enforce_eager is None else rollout.enforce_eager,
+            "kv_cache_gib": rollout.kv_cache_gib or _cache_gib(rollout, length, shape),
             "gpu_memory_frac": rollout.gpu_memory_frac or VLLM_SHARE * (min(rollout.gpus, 1.0) if on_gpu else 1.0),
         }
     )
@@ -171,6 +174,16 @@ def _refuse_split(parts: int, shape: EngineShape) -> None:
             f"rollout.gpus splits one engine over that many GPUs, {parts} does not divide the judge's"
             f" {', '.join(broken)}; take a number that does, or raise rollout.workers instead"
         )
+
+
+def _cache_gib(rollout: RolloutSection, length: int, shape: EngineShape) -> float:
+    """What the engine's sequences can fill, at least one whole one, at most the default: a preemption is slow, not
+    wrong."""
+    block = rollout.block_size or CPU_BLOCK
+    one = shape.cache_bytes(-(-length // block) * block, WIDTH[rollout.dtype]) / GIB
+    if shape.recurrent:  # their state is in it too, and is not counted here
+        return max(one, CPU_CACHE_GIB)
+    return max(one, min(rollout.max_num_seqs * one, CPU_CACHE_GIB))
 
 
 def _refuse_cache(rollout: RolloutSection, shape: EngineShape) -> None:

@@ -42,7 +42,6 @@ def engine_environment(config: RolloutSection) -> dict[str, str]:
     return child_environment() | {
         # in-process engine: starts in 3 s instead of 25 s, nothing is pickled between processes
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(config.kv_cache_gib))),
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "WARNING",
@@ -75,6 +74,7 @@ class RolloutWorker:
 
     def __init__(self, judge: str | Path, config: RolloutSection) -> None:
         os.environ.update(engine_environment(config))
+        os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # whole GiB, and it would win over what is settled here
         self.text = JudgeText(Path(judge))
         self.config = config = settled(config, Path(judge))
         # nobody has pushed weights yet; the folder's own weights are never rolled out unverified
@@ -100,7 +100,7 @@ class RolloutWorker:
             # the model in this process, where one GPU is enough: pushes need no second hop
             distributed_executor_backend="uni" if self._parts == 1 else "mp",
             tensor_parallel_size=self._parts,
-            **({"gpu_memory_utilization": config.gpu_memory_frac} if config.gpus > 0 else {}),
+            **self._memory(config),
             # log-probs after masking and temperature, which is the distribution that was sampled from
             logprobs_mode="processed_logprobs",
             max_logprobs=len(self.text.label_ids),
@@ -109,6 +109,13 @@ class RolloutWorker:
             seed=0,  # of the engine; every request brings its own
             disable_log_stats=True,
         )
+
+    @staticmethod
+    def _memory(config: RolloutSection) -> dict[str, float | int | None]:
+        """How much the engine may take: part of a GPU, or bytes of cache."""
+        if config.gpus > 0:
+            return {"gpu_memory_utilization": config.gpu_memory_frac}
+        return {"kv_cache_memory_bytes": int((config.kv_cache_gib or 0) * 2**30)}
 
     def generate(
         self,

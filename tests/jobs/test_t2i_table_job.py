@@ -1,0 +1,39 @@
+"""A table of text-to-image runs as a user makes it."""
+
+import json
+
+import pytest
+
+
+@pytest.mark.slow
+def test_a_table_is_made_of_real_runs_and_repeats_none(ray_cluster, run_job, tmp_path):
+    small = [
+        "generator.compiled=false",
+        "generator.steps=3",
+        "prompts.held_out=4",
+        "held_out.watched=2",
+        "held_out.every_steps=1",
+        "held_out.bootstrap_resamples=20",
+        "held_out.grid=4",
+        "actor.warmup_steps=0",
+        "actor.cpus=0.5",
+        "reward.cpus=0.5",
+        "t2i.prompts_per_step=2",
+        "t2i.group_size=2",
+        "t2i.steps=1",
+    ]
+    told = [
+        f"table.overrides={json.dumps(small)}",
+        'table.rows={"nft": [], "flowbp": ["t2i.algorithm=flowbp"]}',
+        "table.beside=[nft]",
+        "table.seeds=[0]",
+        f"run.root={tmp_path}",
+        "run.name=table",
+    ]
+    assert run_job("t2i_table", *told) == 0
+    rows = json.loads((tmp_path / "table/table.json").read_text())["rows"]
+    assert [row["row"] for row in rows[:2]] == ["nft", "flowbp"] and len(rows) == 2 + 4
+    assert rows[0]["images"] == 4 and rows[1]["images"] == 2
+    first = (tmp_path / "table/rows/nft-s0/result.json").stat().st_mtime_ns
+    assert run_job("t2i_table", *told, "--resume", "table") == 0
+    assert (tmp_path / "table/rows/nft-s0/result.json").stat().st_mtime_ns == first

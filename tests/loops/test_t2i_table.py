@@ -1,0 +1,83 @@
+"""Tables of text-to-image runs: planned runs, rows pooled over seeds, what the table says."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from zr_ray.config.loader import load_config
+from zr_ray.config.t2i_table import T2iTableConfig
+from zr_ray.errors import ConfigError
+from zr_ray.loops.t2i_table import t2i_rows, t2i_runs
+from zr_ray.report.t2i_table import t2i_markdown
+
+CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
+
+
+def load(name="t2i_table_images", *overrides):
+    return load_config(T2iTableConfig, CONFIGS / f"{name}.yaml", list(overrides))
+
+
+@pytest.mark.parametrize("name", ["t2i_table_images", "t2i_table_minutes"])
+def test_every_run_of_the_named_tables_loads(name, tmp_path):
+    runs = t2i_runs(load(name), tmp_path, CONFIGS)
+    assert len(runs) == 7 * 3 and [run.name for run in runs[:2]] == ["nft-s0", "flow_grpo-s0"]
+    beside = [run.name for run in runs if "held_out.beside=true" in run.overrides]
+    assert beside == ["nft-s0"]  # once: the untrained generator is the same for all
+
+
+def test_equal_images(tmp_path):
+    """The budget that the table is named after."""
+    from zr_ray.config.t2i import T2iConfig
+
+    for run in t2i_runs(load(), tmp_path, CONFIGS):
+        c = load_config(T2iConfig, run.config, list(run.overrides))
+        images = c.t2i.steps * c.t2i.prompts_per_step * (c.t2i.group_size if c.is_policy else 1)
+        assert images in (2000, 2016), run.name
+
+
+def test_a_wrong_row_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"t2i\.algorithm"):
+        t2i_runs(load("t2i_table_images", 'table.rows={"a": ["t2i.algorithm=ppo"]}'), tmp_path, CONFIGS)
+
+
+def change(difference, before=1.0):
+    return {
+        "before": before,
+        "after": before + difference,
+        "difference": difference,
+        "low": difference - 0.1,
+        "high": difference + 0.2,
+    }
+
+
+def write_run(folder, overrides, verifier, alarms=()):
+    folder.mkdir(parents=True)
+    lines = [f"{key.split('.')[1]}: {value}" for key, value in (o.split("=") for o in overrides)]
+    (folder / "config.resolved.yaml").write_text("t2i:\n" + "".join(f"  {line}\n" for line in lines))
+    looks = [{"step": step, "alarm": ["up alone"] if step in alarms else []} for step in (7, 14, 21)]
+    (folder / "looks.jsonl").write_text("".join(json.dumps(look) + "\n" for look in looks))
+    figures = {"verifier/sum": change(verifier), "image/seed_distance": change(-1.0, before=10.0)}
+    result = {"figures": figures, "gsb": {}, "training_s": 60.0, "steps": 21, "status": "SUCCEEDED", "beside": {}}
+    (folder / "result.json").write_text(json.dumps(result))
+
+
+def test_rows_are_means_over_the_seeds_that_are_there(tmp_path):
+    config = load(
+        "t2i_table_images", "table.seeds=[0, 1]", 'table.rows={"nft": [], "flowbp": ["t2i.algorithm=flowbp"]}'
+    )
+    runs = t2i_runs(config, tmp_path, CONFIGS)
+    write_run(tmp_path / "rows/nft-s0", ["t2i.steps=21"], 1.0)
+    write_run(tmp_path / "rows/nft-s1", ["t2i.steps=21"], 2.0, alarms=(14, 21))
+    write_run(tmp_path / "rows/flowbp-s0", ["t2i.steps=21", "t2i.algorithm=flowbp"], 0.5)
+    nft, flowbp = t2i_rows(config, runs)
+    assert nft["verifier/sum"] == {
+        "difference": 1.5,
+        "low": pytest.approx(1.4),
+        "high": pytest.approx(1.7),
+        "each": [1.0, 2.0],
+    }
+    assert nft["seed_distance"] == pytest.approx(0.9) and nft["first_alarm"] == [None, 14]
+    assert (nft["images"], flowbp["images"]) == (21 * 8 * 12, 21 * 8)
+    text = t2i_markdown([nft, flowbp])
+    assert "+1.50 [1.40, 1.70] +1.00 +2.00" in text and "| - 14 |" in text and "+0.50 [0.40, 0.70] |" in text

@@ -1,0 +1,51 @@
+"""Configuration of `jobs/t2i_table.py`: which algorithms, at which budget, with which seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, field_validator
+
+from zr_ray.config.sections import RunSection, Section, field
+
+
+class T2iTableSection(Section):
+    """The table."""
+
+    config: Path = field(Path("t2i_tiny.yaml"), "the named run of every row, relative to the configuration folder")
+    overrides: tuple[str, ...] = field((), "key=value for every run, before the row's own: the budget, for instance")
+    rows: dict[str, tuple[str, ...]] = field(
+        {"nft": ()}, "row name -> its key=value, in the order of the table", min_length=1
+    )
+    beside: tuple[str, ...] = field(
+        (), "rows whose first run also measures the untrained generator with guidance, best of 2 and twice the steps"
+    )
+    seeds: tuple[int, ...] = field((0, 1, 2), "training seeds of every row", min_length=1)
+    at_once: int = field(
+        1, "runs at the same time; more share the machine, and a budget of seconds is not the same", ge=1
+    )
+    stop_after_s: float | None = field(
+        None, "start no further run after so many seconds; --resume goes on; null: no limit", gt=0
+    )
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) != len(seeds) or any(seed < 0 for seed in seeds):
+            raise ValueError(f"must be different numbers from 0 up, got {list(seeds)}")
+        return seeds
+
+    @field_validator("rows")
+    @classmethod
+    def _folder_names(cls, rows: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        for name in rows:
+            if not name or not all(letter.isalnum() or letter in "-_." for letter in name):
+                raise ValueError(f"names become folders: letters, digits, dots, dashes, underscores, got {name!r}")
+        return rows
+
+
+class T2iTableConfig(Section):
+    """Configuration of the table job."""
+
+    run: RunSection = Field(default_factory=RunSection)
+    table: T2iTableSection = Field(default_factory=T2iTableSection)
