@@ -6,9 +6,11 @@ Refused is what the run would stumble over, counted what it can live with but pe
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import io
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -99,7 +101,8 @@ def load_run_data(
     twin_findings([*train, *(held_out if split != "train" else ())], prints, findings)
     scale_findings(train, held_out, read_rubric(folder), findings)
     held_out_findings(held_out, split, findings)
-    pairs = tuple(preference_pairs(train, dimensions))
+    with _collector_off():
+        pairs = tuple(preference_pairs(train, dimensions))
     digest = _digest([*train, *held_out], prints)
     need = getattr(check, "need", None)
     return RunData(Path(folder), tuple(train), tuple(held_out), pairs, findings.lines(), digest, need)
@@ -144,9 +147,10 @@ def _decoded(
 ) -> Iterator[AnnotatedImage]:
     """Records of some splits with what is known of their images: from the index, where that holds, else decoded, noted
     and fingerprinted; the pixels are dropped again."""
-    records = [(where, item) for where, item in located_annotations(folder) if item.split in splits]
-    index = ImageIndex(annotation_file(folder).parent)
-    indexed = [index.about(item.image) for _, item in records]
+    with _collector_off():
+        records = [(where, item) for where, item in located_annotations(folder) if item.split in splits]
+        index = ImageIndex(annotation_file(folder).parent)
+        indexed = [index.about(item.image) for _, item in records]
     new = [n for n, row in enumerate(indexed) if row is None]
     heads = {n: _glance(records[n][1].image, records[n][0]) for n in new} if len(new) > FEW else {}
     chosen = (
@@ -177,6 +181,19 @@ def _decoded(
         if reason is not None:
             raise DataError(f"{where}: item {item.id!r}: {reason}")
         yield item
+
+
+@contextmanager
+def _collector_off() -> Iterator[None]:
+    """Records are a million objects that stay, in no cycle: the garbage collector's passes over those of 100,000 took
+    half the time. Not for blocks that decode: what an image library leaves behind may need collecting."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _glance(path: Path, where: str) -> tuple[int, int, str]:
