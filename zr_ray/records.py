@@ -49,6 +49,25 @@ class PreferencePair:
 
 
 @dataclass(frozen=True)
+class EncodedImage:
+    """An image on its way: its file's bytes, a tenth of its pixels. `data.encoded` makes it, and pixels of it where
+    they are used."""
+
+    content: bytes = field(repr=False)
+    """The whole file, in one of `data.images.FORMATS`."""
+    name: str
+    """What errors call it, for example its path."""
+    background: tuple[int, int, int]
+    """RGB that transparent pixels are composited on, of the process that read the file."""
+    key: str
+    """32 hex digits of content and background: equal keys are equal pixels."""
+
+
+AnyImage = np.ndarray | EncodedImage
+"""[H, W, 3] uint8 RGB, or a file that decodes to it (`data.encoded.pixels`)."""
+
+
+@dataclass(frozen=True)
 class JudgeRequest:
     """One question to a judge: one image, one dimension."""
 
@@ -56,8 +75,8 @@ class JudgeRequest:
     """Names the question in logs and errors, e.g. "g12-3/realism"."""
     token_ids: np.ndarray
     """[P] int32: chat-formatted prompt, the image as one single placeholder token."""
-    image: np.ndarray
-    """[H, W, 3] uint8 RGB."""
+    image: AnyImage
+    """The image asked about; as a file it is decoded by the engine's process, once for all its questions."""
     seed: int
     """Seeds this request's samples; sample i uses seed + i."""
 

@@ -1,9 +1,12 @@
-"""Seconds until a run knows its data, and the driver's memory, for data sets of several sizes.
+"""Seconds from a run's first look at its data to its first questions, and the driver's memory, for data sets of several
+sizes, before and after they are indexed.
 
     python jobs/bench/data_start.py --records 1000 100000 --distinct 2000 --side 1024
 
-Writes sets of JPEG images (so many distinct ones, the rest hard links) and reads each in a process of its own, as a
-driver does: records, headers, an even sample decoded, every prompt measured against the judge. Prints one line a set.
+Writes sets of JPEG images (so many distinct ones, the rest hard links) and reads each in a process of its own: as a
+driver does (records, what is known of the images, every prompt measured against the judge), then as a learner rank gets
+it (the task pickled and back, the schedule, the requests of step 1). Prints two lines a set. Ray, engines and weights
+take the same time whatever the data, and are left out.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import pickle
 import subprocess
 import sys
 import tempfile
@@ -21,6 +25,8 @@ import numpy as np
 from PIL import Image
 
 from zr_ray.config.arguments import whole
+
+INDEX_JOB = Path(__file__).parents[1] / "data/index.py"
 
 
 def write_set(folder: Path, records: int, images: list[Path]) -> Path:
@@ -54,8 +60,11 @@ def write_images(folder: Path, count: int, side: int) -> list[Path]:
 
 
 def measure(folder: Path, judge: str) -> None:
-    """Read the set as a driver does, and print what it took."""
+    """Read the set as a driver and a rank do, and print what it took."""
+    from zr_ray.data.image_index import INDEX_FILE
+    from zr_ray.data.pairs import PairSchedule
     from zr_ray.data.run_data import load_run_data
+    from zr_ray.judging.ask import pair_requests
     from zr_ray.models.item_check import JudgeItemCheck
     from zr_ray.models.judge_text import JudgeText, judge_folder
 
@@ -64,8 +73,17 @@ def measure(folder: Path, judge: str) -> None:
     before, start, worked = _pss_mib(), time.perf_counter(), time.process_time()
     data = load_run_data(folder, "test", check, ("realism",))
     spent, worked = time.perf_counter() - start, time.process_time() - worked
+    pss = _pss_mib() - before
+    start, asked_at = time.perf_counter(), time.process_time()
+    task = pickle.dumps((data.pairs, data.held_out))
+    pairs, _ = pickle.loads(task)
+    pair_requests(text, PairSchedule(list(pairs), 48, 0).batch(0), 0, 0, range(48))
+    asked, asked_cpu = time.perf_counter() - start, time.process_time() - asked_at
     counts = {"records": len(data.train) + len(data.held_out), "pairs": len(data.pairs)}
-    measured = {"seconds": round(spent, 1), "cpu_s": round(worked, 1), "pss_mib": round(_pss_mib() - before)}
+    counts["indexed"] = (folder / INDEX_FILE).is_file()
+    measured = {"read_s": round(spent, 1), "read_cpu_s": round(worked, 1), "pss_mib": round(pss)}
+    measured |= {"asked_s": round(asked, 1), "asked_cpu_s": round(asked_cpu, 1)}
+    measured["task_mib"] = round(len(task) / 2**20, 1)
     print(json.dumps(counts | measured))
 
 
@@ -92,7 +110,12 @@ def main() -> None:
         for records in args.records:
             folder = write_set(Path(root) / str(records), records, images)
             command = [sys.executable, __file__, "--measure", str(folder), "--judge", args.judge]
-            print(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip(), flush=True)
+            for indexed in (False, True):
+                if indexed:
+                    start = time.perf_counter()
+                    subprocess.run([sys.executable, INDEX_JOB, folder], capture_output=True, check=True)
+                    print(f"indexed in {time.perf_counter() - start:.0f} s", flush=True)
+                print(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip(), flush=True)
 
 
 if __name__ == "__main__":

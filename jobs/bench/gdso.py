@@ -284,6 +284,8 @@ def bare_generate(args) -> dict:
     from PIL import Image
     from vllm import LLM, SamplingParams
 
+    from zr_ray.data.encoded import pixels
+
     text, steps = batches(args)
     llm = LLM(
         str(args.judge),
@@ -306,7 +308,7 @@ def bare_generate(args) -> dict:
     seconds, kept = [], []
     for requests in steps:
         prompts = [
-            {"prompt_token_ids": r.token_ids.tolist(), "multi_modal_data": {"image": Image.fromarray(r.image)}}
+            {"prompt_token_ids": r.token_ids.tolist(), "multi_modal_data": {"image": Image.fromarray(pixels(r.image))}}
             for r in requests
         ]
         start = time.perf_counter()

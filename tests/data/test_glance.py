@@ -13,9 +13,10 @@ from zr_ray.data.run_data import load_run_data
 from zr_ray.errors import DataError
 
 
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp", "tiff"])
 @pytest.mark.parametrize("orientation", [None, 1, 3, 6, 8])
-def test_a_header_tells_the_size_that_the_decoder_gives(tmp_path, orientation):
-    path, exif = tmp_path / "a.jpg", Image.Exif()
+def test_a_header_tells_the_size_that_the_decoder_gives(tmp_path, orientation, kind):
+    path, exif = tmp_path / f"a.{kind}", Image.Exif()
     if orientation:
         exif[0x0112] = orientation
     Image.fromarray(np.zeros((30, 50, 3), np.uint8)).save(path, exif=exif)

@@ -1,5 +1,6 @@
 """Labeling with a real vLLM teacher through Ray Data: killed workers and drivers lose and duplicate nothing."""
 
+import hashlib
 import os
 import signal
 
@@ -167,3 +168,21 @@ def test_seeds_follow_the_content_not_the_order(judge_path):
     one, other = teacher_requests(text, [a, b], 3), teacher_requests(text, [b, a], 3)
     assert [r.seed for r in one[:4]] == [r.seed for r in other[4:]] and len({r.seed for r in one}) == 8
     assert {r.seed for r in one}.isdisjoint(r.seed for r in teacher_requests(text, [a, b], 4))
+
+
+def test_a_file_is_read_again_when_it_has_changed(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"one")
+    item = AnnotatedImage("a", "g", "train", "a cat", path, {})
+    (first,) = fingerprints([item])
+    assert first == hashlib.sha256(b"a cat\0one").hexdigest()[:32]  # what label sets on disk are named by
+    os.utime(path, ns=(0, 5))
+    path.write_bytes(b"two")
+    os.utime(path, ns=(0, 6))
+    assert fingerprints([item]) == [hashlib.sha256(b"a cat\0two").hexdigest()[:32]]
+    path.write_bytes(b"six")
+    os.utime(path, ns=(0, 6))  # the same size and time: not read
+    assert fingerprints([item]) == [hashlib.sha256(b"a cat\0two").hexdigest()[:32]]
+    path.unlink()
+    with pytest.raises(DataError, match=r"item 'a': image .*a.png cannot be read"):
+        fingerprints([item])

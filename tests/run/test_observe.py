@@ -1,5 +1,6 @@
 """Waits and gauges against a real Ray."""
 
+import threading
 import time
 import urllib.request
 
@@ -8,7 +9,7 @@ import pytest
 from zr_ray.config.gdso import GdsoConfig
 from zr_ray.errors import DeadlineError
 from zr_ray.run.folder import RunFolder
-from zr_ray.run.observe import Metrics, wait_for
+from zr_ray.run.observe import Metrics, wait_for, within
 
 
 @pytest.fixture
@@ -74,3 +75,42 @@ def test_metrics_reach_the_node_s_prometheus_endpoint(ray_cluster, tmp_path):
     sink.close()
     sink._refresher.join(30)
     assert not sink._refresher.is_alive()
+
+
+def test_values_within_a_deadline_come_unchanged_and_their_error_too():
+    def values():
+        yield 1
+        yield 2
+        raise KeyError("three")
+
+    got = within(values(), 5.0, "the next value", "wait longer")
+    assert [next(got), next(got)] == [1, 2]
+    with pytest.raises(KeyError, match="three"):
+        next(got)
+
+
+def test_a_value_that_does_not_come_is_named_with_the_remedy():
+    def values():
+        yield 1
+        time.sleep(1.0)
+        yield 2
+
+    got = within(values(), 0.2, "the next value", "wait longer")
+    assert next(got) == 1
+    with pytest.raises(DeadlineError, match="the next value did not come in 0 s; wait longer"):
+        next(got)
+
+
+def test_who_stops_early_stops_the_values():
+    closed = threading.Event()
+
+    def values():
+        try:
+            yield from range(1, 10**9)
+        finally:
+            closed.set()
+
+    got = within(values(), 5.0, "the next value", "wait longer")
+    assert next(got) == 1
+    got.close()
+    assert closed.wait(5.0)

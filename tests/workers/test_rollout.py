@@ -1,16 +1,20 @@
 """The rollout worker on a real vLLM engine: same log-probs as the learner's forward, versions, pushes that are
 proved."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from zr_ray.config.sections import SyncTolerance, WeightsSection
-from zr_ray.errors import WeightSyncError
+from zr_ray.data.encoded import pixels
+from zr_ray.errors import DataError, WeightSyncError
 from zr_ray.judging.ask import generate, question, score, workers_of_rank
 from zr_ray.loops.push import WeightPush
 from zr_ray.models.judge import load_packed_judge
 from zr_ray.models.packing import Row
+from zr_ray.records import EncodedImage
 from zr_ray.rubric import DIMENSIONS
 from zr_ray.workers.recovery import Recovery
 from zr_ray.workers.weights import make_buckets, probe_difference
@@ -138,3 +142,19 @@ def test_buckets_hold_every_parameter_once(judge):
 def test_ranks_share_workers():
     assert workers_of_rank(["a", "b", "c"], 0, 2) == ["a", "c"]
     assert workers_of_rank(["a"], 1, 2) == ["a"]
+
+
+def test_an_image_is_answered_alike_as_a_file_and_as_pixels(fleet, requests):
+    arrays = [replace(r, image=pixels(r.image)) for r in requests]
+    assert all(isinstance(r.image, EncodedImage) for r in requests)
+    files, plain = (generate(fleet.workers, asked, 2, 1.0, 120, "test") for asked in (requests, arrays))
+    for a, b in zip((j for g in files for j in g), (j for g in plain for j in g), strict=True):
+        assert np.array_equal(a.token_ids, b.token_ids) and np.array_equal(a.logprobs, b.logprobs)
+
+
+def test_a_file_that_is_damaged_behind_its_header_is_named(fleet, judge, world_items, tmp_path):
+    path = tmp_path / "cut.png"
+    path.write_bytes(world_items[0].image.read_bytes()[:-100])
+    asked = question(judge[1], replace(world_items[0], image=path), "realism", 0)
+    with pytest.raises(DataError, match=r"^[^\n]*cut.png: wanted a decodable image[^\n]*$"):
+        generate(fleet.workers, [asked], 1, 0.0, 120, "test")

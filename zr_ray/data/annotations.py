@@ -25,6 +25,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -57,17 +58,32 @@ def read_annotations(
         yield item
 
 
-def located_annotations(path: Path | str, *, split: str | None = None) -> Iterator[tuple[str, AnnotatedImage]]:
-    """("FILE: line N", record) of every record; arguments and errors as `read_annotations`."""
+def located_annotations(
+    path: Path | str, *, split: str | None = None, images_exist: bool = True
+) -> Iterator[tuple[str, AnnotatedImage]]:
+    """("FILE: line N", record) of every record; arguments and errors as `read_annotations`.
+
+    Args: images_exist: False takes records whose image file is missing, too."""
     if split is not None and split not in SPLITS:
         raise DataError(f"wanted a split of {', '.join(SPLITS)}, got {split!r}; correct the name")
-    file = _annotation_file(Path(path))
+    file = annotation_file(path)
     rubric = read_rubric(file)
+    raws = parquet_records(file, str(file)) if file.suffix == ".parquet" else json_lines(file)
+    checked = ((where, checked_record(raw, where, file.parent, rubric, images_exist)) for where, raw in raws)
+    yield from consistent_records(checked, str(file), split)
+
+
+def consistent_records(
+    records: Iterable[tuple[str, AnnotatedImage]], name: str, split: str | None = None
+) -> Iterator[tuple[str, AnnotatedImage]]:
+    """Records of one set, checked against one another: unique ids, one prompt and one split a group.
+
+    Args: records: ("FILE: line N", record). name: of the set, for messages. split: what is yielded, None for all.
+    Raises: DataError, at the end if there was nothing to yield."""
     ids: dict[str, str] = {}
     groups: dict[str, tuple[str, str, str]] = {}
     counts = dict.fromkeys(SPLITS, 0)
-    for where, raw in _raw_parquet(file) if file.suffix == ".parquet" else json_lines(file):
-        item = checked_record(raw, where, file.parent, rubric)
+    for where, item in records:
         if item.id in ids:
             raise DataError(
                 f"{where}: wanted unique ids, id {item.id!r} is already at {ids[item.id]}; rename or remove one of"
@@ -91,7 +107,7 @@ def located_annotations(path: Path | str, *, split: str | None = None) -> Iterat
     if not (counts[split] if split else sum(counts.values())):
         held = ", ".join(f"{name} {count}" for name, count in counts.items())
         raise DataError(
-            f"{file}: wanted records of split {split or 'any'!r}, got none (records: {held}); add some or choose"
+            f"{name}: wanted records of split {split or 'any'!r}, got none (records: {held}); add some or choose"
             " another"
         )
 
@@ -103,8 +119,9 @@ def _decoded(item: AnnotatedImage, where: str, max_pixels: int) -> None:
         raise DataError(f"{where}: {error}") from error
 
 
-def _annotation_file(path: Path) -> Path:
-    """The annotation file of a folder, or the file itself."""
+def annotation_file(path: Path | str) -> Path:
+    """The annotation file of a folder, or the file itself.   Raises: DataError."""
+    path = Path(path)
     if path.is_file():
         if path.suffix[1:] not in FILES:
             raise DataError(
@@ -121,17 +138,20 @@ def _annotation_file(path: Path) -> Path:
     return found[0]
 
 
-def _raw_parquet(file: Path) -> Iterator[tuple[str, dict]]:
+def parquet_records(source: Path | BinaryIO, name: str, batch_rows: int = 1024) -> Iterator[tuple[str, dict]]:
+    """Every row of a Parquet file as ("NAME: line N", record without nulls), streamed: memory is that of `batch_rows`
+    rows and of one page of each column, whatever the file's row groups.   Raises: DataError."""
     number = 0
     try:
-        with pq.ParquetFile(file) as table:
-            for batch in table.iter_batches(batch_size=1024):
+        # columns are read through a buffer, not a row group at a time
+        with pq.ParquetFile(source, buffer_size=2**20, pre_buffer=False) as table:
+            for batch in table.iter_batches(batch_size=batch_rows, use_threads=False):
                 for row in batch.to_pylist():
                     number += 1
-                    yield f"{file}: line {number}", _without_nulls(row)
+                    yield f"{name}: line {number}", _without_nulls(row)
     except (pa.ArrowException, OSError) as error:
         raise DataError(
-            f"{file}: wanted a Parquet file, pyarrow says after record {number}: {error}; write the file again"
+            f"{name}: wanted a Parquet file, pyarrow says after record {number}: {error}; write the file again"
         ) from error
 
 

@@ -43,9 +43,13 @@ def check_head(
         raise DataError(f"{where}: wanted split {', '.join(SPLITS)}, got {raw['split']!r}; correct it")
 
 
-def checked_record(raw: dict, where: str, root: Path, rubric: Rubric = PAPER) -> AnnotatedImage:
-    """The item of a raw record. where: file and line, for messages. root: folder of the images. rubric: of the data
-    set.   Raises: DataError."""
+def checked_record(
+    raw: dict, where: str, root: Path, rubric: Rubric = PAPER, image_exists: bool = True
+) -> AnnotatedImage:
+    """The item of a raw record.
+
+    Args: where: file and line, for messages. root: folder of the images. rubric: of the data set. image_exists: whether
+    the image file must be there.   Raises: DataError."""
     check_head(raw, where, REQUIRED, OPTIONAL, strings=(*REQUIRED[:-1], "origin"))
     reasoning = _per_dimension(raw, "reasoning", where, rubric)
     for dimension, text in reasoning.items():
@@ -64,7 +68,7 @@ def checked_record(raw: dict, where: str, root: Path, rubric: Rubric = PAPER) ->
         d: _on_scale(value, f"{where}: truth.{d}", rubric)
         for d, value in _per_dimension(raw, "truth", where, rubric).items()
     }
-    image = image_path(raw["image"], where, root)
+    image = image_path(raw["image"], where, root, image_exists)
     return AnnotatedImage(
         raw["id"],
         raw["group"],
@@ -127,15 +131,18 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def image_path(name: str, where: str, root: Path) -> Path:
-    """Absolute path of an image named relative to `root`.   Raises: DataError if it is absolute, outside, or no
-    file."""
-    path = Path(os.path.normpath(root.absolute() / name))
-    if os.path.isabs(name) or not path.is_relative_to(os.path.normpath(root.absolute())):
+def image_path(name: str, where: str, root: Path, must_exist: bool = True) -> Path:
+    """Absolute, normalized path of an image named relative to `root`.
+
+    Raises: DataError if it is absolute, outside, or (must_exist) no file."""
+    base = os.path.abspath(root)  # strings: paths would take most of the time of a large set
+    whole = os.path.normpath(os.path.join(base, name))
+    if os.path.isabs(name) or not (whole + os.sep).startswith(base.rstrip(os.sep) + os.sep):
         raise DataError(
             f"{where}: wanted an image path relative to and inside {root}, got {name!r}; move the image there"
         )
-    if not is_file(path):
+    path = Path(whole)
+    if must_exist and not is_file(path):
         raise DataError(
             f"{where}: wanted an image file at {str(path)!r}, there is none{_near(path, name, root)}; correct 'image'"
             " or add the file"

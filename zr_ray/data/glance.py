@@ -28,7 +28,7 @@ def glance(path: Path) -> tuple[int, int, str]:
     size = path.stat().st_size
     with open(path, "rb") as file:
         head = file.read(HEAD)
-    digest = hashlib.blake2b(f"{size}:".encode() + head, digest_size=16).hexdigest()
+    digest = head_hash(size, head)
     try:
         height, width = _size(io.BytesIO(head))
     except Exception:  # a header longer than HEAD, or none: the whole file says which
@@ -45,10 +45,16 @@ def glance(path: Path) -> tuple[int, int, str]:
     return height, width, digest
 
 
+def head_hash(size: int, head: bytes) -> str:
+    """32 hex digits of a file by its size and its first HEAD bytes."""
+    return hashlib.blake2b(f"{size}:".encode() + head, digest_size=16).hexdigest()
+
+
 def _size(file) -> tuple[int, int]:
     with Image.open(file, formats=tuple(FORMATS)) as image:
         width, height = image.size
-        turned = image.format == "JPEG" and image.getexif().get(0x0112) in SIDEWAYS
+        # Pillow turns a TIFF itself; a PNG without EXIF in front would be decoded to look for one behind the pixels
+        turned = image.format != "TIFF" and "exif" in image.info and image.getexif().get(0x0112) in SIDEWAYS
     return (width, height) if turned else (height, width)
 
 

@@ -13,10 +13,12 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,9 @@ from zr_ray.records import AnnotatedImage
 from zr_ray.rubric import Rubric
 
 MANIFEST = "manifest.json"
+KEPT_FINGERPRINTS = 2**18
+"""Fingerprints that a process keeps, some 300 bytes each: driver and learners ask for those of all items again and
+again."""
 
 
 def label_schema(rubric: Rubric) -> pa.Schema:
@@ -62,18 +67,26 @@ class Label:
 
 
 def fingerprint(item: AnnotatedImage) -> str:
-    """32 hex digits of prompt and image file. Raises DataError if the file cannot be read."""
+    """32 hex digits of prompt and image file. A process reads a file once, and again when its size or time has changed.
+
+    Raises: DataError if the file cannot be read."""
     try:
-        content = item.image.read_bytes()
+        status = os.stat(item.image)
+        return _fingerprint(item.prompt, str(item.image), status.st_size, status.st_mtime_ns)
     except OSError as error:
         raise DataError(
             f"item {item.id!r}: image {item.image} cannot be read ({error.strerror}); add the file"
         ) from error
-    return hashlib.sha256(item.prompt.encode() + b"\0" + content).hexdigest()[:32]
+
+
+@lru_cache(KEPT_FINGERPRINTS)
+def _fingerprint(prompt: str, path: str, size: int, mtime_ns: int) -> str:
+    """size, mtime_ns: of the file, they only tell which of its states is meant."""
+    return hashlib.sha256(prompt.encode() + b"\0" + Path(path).read_bytes()).hexdigest()[:32]
 
 
 def fingerprints(items: Sequence[AnnotatedImage]) -> list[str]:
-    """`fingerprint` of every item, in order; reads every image file once."""
+    """`fingerprint` of every item, in order."""
     with ThreadPoolExecutor(8) as pool:
         return list(pool.map(fingerprint, items))
 

@@ -1,21 +1,24 @@
-"""What a job trains on and is judged on: both splits read in one pass, every image decoded once, or of a large set an
-even sample of them and the headers of the rest.
+"""What a job trains on and is judged on: both splits read in one pass, with what the set's index knows of its images
+(`image_index.py`). Images that it does not know are decoded, of many an even sample; of the rest the headers are read.
 
 Refused is what the run would stumble over, counted what it can live with but people should know (`findings.py`).
 """
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import io
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from zr_ray.data.annotations import located_annotations, read_annotations
+from zr_ray.data.annotations import annotation_file, located_annotations, read_annotations
 from zr_ray.data.findings import Findings, held_out_findings, leak_findings, scale_findings, twin_findings
 from zr_ray.data.glance import glance, sample_to_decode
+from zr_ray.data.image_index import ImageIndex, content_hash
 from zr_ray.data.images import MAX_PIXELS, ImageTooLarge, decode
 from zr_ray.data.pairs import group_items, preference_pairs
 from zr_ray.data.rubrics import read_rubric
@@ -98,7 +101,8 @@ def load_run_data(
     twin_findings([*train, *(held_out if split != "train" else ())], prints, findings)
     scale_findings(train, held_out, read_rubric(folder), findings)
     held_out_findings(held_out, split, findings)
-    pairs = tuple(preference_pairs(train, dimensions))
+    with _collector_off():
+        pairs = tuple(preference_pairs(train, dimensions))
     digest = _digest([*train, *held_out], prints)
     need = getattr(check, "need", None)
     return RunData(Path(folder), tuple(train), tuple(held_out), pairs, findings.lines(), digest, need)
@@ -141,25 +145,55 @@ def require_pairs(data: RunData) -> None:
 def _decoded(
     folder: Path, splits: tuple[str, ...], check: ItemCheck | None, findings: Findings, prints: dict[str, str]
 ) -> Iterator[AnnotatedImage]:
-    """Records of some splits with their images decoded, noted and fingerprinted; the pixels are dropped again."""
-    records = [(where, item) for where, item in located_annotations(folder) if item.split in splits]
-    heads = [_glance(item.image, where) for where, item in records] if len(records) > FEW else []
-    chosen = sample_to_decode([h * w for h, w, _ in heads], DECODE_PIXELS) if heads else set(range(len(records)))
-    if len(chosen) < len(records):
+    """Records of some splits with what is known of their images: from the index, where that holds, else decoded, noted
+    and fingerprinted; the pixels are dropped again."""
+    with _collector_off():
+        records = [(where, item) for where, item in located_annotations(folder) if item.split in splits]
+        index = ImageIndex(annotation_file(folder).parent)
+        indexed = [index.about(item.image) for _, item in records]
+    new = [n for n, row in enumerate(indexed) if row is None]
+    heads = {n: _glance(records[n][1].image, records[n][0]) for n in new} if len(new) > FEW else {}
+    chosen = (
+        {new[k] for k in sample_to_decode([h * w for h, w, _ in heads.values()], DECODE_PIXELS)} if heads else {*new}
+    )
+    sampled = len(chosen) < len(new)
+    if sampled:
         findings.add(
-            f"images: {len(records)} are too many to decode before a run, an even sample of {len(chosen)} was decoded"
-            " and the headers of the rest were read"
+            f"images: {len(new)} are too many to decode before a run, an even sample of {len(chosen)} was decoded"
+            f" and the headers of the rest were read; python jobs/data/index.py {folder} decodes all of them once, for"
+            " every later start"
         )
     for n, (where, item) in enumerate(records):
-        height, width, print_, notes = _look(item.image, where) if n in chosen else (*heads[n], ())
-        # one kind of fingerprint for the whole set: pixels where all were decoded, else size and beginning of the file
-        prints[item.id] = print_ if len(chosen) == len(records) else heads[n][2]
+        row = indexed[n]
+        if row is not None:
+            if row.error is not None:
+                raise DataError(f"{where}: {row.error}")
+            height, width, print_, head_print, notes = row.height, row.width, row.content_hash, row.head_hash, row.notes
+        else:
+            height, width, print_, notes = _look(item.image, where) if n in chosen else (*heads[n], ())
+            head_print = heads[n][2] if heads else ""
+        # one kind of fingerprint for the whole set: pixels where those of all are known, else size and beginning of the
+        # file
+        prints[item.id] = head_print if sampled else print_
         for note in notes:
             findings.add(f"images: {note}", item.id)
         reason = check(item, height, width) if check is not None else None
         if reason is not None:
             raise DataError(f"{where}: item {item.id!r}: {reason}")
         yield item
+
+
+@contextmanager
+def _collector_off() -> Iterator[None]:
+    """Records are a million objects that stay, in no cycle: the garbage collector's passes over those of 100,000 took
+    half the time. Not for blocks that decode: what an image library leaves behind may need collecting."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _glance(path: Path, where: str) -> tuple[int, int, str]:
@@ -180,5 +214,4 @@ def _look(path: Path, where: str) -> tuple[int, int, str, tuple[str, ...]]:
     except (DataError, OSError) as error:
         raise DataError(f"{where}: {error}") from error
     height, width = image.pixels.shape[:2]
-    digest = hashlib.blake2b(f"{height}x{width}".encode() + image.pixels.tobytes(), digest_size=16)
-    return height, width, digest.hexdigest(), image.notes
+    return height, width, content_hash(image.pixels), image.notes

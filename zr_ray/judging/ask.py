@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from zr_ray.data.annotations import load_image
+from zr_ray.data.encoded import encoded_image
 from zr_ray.errors import RolloutError
 from zr_ray.models.judge_text import JudgeText
-from zr_ray.records import AnnotatedImage, Judgement, JudgeRequest, PreferencePair
+from zr_ray.records import AnnotatedImage, EncodedImage, Judgement, JudgeRequest, PreferencePair
 from zr_ray.run.observe import wait_for
 from zr_ray.workers.recovery import Recovery
 
@@ -30,10 +30,20 @@ def request_seed(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1)[0] % (2**31 - 1024))
 
 
-def question(text: JudgeText, item: AnnotatedImage, dimension: str, seed: int, direct: bool = False) -> JudgeRequest:
-    """The request for one item in one dimension; reads the image."""
+def question(
+    text: JudgeText,
+    item: AnnotatedImage,
+    dimension: str,
+    seed: int,
+    direct: bool = False,
+    image: EncodedImage | None = None,
+) -> JudgeRequest:
+    """The request for one item in one dimension. image: the item's, for several questions about it; None: read here."""
     return JudgeRequest(
-        f"{item.id}/{dimension}", text.question(item.prompt, dimension, direct), load_image(item.image), seed
+        f"{item.id}/{dimension}",
+        text.question(item.prompt, dimension, direct),
+        encoded_image(item.image) if image is None else image,
+        seed,
     )
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from zr_ray.data.encoded import encoded_image
 from zr_ray.data.pairs import aggregate_scores
 from zr_ray.functional import correlation, intervals, pairs, scores
 from zr_ray.functional.intervals import defined, defined_interval
@@ -122,8 +123,9 @@ def judge_items(
     for start in range(0, len(mine), batch_items):
         chunk = mine[start : start + batch_items]
         asked = [(i, d) for i in chunk for d in range(shape[1])]
+        files = {i: encoded_image(items[i].image) for i in chunk}  # one object for all questions travels once
         requests = [
-            question(text, items[i], rubric.dimensions[d], request_seed(seed, i, d), direct=not reasoning)
+            question(text, items[i], rubric.dimensions[d], request_seed(seed, i, d), not reasoning, files[i])
             for i, d in asked
         ]
         what = f"judging items {start + 1}-{start + len(chunk)} of {len(mine)}"

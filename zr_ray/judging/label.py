@@ -1,8 +1,8 @@
 """Teacher labeling: a Ray Data pipeline over vLLM actors that reason about every item and average their score
 distributions.
 
-    items not labeled yet -> read and decode images (CPU tasks) -> Labeler actors (one RolloutWorker each) -> parts of
-    a LabelSet
+    items not labeled yet -> read image files (CPU tasks) -> Labeler actors (one RolloutWorker each) decode and ask
+    -> parts of a LabelSet
 
 The driver appends each finished batch as one part, so a part holds whole items and an item is in one part. A Labeler
 that dies is restarted by Ray and its batch is made again from the same seeds; a driver that dies loses only what was
@@ -14,12 +14,11 @@ nothing is pushed).
 
 from __future__ import annotations
 
+import io
 import os
-import queue
 import socket
-import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -29,23 +28,24 @@ from torch import Tensor
 
 from zr_ray.config.risd import LabelSection
 from zr_ray.config.sections import RolloutSection
-from zr_ray.data.images import WHITE, configured_background, load_image
+from zr_ray.data.encoded import encoded_image
+from zr_ray.data.images import WHITE, configured_background, decode_image
 from zr_ray.data.labels import Label, LabelSet, fingerprints, label_schema
-from zr_ray.errors import DataError, DeadlineError, RolloutError
+from zr_ray.errors import DataError, RolloutError
 from zr_ray.functional.risd import average_distributions
 from zr_ray.functional.scores import score_log_distribution
 from zr_ray.judging.ask import request_seed
 from zr_ray.models.identity import judge_hash, template_hash
 from zr_ray.models.judge_text import JudgeText
-from zr_ray.records import AnnotatedImage, Judgement, JudgeRequest
+from zr_ray.records import AnnotatedImage, AnyImage, Judgement, JudgeRequest
 from zr_ray.rubric import Rubric
-from zr_ray.run.observe import duration
+from zr_ray.run.observe import within
 from zr_ray.run.placement import bundle, custom, worker_bundles
 from zr_ray.run.travel import portable
 from zr_ray.workers.rollout import RolloutWorker, engine_environment
 
 READER_CPUS = 0.25
-"""CPU share Ray reserves for one image-reading task: reading and decoding wait for the disk most of the time."""
+"""CPU share Ray reserves for one task that reads image files: it waits for the disk most of the time."""
 RESTARTS = 3
 """Times Ray restarts a Labeler that died; an engine that dies at every start must end the run."""
 
@@ -132,63 +132,26 @@ def _pipeline(
     )
     tables = data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
     # a restart must fit into the wait, too
-    return _within(
-        (t for t in tables if len(t)), rollout.start_deadline_s + rollout.deadline_s, "the next batch of teacher labels"
+    return within(
+        (t for t in tables if len(t)),
+        rollout.start_deadline_s + rollout.deadline_s,
+        "the next batch of teacher labels",
+        "see the Labeler actors' logs, or raise rollout.deadline_s",
     )
 
 
-def _within(values: Generator, deadline_s: float, what: str) -> Iterator:
-    """Yields `values` unchanged; DeadlineError when one takes longer than `deadline_s`. When the caller stops early, so
-    does `values`."""
-    # Ray Data's iterator has no deadline: a thread waits for it, the caller waits for the thread
-    finished: queue.Queue = queue.Queue(1)
-    stop = threading.Event()
-
-    def pump() -> None:
-        try:
-            for value in values:
-                finished.put((value, None))
-                if stop.is_set():
-                    return
-            finished.put((None, None))
-        except BaseException as error:  # raised again where the values are wanted
-            finished.put((None, error))
-        finally:
-            values.close()
-
-    threading.Thread(target=pump, daemon=True).start()
-    try:
-        while True:
-            try:
-                value, error = finished.get(timeout=deadline_s)
-            except queue.Empty:
-                late = f"{what} did not come in {duration(deadline_s)}"
-                raise DeadlineError(f"{late}; see the Labeler actors' logs, or raise rollout.deadline_s") from None
-            if error is not None:
-                raise error
-            if value is None:
-                return
-            yield value
-    finally:
-        stop.set()
-        with suppress(queue.Empty):
-            finished.get_nowait()  # lets a pump that waits with a value in hand see `stop`
-
-
 def read_images(table: pa.Table) -> pa.Table:
-    """Add columns rgb (bytes), height, width and error to fingerprint, id, prompt and image; an unreadable image is an
-    error of its row."""
-    pixels, errors = [], []
+    """Add columns file (bytes as they are on disk) and error to fingerprint, id, prompt and image; a file that cannot
+    be read is an error of its row."""
+    files, errors = [], []
     for path in table.column("image").to_pylist():
         try:
-            pixels.append(load_image(path))
+            files.append(encoded_image(path).content)
             errors.append(None)
         except DataError as error:
-            pixels.append(np.zeros((0, 0, 3), np.uint8))
+            files.append(b"")
             errors.append(str(error))
-    table = table.append_column("rgb", pa.array([p.tobytes() for p in pixels], pa.large_binary()))
-    for axis, name in enumerate(("height", "width")):
-        table = table.append_column(name, pa.array([p.shape[axis] for p in pixels], pa.int32()))
+    table = table.append_column("file", pa.array(files, pa.large_binary()))
     return table.append_column("error", pa.array(errors, pa.string()))
 
 
@@ -203,10 +166,9 @@ class Labeler:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Rows of `label_schema` for the rows of `read_images`."""
-        rows = table.to_pylist()
+        rows = [row | _decoded(row) for row in table.to_pylist()]
         usable = [row for row in rows if row["error"] is None]
-        images = [np.frombuffer(row["rgb"], np.uint8).reshape(row["height"], row["width"], 3) for row in usable]
-        asked = [(row["fingerprint"], row["prompt"], image) for row, image in zip(usable, images, strict=True)]
+        asked = [(row["fingerprint"], row["prompt"], row["pixels"]) for row in usable]
         requests = teacher_requests(self.engine.text, asked, self.seed)
         groups = self.engine.generate(requests, max(1, self.traces), 1.0 if self.traces else 0.0) if requests else []
         log_q, valid, tokens = teacher_distributions(groups, self.engine.text.rubric)
@@ -227,9 +189,18 @@ class Labeler:
         }
 
 
-def teacher_requests(text: JudgeText, items: Sequence[tuple[str, str, np.ndarray]], seed: int) -> list[JudgeRequest]:
-    """[B * D] requests for (fingerprint, prompt, image [H, W, 3] uint8), dimensions in order; seeded by content and
-    dimension."""
+def _decoded(row: dict) -> dict:
+    """pixels, or error, of a row of `read_images`: decoded once, for all its questions."""
+    if row["error"] is not None:
+        return {}
+    try:
+        return {"pixels": decode_image(io.BytesIO(row["file"]), row["image"])}
+    except DataError as error:
+        return {"error": str(error)}
+
+
+def teacher_requests(text: JudgeText, items: Sequence[tuple[str, str, AnyImage]], seed: int) -> list[JudgeRequest]:
+    """[B * D] requests for (fingerprint, prompt, image), dimensions in order; seeded by content and dimension."""
     return [
         JudgeRequest(
             f"{name}/{dimension}", text.question(prompt, dimension), image, request_seed(seed, int(name[:12], 16), d)

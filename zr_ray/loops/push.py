@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from zr_ray.config.sections import SyncTolerance, WeightsSection
+from zr_ray.data.encoded import encoded_image
 from zr_ray.errors import NonFiniteError, WeightSyncError
 from zr_ray.judging.ask import question
 from zr_ray.models.judge_text import JudgeText
@@ -47,8 +48,9 @@ class WeightPush:
         self.recovery, self.config = recovery, config
         self.workers = recovery.workers
         self.tolerance, self.deadline_s = tolerance, deadline_s
+        image = encoded_image(item.image)
         self.reasoned, self.direct = (
-            [question(text, item, d, seed=0, direct=direct) for d in text.rubric.dimensions] for direct in (False, True)
+            [question(text, item, d, 0, direct, image) for d in text.rubric.dimensions] for direct in (False, True)
         )
         self.transport = transport or ObjectStoreTransport()
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from zr_ray.config.risd import RisdSection
+from zr_ray.data.encoded import encoded_image
 from zr_ray.data.images import load_image
 from zr_ray.data.labels import Label, fingerprints
 from zr_ray.functional import risd, scores
@@ -161,7 +162,8 @@ class OnlineTeacher:
         """(log_q [B, D, K] nats, valid [B, D] bool) of items by index; `tokens` holds what this batch cost."""
         items = [self.task.items[i] for i in batch]
         asked = [
-            (name, item.prompt, load_image(item.image)) for name, item in zip(fingerprints(items), items, strict=True)
+            (name, item.prompt, encoded_image(item.image))
+            for name, item in zip(fingerprints(items), items, strict=True)
         ]
         section, what = self.config.label, f"the teacher's answers of step {step + 1}"
         requests = teacher_requests(self.text, asked, section.seed)

@@ -23,7 +23,9 @@ from zr_ray.config.opd import OpdConfig
 from zr_ray.config.risd import RisdConfig
 from zr_ray.config.sft import SftConfig
 from zr_ray.config.table import RowChoice, TableConfig
-from zr_ray.data.load import load_split, require_judge
+from zr_ray.data.annotations import read_annotations
+from zr_ray.data.load import require_judge
+from zr_ray.data.run_data import load_run_data
 from zr_ray.errors import CheckpointError
 from zr_ray.loops.distillation import find_teacher, settle_teacher, shared_rubric, write_teacher
 from zr_ray.models.judge_text import judge_folder
@@ -81,8 +83,7 @@ def _check(config: TableConfig, jobs: Path, resumed: RunFolder | None) -> Plan[_
         if teacher is not None:
             shared_rubric(teacher, judge)
     if config.data.path is not None:
-        load_split(config.data.path, "train")
-        load_split(config.data.path, "test")
+        load_run_data(config.data.path, "test")  # refuses what every one of its runs would refuse
     folder = resumed.path if resumed else Path("TABLE").absolute()
     runs = row_runs(config, folder, config.data.path or Path("DATA"), judges, teacher, jobs / "configs")
     return Plan(_Found(judges, teacher), {run.name: " ".join(run.command(jobs)[1:]) for run in runs})
@@ -105,7 +106,7 @@ def _make(config: TableConfig, jobs: Path, found: _Found, started: Started) -> N
     from zr_ray.report.comparison_page import table_of, write_table
 
     speed = _speeds(config, folder, runs, teacher, jobs) if c.speed_images else {}
-    test = load_split(data, "test")
+    test = list(read_annotations(data, split="test"))
     say(write_table(folder, table_of(runs, test, config, speed)))
     write_curves(folder, runs, test, config)
     done = len([run for run in runs if run.finished])

@@ -21,6 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from zr_ray.data import encoded
+from zr_ray.records import AnyImage
+
 
 @dataclass(frozen=True)
 class Row:
@@ -28,8 +31,8 @@ class Row:
 
     question: np.ndarray
     """[P] int32 with one image placeholder."""
-    image: np.ndarray
-    """[H, W, 3] uint8."""
+    image: AnyImage
+    """[H, W, 3] uint8, or a file that is decoded when the row is packed."""
     completions: tuple[np.ndarray, ...]
     """G arrays of [T_i] int32, T_i >= 1."""
     score_indices: tuple[int | None, ...]
@@ -77,9 +80,10 @@ class RowPacker:
         self.branching = not has_recurrent_layers(model.config.get_text_config())
         self._positions = RotaryPositions(model)
 
-    def pixels(self, images: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+    def pixels(self, images: Sequence[AnyImage]) -> tuple[Tensor, Tensor]:
         """(pixel_values [patches, C], grid [images, 3]) of uint8 RGB images."""
-        features = self.image_processor(images=[np.ascontiguousarray(i) for i in images], return_tensors="pt")
+        arrays = [np.ascontiguousarray(encoded.pixels(i)) for i in images]
+        features = self.image_processor(images=arrays, return_tensors="pt")
         return features["pixel_values"], features["image_grid_thw"]
 
     def length(self, row: Row, image_tokens: int) -> int:
@@ -92,9 +96,9 @@ class RowPacker:
         """Sequences that `row` becomes: rows of the packed rectangle."""
         return 1 if self.branching else len(row.completions)
 
-    def image_tokens(self, image: np.ndarray) -> int:
+    def image_tokens(self, image: AnyImage) -> int:
         """Number of language-model tokens the processor makes of an image."""
-        patches = self.image_processor.get_number_of_image_patches(image.shape[0], image.shape[1], {})
+        patches = self.image_processor.get_number_of_image_patches(*encoded.size(image), {})
         return int(patches) // self.merge**2
 
     def pack(self, rows: Sequence[Row]) -> PackedBatch:

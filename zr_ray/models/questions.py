@@ -19,9 +19,11 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from zr_ray.data import encoded
 from zr_ray.models.judge_text import JudgeText
 from zr_ray.models.packing import PackedBatch, RotaryPositions, expand_image, has_recurrent_layers, tree_mask
 from zr_ray.models.preprocess import PixelPreprocessor
+from zr_ray.records import AnyImage
 
 CACHED_LAYOUTS = 16384
 """Question layouts kept in memory, about 5 kB each with a hundred tokens; a service sees the same prompts again and
@@ -32,8 +34,8 @@ again."""
 class QuestionRow:
     """One image to be judged directly in some dimensions; what a learner trains a student on."""
 
-    image: np.ndarray
-    """[H, W, 3] uint8."""
+    image: AnyImage
+    """[H, W, 3] uint8, or a file that is decoded when the row is packed."""
     prompt: str
     dimensions: tuple[str, ...]
     """D' >= 1 of the judge's dimensions, in any order."""
@@ -138,15 +140,15 @@ class QuestionPacker:
         return packed.to(pixel_values.device)
 
     def pack(self, rows: Sequence[QuestionRow]) -> PackedBatch:
-        """Tensors of rows whose images are uint8 arrays of any sizes, each with its own dimensions."""
-        pixel_values, grid = self.preprocess.patches_of([row.image for row in rows])
+        """Tensors of rows whose images have any sizes, each with its own dimensions."""
+        pixel_values, grid = self.preprocess.patches_of([encoded.pixels(row.image) for row in rows])
         return self.batch(pixel_values, grid, [self._layout_of(row) for row in rows])
 
     # ---- sizes, for micro-batching ----
 
-    def image_tokens(self, image: np.ndarray) -> int:
+    def image_tokens(self, image: AnyImage) -> int:
         """Tokens of the language model that an image becomes."""
-        return self.preprocess.image_tokens(*image.shape[:2])
+        return self.preprocess.image_tokens(*encoded.size(image))
 
     def length(self, row: QuestionRow, image_tokens: int) -> int:
         """Tokens of the longest sequence that `row` becomes."""
@@ -157,7 +159,7 @@ class QuestionPacker:
         return len(self._layout_of(row))
 
     def _layout_of(self, row: QuestionRow) -> tuple[PackedSequence, ...]:
-        return self.layout(row.prompt, row.dimensions, self.preprocess.grid(*row.image.shape[:2]))
+        return self.layout(row.prompt, row.dimensions, self.preprocess.grid(*encoded.size(row.image)))
 
 
 def common_prefix(questions: Sequence[np.ndarray]) -> int:

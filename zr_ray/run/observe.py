@@ -4,16 +4,17 @@ deadline."""
 from __future__ import annotations
 
 import math
+import queue
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, suppress
 from statistics import median
 from typing import TYPE_CHECKING
 
 from zr_ray.config.sections import TrackedRunSection
-from zr_ray.errors import DeadlineError
+from zr_ray.errors import DeadlineError, ZrRayError
 from zr_ray.run import console
 from zr_ray.run.folder import RunFolder
 from zr_ray.run.trackers import Ending, Trackers
@@ -208,5 +209,57 @@ def wait_for(refs, deadline_s: float, what: str, every_s: float = 30.0):
             )
         timeout = max(0.01, min(every_s, deadline_s - waited))
         ready, _ = ray.wait(pending, num_returns=1, timeout=timeout)
-        values |= {ref: ray.get(ref) for ref in ready}
+        values |= {ref: _value(ref) for ref in ready}
     return values[refs[0]] if single else [values[ref] for ref in refs]
+
+
+def _value(ref):
+    import ray
+    from ray.exceptions import RayTaskError
+
+    try:
+        return ray.get(ref)
+    except RayTaskError as error:
+        if isinstance(error.cause, ZrRayError):
+            raise error.cause from error  # its message is one line; that of Ray's twin of it is a traceback
+        raise
+
+
+def within(values: Generator, deadline_s: float, what: str, remedy: str) -> Iterator:
+    """Yields `values` unchanged, for iterators that have no deadline of their own, as Ray Data's. When the caller stops
+    early, so does `values`.
+
+    Raises: DeadlineError naming `what` and ending with `remedy` when one value takes longer than `deadline_s`; whatever
+    `values` raised."""
+    # a thread waits for the iterator, the caller waits for the thread
+    finished: queue.Queue = queue.Queue(1)
+    stop = threading.Event()
+
+    def pump() -> None:
+        try:
+            for value in values:
+                finished.put((value, None))
+                if stop.is_set():
+                    return
+            finished.put((None, None))
+        except BaseException as error:  # raised again where the values are wanted
+            finished.put((None, error))
+        finally:
+            values.close()
+
+    threading.Thread(target=pump, daemon=True).start()
+    try:
+        while True:
+            try:
+                value, error = finished.get(timeout=deadline_s)
+            except queue.Empty:
+                raise DeadlineError(f"{what} did not come in {duration(deadline_s)}; {remedy}") from None
+            if error is not None:
+                raise error
+            if value is None:
+                return
+            yield value
+    finally:
+        stop.set()
+        with suppress(queue.Empty):
+            finished.get_nowait()  # lets a pump that waits with a value in hand see `stop`

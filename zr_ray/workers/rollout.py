@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from zr_ray.config.sections import RolloutSection
+from zr_ray.data.encoded import pixels
 from zr_ray.errors import RolloutError, StaleWeightsError
 from zr_ray.models.engine_limits import settled, tensor_parallel
 from zr_ray.models.hub_layout import has_tied_head, head_overrides, save_sharded, with_head
@@ -151,7 +152,7 @@ class RolloutWorker:
         from vllm import SamplingParams
 
         prompts = [
-            {"prompt_token_ids": r.token_ids.tolist(), "multi_modal_data": {"image": _image(r.image)}} for r in requests
+            {"prompt_token_ids": r.token_ids.tolist(), "multi_modal_data": {"image": _image(r)}} for r in requests
         ]
         parameters = [
             SamplingParams(
@@ -283,7 +284,7 @@ def _image_limit(config: RolloutSection) -> dict[str, int]:
     return {"count": 1, "height": height, "width": width}
 
 
-def _image(array: np.ndarray):
+def _image(request: JudgeRequest):
     from PIL import Image
 
-    return Image.fromarray(array)
+    return Image.fromarray(pixels(request.image))
