@@ -180,8 +180,9 @@ class RolloutsAhead:
         return [Part(step, tuple(indices[a:b])) for a, b in zip(ends, ends[1:], strict=False)]
 
     def _roomiest(self):
-        """The engine with the fewest calls of this rank, None if none has room. A lost one has none."""
-        calls = [sum(p.in_flight and p.call[0] is worker for p in self._parts) for worker in self.workers]
+        """The engine with the fewest calls of this rank, None if none has room. One that was lost has none."""
+        held = [(part.call[0], IN_FLIGHT if part.lost else 1) for part in self._parts if part.in_flight]
+        calls = [sum(count for holder, count in held if holder is worker) for worker in self.workers]
         return self.workers[calls.index(min(calls))] if min(calls) < IN_FLIGHT else None
 
     def _hand_out(self, part: Part, worker) -> None:
