@@ -89,6 +89,9 @@ def test_dump_and_load_are_inverse(tmp_path):
         ("learner.warmup_steps=60", "learner.warmup_steps must be below the run's 60 optimizer updates, got 60"),
         ("learner.max_tokens_per_microbatch=31", "rollout.max_new_tokens = 32, got 31"),
         ("weights.push_every_steps=61", "weights.push_every_steps must be at most gdso.steps (60), got 61"),
+        ("gdso.collect_frac=0.5", "gdso.max_staleness must be at least 1 with gdso.collect_frac below 1, got 0"),
+        ("gdso.collect_parts=2", "gdso.collect_parts must be 1 with gdso.max_staleness 0, got 2"),
+        ("gdso.max_staleness=-1", "gdso.max_staleness must be at least 0, got -1"),
     ],
 )
 def test_wrong_values(override, message):
@@ -103,6 +106,12 @@ def test_wrong_combinations():
     assert "must not all be 0" in refusal(
         *(f"gdso.{a}_{b}=0" for a in ("alpha", "lambda") for b in ("pointwise", "pairwise"))
     )
+
+
+def test_staleness_is_counted_in_pushes_of_every_step():
+    message = refusal("gdso.max_staleness=1", "weights.push_every_steps=2")
+    assert "weights.push_every_steps must be 1 with gdso.max_staleness above 0, got 2" in message
+    assert load("gdso.max_staleness=1", "gdso.collect_frac=0.5", "gdso.collect_parts=4").gdso.collect_parts == 4
 
 
 def test_several_wrong_values_are_all_named():

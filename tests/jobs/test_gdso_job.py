@@ -191,6 +191,57 @@ def test_an_absurd_learning_rate_does_not_succeed(ray_cluster, gdso, tmp_path, r
         assert weights and all(bool(value.isfinite().all()) for value in weights.values()), file
 
 
+AHEAD = ["gdso.clip_low=0.01", "gdso.clip_high=0.01", "learner.lr=1e-3", "run.trackers=[tensorboard]"]
+"""So fast, and clipped so narrowly, that one version makes a difference in four steps."""
+
+
+def test_engines_sample_ahead_of_the_learner(ray_cluster, gdso, tmp_path):
+    """Each step but the first is sampled by the weights before its own; the ratio to them is not 1, and is clipped."""
+    code, log, errors = gdso(*SMALL, *AHEAD, "gdso.max_staleness=1", f"run.root={tmp_path}", "run.name=ahead")
+    assert code == 0 and "status SUCCEEDED" in log, log + errors
+    lines = metrics_of(tmp_path / "ahead")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert [line["rollout/staleness"] for line in lines] == [0, 1, 1, 1]
+    assert [line["rollout/staleness_max"] for line in lines] == [0, 1, 1, 1]
+    assert all(line["rollout/groups"] == 16 and line["rollout/left_pairs"] == 0 for line in lines)
+    assert lines[0]["policy/ratio_max_abs_diff"] < 1e-4 and lines[0]["policy/clip_frac"] < 0.01
+    for line in lines[1:]:
+        assert line["policy/ratio_max_abs_diff"] > 1e-2 and line["policy/ratio_mean"] != 1.0, line
+        assert 0 < line["policy/clip_frac"] < 1, line
+    # the last push that was proved in each step: an evaluation wants the newest at once
+    assert [line.get("sync/version") for line in lines] == [0, 2, None, 4]
+    assert all(line.get("sync/max_abs_diff", 0) < 1e-5 for line in lines)
+    rows = json.loads((tmp_path / "ahead" / "result.json").read_text())["rows"]
+    assert [row["method"] for row in rows] == ["zero-shot", "base, reasoning", "gdso"]
+
+
+@pytest.mark.slow
+def test_a_killed_run_that_samples_ahead_loses_no_pair(job_environment, gdso, tmp_path):
+    """SIGKILL of the driver; steps leave pairs to the next one, the checkpoint says which. 16 groups a step in all."""
+    run = [*SMALL, *AHEAD, "gdso.max_staleness=2", "gdso.collect_frac=0.25", "gdso.collect_parts=8"]
+    run += ["gdso.steps=6", "checkpoint.every_steps=1", f"run.root={tmp_path}"]
+    command = [sys.executable, str(ROOT / "jobs" / "gdso.py"), *run, "run.name=killed"]
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(command, cwd=ROOT, env=job_environment, stdout=log, stderr=subprocess.STDOUT)
+        file = tmp_path / "killed" / "metrics.jsonl"
+        deadline = time.time() + 240
+        while not (file.is_file() and len(file.read_text().splitlines()) >= 3):
+            assert time.time() < deadline and process.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.05)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    code, again, errors = gdso(*run, "--resume", "latest")
+    assert code == 0 and "resumed after step" in again, again + errors
+    lines = metrics_of(tmp_path / "killed")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert sum(line["rollout/groups"] for line in lines) == 6 * 16
+    assert any(line["rollout/left_pairs"] for line in lines) and lines[-1]["rollout/left_pairs"] == 0
+    for before, line in zip([None, *lines], lines, strict=False):
+        carried = before["rollout/left_pairs"] if before else 0
+        assert line["rollout/groups"] == 2 * (carried + 8 - line["rollout/left_pairs"])
+    assert all(line["rollout/staleness_max"] <= 2 and line.get("sync/max_abs_diff", 0) < 1e-5 for line in lines)
+
+
 def test_two_ranks_follow_one_rank(ray_cluster, uninterrupted, gdso, tmp_path):
     """Two DeepSpeed ranks with ZeRO-2 that share one rollout actor: the same first step up to rounding."""
     code, log, errors = gdso(

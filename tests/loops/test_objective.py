@@ -200,6 +200,54 @@ def test_soft_pointwise_targets():
     assert (target > 0.05).sum(-1).min() >= 3  # the neighbors do take part
 
 
+RATIOS = torch.tensor([0.5, 1.1, 1.5, 1.0, 2.5])
+
+
+def run_shifted(stale):
+    """(advantages, ratios, lengths [N], loss, gradient [N, T], metrics, objective) of the policy term alone where the
+    learner is, sample by sample, RATIOS times as likely to write each token as the weights that sampled it."""
+    config = GdsoSection(group_size=G, alpha_pointwise=0, alpha_pairwise=0, beta_kl=0)
+    rollouts, logprobs, lengths, labels = make(config, malformed=())
+    ratios = RATIOS.repeat(B * 2 * G)[: B * 2 * G]
+    logprobs = (logprobs + ratios.log()[:, None]).requires_grad_()
+    totals = rollout_metrics(rollouts, version=8)
+    objective = GdsoObjective(rollouts, config, totals, stale=stale)
+    mask, valid = torch.arange(T)[None] < lengths[:, None], rollouts.valid.flatten()
+    loss, sums = objective(JudgeOutputs(logprobs, mask, labels, valid, lengths - 1), [0, 1, 2], None)
+    loss.backward()
+    advantages = rollouts.advantages.flatten().float()
+    return advantages, ratios, lengths, loss.item(), logprobs.grad, mean_metrics(totals | sums), objective
+
+
+def test_of_stale_rollouts_the_ratio_to_what_sampled_is_clipped():
+    """-min(r A, clip(r, .8, 1.2) A) a token, r = learner / rollout; the gradient is -r A, or 0 where it is clipped."""
+    advantages, ratios, lengths, loss, gradient, metrics, objective = run_shifted(stale=True)
+    count, expected, clipped = B * 2 * G, 0.0, 0
+    for i in range(count):
+        a, r, n = advantages[i].item(), ratios[i].item(), int(lengths[i])
+        expected -= min(r * a, min(max(r, 0.8), 1.2) * a) / count
+        cut = (a > 0 and r > 1.2) or (a < 0 and r < 0.8)
+        clipped += n * cut
+        slope = 0.0 if cut else -a * r / n / count
+        torch.testing.assert_close(gradient[i, :n], torch.full((n,), slope), atol=1e-6, rtol=1e-4)
+        assert not gradient[i, n:].any()
+    assert loss == pytest.approx(expected, abs=1e-5)
+    assert 0 < clipped and metrics["policy/clip_frac"] == pytest.approx(clipped / int(lengths.sum()), abs=1e-5)
+    mean = float((ratios * lengths).sum() / lengths.sum())
+    assert metrics["policy/ratio_mean"] == pytest.approx(mean, abs=1e-5) and mean != 1.0
+    assert objective.ratio_max_abs_diff == pytest.approx(1.5, abs=1e-5) and metrics["rollout/staleness"] == 1.0
+
+
+def test_of_fresh_rollouts_the_same_difference_is_a_weight_that_nothing_clips():
+    """-min(r, truncate_ratio) A: engine and learner hold the same weights, and differ by rounding."""
+    advantages, ratios, lengths, _, gradient, metrics, _ = run_shifted(stale=False)
+    count = B * 2 * G
+    for i in range(count):
+        slope = -advantages[i] * ratios[i].clamp_max(2.0) / lengths[i] / count
+        torch.testing.assert_close(gradient[i, : lengths[i]], slope.expand(int(lengths[i])), atol=1e-6, rtol=1e-4)
+    assert metrics["policy/clip_frac"] == 0.0 and metrics["policy/ratio_mean"] == pytest.approx(1.0)
+
+
 def test_staleness_counts_versions():
     rollouts, *_ = make(GdsoSection(group_size=G))
     assert mean_metrics(rollout_metrics(rollouts, version=9))["rollout/staleness"] == 2.0

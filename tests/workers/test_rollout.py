@@ -77,7 +77,7 @@ def test_direct_score_is_the_distribution_after_the_marker(fleet, judge, world_i
 class FakeLearner:
     """Not an engine: the learner's verbs that a push needs, around a transformers model without DeepSpeed."""
 
-    rank = 0
+    rank, world = 0, 1
 
     def __init__(self, judge):
         self.judge = judge
@@ -126,6 +126,37 @@ def test_push_is_verified_and_a_stale_engine_is_noticed(fleet, rollout_config, j
     with pytest.raises(WeightSyncError, match="stale or wrongly mapped weights"):
         push(Partial(judge), 3)
     push(FakeLearner(load_packed_judge(judge_path, torch.float32)), 4)  # leave the shared engine as it was
+
+
+def test_a_push_overlaps_with_what_an_engine_is_at_and_is_proved_later(
+    fleet, rollout_config, judge_path, requests, world_items
+):
+    """Asked before it: old weights. Asked behind it, before its proof: new ones. A learner that went on is noticed."""
+    import ray
+
+    judge = load_packed_judge(judge_path, torch.float32)
+    learner, worker = FakeLearner(judge), fleet.workers[0]
+    exact, recovery = SyncTolerance("largest", 1e-5), Recovery(fleet.workers, rollout_config)
+    push = WeightPush(recovery, judge[1], world_items[0], WeightsSection(bucket_mib=1), exact, 120)
+    push(learner, 5)
+    assert push.finish(learner) == {}, "nothing is under way"
+    before = worker.generate.remote(requests, 2, 1.0, None, 5)
+    push.begin(learner, 6)
+    behind = worker.generate.remote(requests, 2, 1.0, None, 6)
+    newer = worker.generate.remote(requests[:1], 1, 1.0, None, 5, 0, True)
+    proof = push.finish(learner)
+    assert proof["sync/max_abs_diff"] < 1e-5 and proof["sync/version"] == 6.0
+    for reference, version in ((before, 5), (behind, 6), (newer, 6)):
+        groups = ray.get(reference, timeout=120)
+        assert {j.policy_version for group in groups for j in group} == {version}
+    push.begin(learner, 7)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in judge[0].model.parameters():
+            parameter.add_(0.01 * torch.randn_like(parameter))
+    with pytest.raises(WeightSyncError, match="after the push of version 7"):
+        push.finish(learner)
+    push(FakeLearner(load_packed_judge(judge_path, torch.float32)), 8)  # leave the shared engine as it was
 
 
 def test_buckets_hold_every_parameter_once(judge):

@@ -24,6 +24,25 @@ class GdsoSection(Section):
         ge=1,
     )
     updates_per_rollout: int = field(1, "K_gdso: optimizer updates on one step's rollouts; 1 is on-policy", ge=1)
+    max_staleness: int = field(
+        0,
+        "versions by which the weights that train on an output may be newer than those that sampled it: engines sample"
+        " so many steps ahead while the learner trains; 0 samples each step with its own weights, before it is trained",
+        ge=0,
+    )
+    collect_frac: float = field(
+        1.0,
+        "part of its pairs that a step waits for; what is not back when the learner is ready is trained on in the next"
+        " step. Below 1 it takes one of max_staleness",
+        gt=0,
+        le=1,
+    )
+    collect_parts: int = field(
+        1,
+        "with max_staleness: engine calls that a step's rollouts are cut into, per engine. A call comes back with its"
+        " longest output: more parts come back sooner, and decode fewer sequences together",
+        ge=1,
+    )
     lambda_pointwise: float = field(1.0, "weight of the pointwise reward, Eq. (13)", ge=0)
     lambda_pairwise: float = field(1.0, "weight of the pairwise reward, Eq. (13)", ge=0)
     alpha_pointwise: float = field(1.0, "weight of the pointwise loss L_CE, Eq. (14)", ge=0)
@@ -80,6 +99,20 @@ class GdsoSection(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _nothing_to_carry_over(self) -> GdsoSection:
+        if self.collect_frac < 1 and self.max_staleness == 0:
+            raise ValueError(
+                "gdso.max_staleness must be at least 1 with gdso.collect_frac below 1, got 0: what a step leaves to the"
+                " next one was sampled by older weights"
+            )
+        if self.collect_parts > 1 and self.max_staleness == 0:
+            raise ValueError(
+                f"gdso.collect_parts must be 1 with gdso.max_staleness 0, got {self.collect_parts}: a step then waits"
+                " for all its rollouts at once"
+            )
+        return self
+
 
 class GdsoConfig(TrainingConfig):
     """Configuration of `jobs/gdso.py`."""
@@ -106,6 +139,11 @@ class GdsoConfig(TrainingConfig):
             raise ValueError(
                 f"learner.max_tokens_per_microbatch must hold one output of rollout.max_new_tokens = {longest}, got"
                 f" {room}"
+            )
+        if self.gdso.max_staleness and self.weights.push_every_steps > 1:
+            raise ValueError(
+                "weights.push_every_steps must be 1 with gdso.max_staleness above 0, got"
+                f" {self.weights.push_every_steps}: the bound counts versions, and every step makes one"
             )
         if self.weights.push_every_steps > self.gdso.steps:
             raise ValueError(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from zr_ray.config.gdso import GdsoConfig
 from zr_ray.judging.ask import generate, pair_requests, workers_of_rank
+from zr_ray.loops.gdso_ahead import train_ahead
 from zr_ray.loops.held_out import HeldOut, by_engines
 from zr_ray.loops.journal import Journal, phase_deadlines
 from zr_ray.loops.objective import GdsoObjective, collect, mean_metrics, rollout_metrics
@@ -24,13 +25,16 @@ if TYPE_CHECKING:
 
 
 def train(loop_config: dict) -> None:
-    """One learner rank from start, or from the newest checkpoint, to the last step."""
+    """One learner rank from start, or from the newest checkpoint, to the last step; every step is sampled by its own
+    weights, unless gdso.max_staleness lets engines sample ahead (`gdso_ahead.py`)."""
     from zr_ray.data.pairs import PairSchedule
     from zr_ray.workers.learner import Learner
 
     task: TrainingTask = loop_config["task"]
     config: GdsoConfig = task.config
     c = config.gdso
+    if c.max_staleness:
+        return train_ahead(loop_config)
     # without a KL term nothing reads pi_ref, and a copy of the model is saved
     learner = Learner(task.judge, config.learner, keep_reference=c.beta_kl > 0)
     hung_s = phase_deadlines(config)
@@ -67,7 +71,8 @@ def train(loop_config: dict) -> None:
             totals = reduced(rollout_metrics(rollouts, step) | counts, learner.reduce_sum)
         metrics = mean_metrics(totals)
         if unscored.check(step + 1, totals["valid"], totals["samples"], groups):
-            objective = GdsoObjective(rollouts, c, totals, config.rollout.max_new_tokens)
+            stale = config.weights.push_every_steps > 1
+            objective = GdsoObjective(rollouts, c, totals, config.rollout.max_new_tokens, stale)
             with journal.timer("train"):
                 for k in range(c.updates_per_rollout):
                     stats = learner.accumulate(rollouts.units, objective)

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -90,6 +90,8 @@ class Journal:
         self._metrics: Metrics | None = None  # of the writer, from `restore` on
         self._progress = Progress(total_steps)
         self._pending: dict[str, float] = {}
+        self.restored: dict = {}
+        """State of the checkpoint that `restore` found, with what `before` of `checkpoint` gave; empty at a new run."""
         self._last: dict[str, float] = {}
         self._elapsed_before_s = 0.0
 
@@ -157,7 +159,7 @@ class Journal:
         step = 0
         if found is not None:
             step, folder = found
-            state = self.trained.load(folder)
+            self.restored = state = self.trained.load(folder)
             torch.set_rng_state(
                 state["torch_rng"]
             )  # rank 0's; loops draw from (seed, step), models may draw from torch
@@ -168,14 +170,17 @@ class Journal:
         self.trained.barrier()
         return step
 
-    def checkpoint(self, step: int, now: bool = False) -> None:
+    def checkpoint(self, step: int, now: bool = False, before: Callable[[], dict] | None = None) -> None:
         """Save after `step` (1-based) if it is due: every checkpoint.every_steps, after the last step, `now`, when the
         run has been told to stop, and once when a node of it is about to be taken away.
+
+        Args: before: called on all ranks when a checkpoint is due, before it is begun; what it returns (ints, floats,
+            strings, tensors, equal on all ranks) is kept in the checkpoint, see `restored`.
         Raises: StoppedError, on all ranks, after the checkpoint of a run that has been told to stop, unless it was the
         last step."""
         stop = self.trained.reduce_max(float(self.is_writer and is_requested(self.run.path))) > 0
         if stop or now or self._notice() or step % self._checkpoint.every_steps == 0 or step == self.total:
-            self._save(step)
+            self._save(step, before() if before is not None else {})
         if stop and step < self.total:
             if self._metrics is not None:
                 self._metrics.close()
@@ -193,7 +198,7 @@ class Journal:
         self.say("a node of this run is about to be taken away: writing a checkpoint")
         return True
 
-    def _save(self, step: int) -> None:
+    def _save(self, step: int, also: dict) -> None:
         """Checkpoint after `step`; returns when it is durable. All ranks call it.
 
         Ray Train hears of the run here, not in every step: its controller takes a report about every two seconds and
@@ -203,7 +208,7 @@ class Journal:
                 begin_checkpoint(self.run.checkpoints, step)
             self.trained.barrier()  # the folder is there before other ranks write into it
             temporary = temporary_folder(self.run.checkpoints, step)
-            state = {
+            state = also | {
                 "step": step,
                 "policy_version": step,
                 "elapsed_s": self.elapsed_s,

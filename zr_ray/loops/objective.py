@@ -183,10 +183,17 @@ class GdsoObjective:
     gradient."""
 
     def __init__(
-        self, rollouts: PairRollouts, config: GdsoSection, totals: dict[str, float], length_limit: int | None = None
+        self,
+        rollouts: PairRollouts,
+        config: GdsoSection,
+        totals: dict[str, float],
+        length_limit: int | None = None,
+        stale: bool = False,
     ) -> None:
         """totals: "samples", "tokens", "valid", "gap_valid" summed over all ranks. length_limit: tokens, for
-        "fixed_length" only."""
+        "fixed_length" only. stale: older weights than the learner's may have sampled; the ratio that is clipped is then
+        learner / rollout, and nothing is left to correct. Else learner / learner before the update is clipped, and what
+        the engine computed differently is weighed by `truncate_ratio`."""
         self.rollouts, self.config = rollouts, config
         self.bins = rollouts.bins
         # at least 1: a step of malformed outputs has loss 0, not 0 / 0
@@ -197,6 +204,7 @@ class GdsoObjective:
             if config.token_aggregation == "token_mean"
             else totals["samples"] * (self.fixed_length or 1)
         )
+        self.stale = stale
         self.ratio_max_abs_diff = 0.0
         self._old: dict[int, Tensor] = {}  # unit -> learner log-probs at the first update: pi_old of the clipped ratio
 
@@ -238,10 +246,12 @@ class GdsoObjective:
         """L_GRPO of Eq. (4), divided by the global count."""
         c, logprobs, mask = self.config, outputs.logprobs, outputs.mask
         rollout = self._rollout_logprobs(units, logprobs)
-        old = self._old_logprobs(units, logprobs)
+        # of stale outputs the learner's first log-probs are not pi_old: newer weights than those that sampled gave them
+        old = rollout if self.stale else self._old_logprobs(units, logprobs)
         advantages = self.rollouts.advantages[units].reshape(-1).to(logprobs.device)
         terms, ratio = grpo.clipped_policy_terms(logprobs, old, advantages, mask, c.clip_low, c.clip_high, c.ratio)
-        # two ratios: new / old is clipped (updates), old / rollout only weighs what the engine computed differently
+        # two ratios: new / old is clipped (updates), old / rollout only weighs what the engine computed differently (1
+        # where the rollout is old)
         correction = grpo.truncated_correction(old, rollout, c.truncate_ratio)
         terms = terms * torch.where(mask, correction, torch.ones_like(correction))
         mismatch = (torch.where(mask, logprobs.detach() - rollout, torch.zeros_like(rollout)).exp() - 1).abs().max()

@@ -90,13 +90,21 @@ class Recovery:
 
         Args: deadline_s: for all calls together, and again for each that is repeated.
         Raises: what the last attempt raised; RolloutError if Ray does not start the worker again."""
+        return self.settle_sent(calls, [send() for _, send in calls], deadline_s, deadline_s, what)
+
+    def settle_sent(
+        self, calls: Sequence[Call], references: Sequence, first_s: float, deadline_s: float, what: str
+    ) -> list:
+        """Answers of calls that were sent earlier, as `settle` gives them.
+
+        Args: references: one a call. first_s: what is left of the first deadline; deadline_s: of each repeated call."""
         from ray.exceptions import RayActorError
 
-        references = [send() for _, send in calls]
         try:
-            return wait_for(references, deadline_s, what)
+            return wait_for(list(references), first_s, what)
         except (RayActorError, StaleWeightsError, DeadlineError) as error:
-            first_s = 0.1 if isinstance(error, DeadlineError) else deadline_s
+            if isinstance(error, DeadlineError):
+                first_s = 0.1
         # the others compute meanwhile
         return [
             self._answer(call, reference, first_s, deadline_s, what)

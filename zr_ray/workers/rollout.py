@@ -126,17 +126,18 @@ class RolloutWorker:
         max_tokens: int | None = None,
         version: int | None = None,
         min_tokens: int = 0,
+        newer: bool = False,
     ) -> list[list[Judgement]]:
         """Sample `group_size` outputs (reasoning and score) per request.
 
         Args: temperature: 1 samples the policy itself, 0 decodes greedily (group_size must be 1); reported log-probs
             are those of the distribution sampled from. max_tokens: instead of rollout.max_new_tokens. version: of the
             weights that must answer; None: whatever it holds. min_tokens: outputs cannot end before; for measurements
-            of speed, what is sampled is not the policy then.
+            of speed, what is sampled is not the policy then. newer: weights newer than `version` may answer too.
         Returns: per request, in order, its Judgements 0..group_size-1. An output without a score within the length
             limit has score_index None.   Raises: RolloutError if answers do not line up with the requests;
             StaleWeightsError if other weights are here."""
-        self._require(version)
+        self._require(version, newer)
         limit = max_tokens or self.config.max_new_tokens
         return self._run(requests, group_size, temperature, limit, direct=False, min_tokens=min_tokens)
 
@@ -257,12 +258,13 @@ class RolloutWorker:
         """Forget the references: new weights are on their way, and the object store need not hold both."""
         self._handles = []
 
-    def _require(self, version: int | None) -> None:
-        if version is not None and version != self.policy_version:
-            raise StaleWeightsError(
-                f"answers of policy version {version} were asked for, this rollout worker holds {self.policy_version};"
-                " push the weights first"
-            )
+    def _require(self, version: int | None, newer: bool = False) -> None:
+        if version is None or version == self.policy_version or (newer and self.policy_version > version):
+            return
+        raise StaleWeightsError(
+            f"answers of policy version {version} were asked for, this rollout worker holds {self.policy_version};"
+            " push the weights first"
+        )
 
     def describe(self) -> dict[str, str | int]:
         """Where this worker runs and what it holds, for logs and the dashboard."""
