@@ -13,11 +13,14 @@ from zr_ray.rubric import DIMENSIONS
 from zr_ray.serving.deployments import bundles_of
 
 NAMED = Path(__file__).parents[2] / "jobs" / "configs" / "t2i_tiny.yaml"
+REFRESHED = NAMED.with_name("t2i_refresh_tiny.yaml")
 
 
 def test_the_named_run_has_the_cut_and_the_anchor_on():
     config = load_config(T2iConfig, NAMED, [])
     assert config.t2i.reward_sigma_min == 0.5 and config.t2i.anchor.enabled and config.watch.action == "stop"
+    refreshed = load_config(T2iConfig, REFRESHED, [])
+    assert refreshed.reward.refresh.enabled and not config.reward.refresh.enabled
 
 
 @pytest.mark.parametrize(
@@ -46,6 +49,14 @@ def test_the_named_run_has_the_cut_and_the_anchor_on():
             "needs the reward's gradient, source a gives scores only",
         ),
         (["reward.balance=true"], "nft uses scores only"),
+        (["reward.refresh.every_steps=80"], "reward.refresh.every_steps must be below t2i.steps"),
+        (["reward.refresh.every_steps=4", "reward.target=app"], "the one judge of the job's own service"),
+        (["reward.refresh.every_steps=4", "reward.function=a:b"], "got reward.function"),
+        (["reward.refresh.every_steps=4", "reward.sources=[{name: a, clip: b}]"], "got reward.sources"),
+        (["reward.refresh.images.of=latest"], "reward.refresh.images.of is this run itself"),
+        (["reward.refresh.label.path=labels"], "label.path must be an absolute path"),
+        (["reward.refresh.steps=5"], "learner.warmup_steps must be below reward.refresh.steps"),
+        (["reward.refresh.learner.workers=64"], "at least reward.refresh.learner.workers"),
     ],
 )
 def test_refusals(overrides, said):

@@ -263,6 +263,11 @@ class T2iConfig(Section):
                 f"held_out.watched must be at most prompts.held_out ({self.prompts.held_out}), got"
                 f" {self.held_out.watched}"
             )
+        if self.reward.refresh.enabled and self.reward.refresh.every_steps >= t2i.steps:
+            raise ValueError(
+                f"reward.refresh.every_steps must be below t2i.steps ({t2i.steps}), got"
+                f" {self.reward.refresh.every_steps}: no look would come, leave it at 0"
+            )
         if self.reward.function is not None and self.reward.target is not None:
             raise ValueError("reward.function and reward.target exclude one another; name one")
         return self

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
+from zr_ray.config.refresh import RefreshSection
 from zr_ray.config.reward_sources import CLIP_SCORES, SourceSection, same_names
 from zr_ray.config.sections import RESOURCE, Section, field
 from zr_ray.rubric import DIMENSIONS
@@ -103,6 +104,10 @@ class RewardSection(Section):
     items_per_call: int = field(16, "images of one request", ge=1)
     deadline_s: float = field(120.0, "seconds one call may take with all its attempts", gt=0)
     start_deadline_s: float = field(600.0, "seconds until the job's own service must answer", gt=0)
+    refresh: RefreshSection = Field(
+        default_factory=RefreshSection,
+        description="distil the judge again when it drifts from its teacher on the generator's newest images",
+    )
 
     @property
     def score_weights(self) -> dict[str, float]:
@@ -127,4 +132,14 @@ class RewardSection(Section):
                     "a name and weights alone (reward.target holds it)" if self.target else "judge, clip or function"
                 )
                 raise ValueError(f"reward source {source.name} must have {wanted}, got {list(source.kinds) or 'none'}")
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_refreshed(self) -> RewardSection:
+        others = ("sources", "function", "target")
+        if self.refresh.enabled and (said := [name for name in others if getattr(self, name)]):
+            raise ValueError(
+                "reward.refresh distils the one judge of the job's own service (reward.judge), got"
+                f" reward.{said[0]}; leave it out, or set reward.refresh.every_steps=0"
+            )
         return self

@@ -157,8 +157,8 @@ def open_labels(config, teacher: Path, text: JudgeText, root: Path) -> LabelSet:
 
 
 @dataclass(frozen=True)
-class _Found:
-    """What the check leaves for the body."""
+class Found:
+    """What the check leaves for the body, `distil`."""
 
     root: Path
     """Folder of all runs."""
@@ -191,11 +191,11 @@ def launch_distillation(
         config,
         args.dry_run,
         lambda resumed: _check(config, engines, resumed),
-        lambda found, started: _distil(config, loop, engines, label_training, found, started),
+        lambda found, started: distil(config, loop, engines, label_training, found, started),
     )
 
 
-def _check(config: DistillationConfig, engines: Engines, resumed: RunFolder | None) -> Plan[_Found]:
+def _check(config: DistillationConfig, engines: Engines, resumed: RunFolder | None) -> Plan[Found]:
     from zr_ray.judging.label import labeling_bundles
     from zr_ray.run.placement import worker_bundles
 
@@ -220,12 +220,15 @@ def _check(config: DistillationConfig, engines: Engines, resumed: RunFolder | No
     learning = {} if engines == "none" else {"rollout": worker_bundles(config.rollout)}
     learning["learner"] = worker_bundles(config.learner)
     phases = labeling_bundles(config.rollout), learning, *made
-    return Plan(_Found(root, teacher, text, judge, data, generator), facts, inputs, phases)
+    return Plan(Found(root, teacher, text, judge, data, generator), facts, inputs, phases)
 
 
-def _distil(
-    config: DistillationConfig, loop: Callable, engines: Engines, label_training: bool, found: _Found, started: Started
+def distil(
+    config: DistillationConfig, loop: Callable, engines: Engines, label_training: bool, found: Found, started: Started
 ) -> None:
+    """Images, labels, learning, report: into the run folder of `started`, in the cluster that this process has joined.
+
+    Args: as of `launch_distillation`. found: what was checked. started: its phases are what labels, and what learns."""
     from zr_ray.run.room import reserve
 
     run, teacher = started.run, found.teacher
@@ -250,7 +253,7 @@ def _distil(
     _report(run, data.folder, started.started_at, config.run)
 
 
-def _images(config: DistillationConfig, run: RunFolder, found: _Found) -> Path:
+def _images(config: DistillationConfig, run: RunFolder, found: Found) -> Path:
     """data.path's images, if it is set, and all that were made of the generator's run so far, as one data set of this
     run; a resumed run takes what it took."""
     folder = run.path / "data"

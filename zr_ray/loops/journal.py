@@ -227,6 +227,11 @@ class Journal:
         """Seconds since the job's first line, earlier attempts included."""
         return self._elapsed_before_s + time.time() - self._started_at
 
+    def leave(self) -> None:
+        """Close what is open of a run that goes on later, from its newest checkpoint, in other processes."""
+        if self._metrics is not None:
+            self._metrics.close()
+
     def finish(self, job: str, found: dict) -> None:
         """Write result.json, close the metrics. found: further keys (see `run/result.py`), read on rank 0 only; a
         "status" among them replaces SUCCEEDED."""

@@ -11,7 +11,7 @@ import argparse
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,11 +19,14 @@ from zr_ray.config.serve import ServeConfig
 from zr_ray.config.t2i import T2iConfig
 from zr_ray.data.prompt_lists import read_prompts, split_prompts
 from zr_ray.errors import ConfigError
+from zr_ray.loops.refresh_plan import RefreshPlan, plan_refresh
+from zr_ray.loops.reward_versions import RewardVersions
 from zr_ray.models.generators.load import generator_folder, pipeline_class
 from zr_ray.models.identity import judge_hash
 from zr_ray.models.judge_text import JudgeText
 from zr_ray.rubric import DIMENSIONS
 from zr_ray.run import driver
+from zr_ray.run.folder import RunFolder
 from zr_ray.run.launch import Plan, Started, launch
 from zr_ray.run.observe import duration, say
 from zr_ray.run.travel import portable
@@ -68,6 +71,8 @@ class _Found:
     service: ServeConfig | None
     """The run's own, or None."""
     referee: Path | None
+    refresh: RefreshPlan | None
+    """None where the reward stays what it is."""
 
 
 def launch_t2i(config: T2iConfig, args: argparse.Namespace, loop) -> None:
@@ -76,12 +81,12 @@ def launch_t2i(config: T2iConfig, args: argparse.Namespace, loop) -> None:
         "t2i",
         config,
         args.dry_run,
-        lambda _: _check(config),
+        lambda resumed: _check(config, resumed),
         lambda found, started: _train(config, loop, found, started),
     )
 
 
-def _check(config: T2iConfig) -> Plan[_Found]:
+def _check(config: T2iConfig, resumed: RunFolder | None) -> Plan[_Found]:
     from zr_ray.run.placement import bundle
 
     folder = generator_folder(config.generator.path)
@@ -91,32 +96,38 @@ def _check(config: T2iConfig) -> Plan[_Found]:
     if reward.function is not None:
         named_function(reward.function)
     inputs = check_service(config, service) if service is not None else {}
-    bundles = {"actor": [bundle(actor.cpus, actor.gpus, actor.resource)] * actor.workers}
+    bundles, refresh = {"actor": [bundle(actor.cpus, actor.gpus, actor.resource)] * actor.workers}, None
     if service is not None:
-        from zr_ray.serving.deployments import bundles_of
+        from zr_ray.serving.deployments import bundles_of, served_judge
 
-        bundles |= bundles_of(service, REWARD_ROLE)
+        held = bundles_of(service, REWARD_ROLE)
+        bundles |= held
+        if reward.refresh.enabled:
+            refresh = plan_refresh(config, resumed, referee, served_judge(reward.judge)[0], held)
     facts = {
         "generator": f"{folder}, {pipeline_class(folder)}",
         "prompts": f"{len(training)} to train on, {len(held_out)} held out",
         "reward": reward_text(config),
         "referee": str(referee or "none"),
     }
-    return Plan(_Found(folder, training, held_out, service, referee), facts, inputs, (bundles,))
+    phases: tuple = (bundles,)
+    if refresh is not None:
+        facts, inputs, phases = facts | refresh.facts, inputs | refresh.inputs, phases + refresh.phases
+    return Plan(_Found(folder, training, held_out, service, referee, refresh), facts, inputs, phases)
 
 
 def _train(config: T2iConfig, loop, found: _Found, started: Started) -> None:
     from zr_ray.report.publish import publish
     from zr_ray.report.t2i_page import format_rows, write_report
-    from zr_ray.run.learners import run_learners
     from zr_ray.run.room import reserve
 
     run, since = started.run, started.started_at
+    service = present_service(run, found)
     say(f"generator {found.generator}: {len(found.training)} training and {len(found.held_out)} held-out prompts")
     with (
         driver.follow(run),
         reserve(run.run_id, started.phases[0], config.run.room_deadline_s) as room,
-        reward_target(config, found.service, run.run_id, room) as target,
+        reward_target(config, service, run.run_id, room) as target,
     ):
         say(
             f"reward, {reward_text(config)}, ready after {duration(time.time() - since)}; starting"
@@ -125,13 +136,47 @@ def _train(config: T2iConfig, loop, found: _Found, started: Started) -> None:
         referee = portable(found.referee) if found.referee is not None else None
         folders = run.path, portable(found.generator)
         task = T2iTask(config, *folders, found.training, found.held_out, target, since, referee)
-        run_learners(loop, task, config.actor, run.path, run.run_id, room, "actor")
+        _run_actors(config, loop, task, found, started, room)
     report, result = write_report(run), run.read_result()
     publish(run, config.run)
     say(format_rows(result))
     say(f"status {result['status']} in {duration(time.time() - since)}; report {report}")
     made = run.path / "generator"
     say(f"next: the trained generator is {made}; use it anywhere with generator.path={made}")
+
+
+def present_service(run: RunFolder, found: _Found) -> ServeConfig | None:
+    """The run's own service with the version of the reward that the run has; notes the first one."""
+    from zr_ray.loops.distillation import write_teacher
+    from zr_ray.serving.roll import with_judge
+
+    if found.refresh is None or found.service is None:
+        return found.service
+    write_teacher(run, found.refresh.teacher)
+    versions = RewardVersions(run.path)
+    versions.begin(judge_hash(found.refresh.first))
+    judge = versions.judge(found.refresh.first)
+    if versions.number:
+        say(f"the reward is version {versions.number}: {judge}")
+    return with_judge(found.service, judge)
+
+
+def _run_actors(config: T2iConfig, loop, task: T2iTask, found: _Found, started: Started, room: Room) -> None:
+    """Until the last step, with the looks at the reward between."""
+    from zr_ray.run.learners import run_learners
+
+    def train(since: float | None, held: Room) -> None:
+        told = task if since is None else replace(task, started_at=since)
+        run_learners(loop, told, config.actor, task.run_path, started.run.run_id, held, "actor")
+
+    if found.refresh is None:
+        train(None, room)
+        return
+    from zr_ray.loops.refresh import Refresher, train_and_refresh
+
+    plan, actors = found.refresh, started.phases[0]["actor"]
+    refresher = Refresher(config, started.run, plan.teacher, plan.first, found.service, task.reward_target, actors)
+    train_and_refresh(train, refresher, room)
 
 
 def task_prompts(config: T2iConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from zr_ray.config.t2i import T2iConfig
 from zr_ray.loops.journal import Journal
+from zr_ray.loops.reward_versions import RewardVersions
 from zr_ray.loops.t2i_fitness import say_fitness
 from zr_ray.loops.t2i_flow_grpo import FlowGrpo
 from zr_ray.loops.t2i_gradient import RewardGradient
@@ -25,6 +26,7 @@ from zr_ray.run.folder import RunFolder
 from zr_ray.run.observe import duration
 from zr_ray.serving.reward_source import open_source
 from zr_ray.workers.generator import GeneratorWorker, generator_of
+from zr_ray.workers.reward_source import RewardSource
 
 if TYPE_CHECKING:
     from zr_ray.loops.launch_t2i import T2iTask
@@ -53,22 +55,30 @@ def train(loop_config: dict) -> None:
     config: T2iConfig = task.config
     c, run = config.t2i, RunFolder(task.run_path)
     worker = GeneratorWorker(task.generator, config.generator, config.actor, *ranks())
-    rewards = open_source(config.reward, task.reward_target)
+    rewards, versions = open_source(config.reward, task.reward_target), RewardVersions(run.path)
+    rewards.numbers |= versions.numbers()
     watch = Watch(worker, config, run)
     hung_s = dict.fromkeys(("sample", "train", "checkpoint"), config.actor.deadline_s)
     hung_s["reward"] = config.actor.deadline_s + config.reward.deadline_s
     journal = Journal(task.run_path, watch, config.checkpoint, c.steps, task.started_at, config.run, hung_s)
-    looks = Looks(task, worker, rewards, run.path / "held_out", journal.say)
+    looks = Looks(task, worker, rewards, run.path / "held_out", journal.say, versions.number)
     algorithm: Algorithm = ALGORITHMS[c.algorithm](config, worker, rewards, journal.timer)
 
     done = journal.restore()
     watch.rewind(done)
     looks.look_before()
-    say_fitness(looks.before, config, journal.say)
+    if versions.number == 0:  # a later version was proved on what the generator makes now
+        say_fitness(looks.before, config, journal.say)
+
+    def look_due(done: int) -> bool:
+        return watch.reduce_max(float(versions.due(done, c.steps, config.reward.refresh))) > 0
 
     for step in journal.steps(done):
         if watch.over():
             break
+        if look_due(step):
+            leave(journal, versions, rewards, step)
+            return
         started = time.perf_counter()
         metrics = algorithm.step(step_prompts(task, step, worker.rank, worker.world), learning_rate(step + 1, config))
         watch.state.training_s += time.perf_counter() - started
@@ -79,10 +89,18 @@ def train(loop_config: dict) -> None:
             with journal.timer("look"):
                 journal.note(watch.look(looks, done))
         journal.step(done, metrics)
-        journal.checkpoint(done, now=bool(watch.state.stopped))
+        journal.checkpoint(done, now=bool(watch.state.stopped) or look_due(done))
     journal.finish("t2i", finished(task, watch, looks, rewards, done, run.path))
     journal.say(f"trained generator: {run.path / 'generator'} ({duration(journal.elapsed_s)} in all)")
     rewards.close()
+
+
+def leave(journal: Journal, versions: RewardVersions, rewards: RewardSource, done: int) -> None:
+    """End this part of the training: the driver looks at the reward (`refresh.py`), and comes back with all ranks."""
+    journal.leave()
+    rewards.close()
+    if journal.is_writer:
+        versions.pause(done)
 
 
 def ranks() -> tuple[int, int]:

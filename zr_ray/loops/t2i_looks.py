@@ -2,7 +2,8 @@
 and beside.
 
 All ranks take part in a look, and all hold its result. Looks that are made once (`before`, the untrained generator at
-other settings) are kept in the run folder, so a resumed run compares with the same images.
+other settings) are kept in the run folder, so a resumed run compares with the same images. When the reward has become
+another version, their images are scored anew: differences between two versions would be no change of the generator.
 """
 
 from __future__ import annotations
@@ -32,12 +33,18 @@ class Looks:
     """One rank's part. `folder` is `held_out/` of the run folder."""
 
     def __init__(
-        self, task, worker: GeneratorWorker, rewards: RewardSource, folder: Path, say: Callable[[str], None]
+        self,
+        task,
+        worker: GeneratorWorker,
+        rewards: RewardSource,
+        folder: Path,
+        say: Callable[[str], None],
+        version: int = 0,
     ) -> None:
-        """say: one line of the job log, from rank 0."""
+        """say: one line of the job log, from rank 0. version: number of the reward that scores."""
         config: T2iConfig = task.config
         self.config, self.prompts, self.seeds = config, task.held_out, config.held_out.seeds
-        self.worker, self.rewards, self.folder, self.say = worker, rewards, folder, say
+        self.worker, self.rewards, self.folder, self.say, self.version = worker, rewards, folder, say, version
         self.referee = LocalJudge(RewardSection(), task.referee) if task.referee is not None else None
         folder.mkdir(exist_ok=True)
 
@@ -107,17 +114,39 @@ class Looks:
         return Look(tuple(prompts), images, whole)
 
     def kept(self, name: str, weights: str, **options) -> Look:
-        """A look at all prompts that is made once and then read from its file."""
-        path = self.folder / f"{name}.npz"
+        """A look at all prompts that is made once and then read from its file; each version of the reward has one."""
+        path = self._file(name, self.version)
         if not path.is_file():
             started = time.time()
-            baseline = None if name == "before" else self.before
-            look = with_distances(self.look(len(self.prompts), weights, **options), baseline)
+            earlier = [file for n in range(self.version) if (file := self._file(name, n)).is_file()]
+            if earlier:
+                look = self._scored_anew(Look.load(earlier[-1]))
+            else:
+                baseline = None if name == "before" else self.before
+                look = with_distances(self.look(len(self.prompts), weights, **options), baseline)
             if self.worker.rank == 0:
                 look.save(path)
                 self.say(f"{name.replace('_', ' ')}: {_means(look)} ({duration(time.time() - started)})")
             self.worker.barrier()
         return Look.load(path)
+
+    def _file(self, name: str, version: int) -> Path:
+        return self.folder / (f"{name}.v{version}.npz" if version else f"{name}.npz")
+
+    def _scored_anew(self, look: Look) -> Look:
+        """The same images with the scores of the present version of the reward."""
+        count, seeds, size = *look.images.shape[:2], self.worker.options.micro_batch
+        items = [(p, s) for p in range(self.worker.rank, count, self.worker.world) for s in range(seeds)]
+        pixels = np.stack([look.images[place] for place in items])
+        images = torch.from_numpy(pixels).movedim(-1, 1).float() / 255
+        texts = [look.prompts[p] for p, _ in items]
+        asked = [
+            self.rewards.submit(images[start : start + size], texts[start : start + size])
+            for start in range(0, len(items), size)
+        ]
+        figures = self._reward_figures(join_scored([future.result() for future in asked]))
+        again = self._gathered(list(look.prompts), seeds, items, pixels, figures)
+        return Look(look.prompts, look.images, look.figures | again.figures)
 
     def look_before(self) -> None:
         """The untrained generator, which all others are compared with."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from zr_ray.judging.held_out_images import Look, compare, gsb_rows, with_distances
+from zr_ray.loops.reward_versions import RewardVersions
 from zr_ray.loops.t2i_looks import Looks
 from zr_ray.loops.t2i_watch import Watch
 from zr_ray.workers.reward_source import RewardSource
@@ -19,16 +20,22 @@ def finished(task, watch: Watch, looks: Looks, rewards: RewardSource, steps: int
     watch.worker.save_generator(folder / "generator", weights)
     if watch.rank == 0:
         after.save(looks.folder / "after.npz")
-    return _told(task, looks.before, after, beside) | {
-        "status": "STOPPED" if state.stopped else "SUCCEEDED",
-        "stopped": state.stopped,
-        "training_s": state.training_s,
-        "steps": steps,
-        "weights": weights + (f" of step {state.best_step}" if weights == "best" else ""),
-        "reward_calls": dict(rewards.counters),
-        "reward_versions": sorted(rewards.versions),
-        "reward_weights": task.config.reward.score_weights,
-    }
+    versions = RewardVersions(task.run_path)
+    told = {"versions": [vars(version) for version in versions.all], "looks": versions.looks}
+    return (
+        _told(task, looks.before, after, beside)
+        | ({"reward_refresh": told} if versions.all else {})
+        | {
+            "status": "STOPPED" if state.stopped else "SUCCEEDED",
+            "stopped": state.stopped,
+            "training_s": state.training_s,
+            "steps": steps,
+            "weights": weights + (f" of step {state.best_step}" if weights == "best" else ""),
+            "reward_calls": dict(rewards.counters),
+            "reward_versions": sorted(rewards.versions | set(versions.numbers())),
+            "reward_weights": task.config.reward.score_weights,
+        }
+    )
 
 
 def _told(task, before: Look, after: Look, beside: dict[str, Look]) -> dict:

@@ -6,9 +6,10 @@ nor a resume changes an image.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,10 +19,12 @@ from zr_ray.functional.flow import stratified_sigmas
 from zr_ray.functional.group_advantages import Normalization, advantages, image_rewards
 from zr_ray.models.generators.adapter import Conditions, Noise, Trajectory
 from zr_ray.workers.generator import GeneratorWorker, generator_of
-from zr_ray.workers.reward_source import RewardSource, Scored, join_scored
+from zr_ray.workers.reward_source import RewardSource, Scored, hash_number, join_scored
 
 NOISE, STEP_NOISE, PROBES, CHOICE = 0x7A1, 0x7A2, 0x7A3, 0x7A4
 """Streams of random numbers of a step."""
+ASKED_AGAIN = 2
+"""Times that a step's images are sent again when a service changes its judge under them: an update takes seconds."""
 SHIFT = 3.0
 """Of the noise levels that are trained on: more of them high, as in the schedules of the families (Z-Image and SD3:
 3)."""
@@ -93,9 +96,50 @@ def scored_rollout(
         made.append(trajectory)
     with timer("reward"):
         scored = join_scored([future.result() for future in waiting])
+
+    def again() -> Scored:
+        with timer("reward"):
+            asked = [
+                rewards.submit(worker.decode(look(made[n])), items[start : start + size], gradient)
+                for n, start in enumerate(range(0, len(items), size))
+            ]
+            return join_scored([future.result() for future in asked])
+
+    scored = of_one_version(scored, again)
     states = tuple(torch.cat(column) for column in zip(*[t.states for t in made], strict=True))
     velocities = tuple(torch.cat(column) for column in zip(*[t.velocities for t in made], strict=True))
     return ScoredImages(conditions, states, velocities, scored)
+
+
+def of_one_version(scored: Scored, again: Callable[[], Scored]) -> Scored:
+    """Answers of one version of the judge alone: images of a group are compared with one another, and two versions
+    are two scales. A rank holds whole groups, so it can see to that by itself.
+
+    again: asks about the same images once more; what is mixed even then is kept where the version is that answered
+    most, and counts as not scored elsewhere."""
+    for _ in range(ASKED_AGAIN):
+        if len(set(scored.numbers) - {-1}) < 2:
+            return scored
+        scored = again()
+    counts = Counter(number for number in scored.numbers if number >= 0)
+    if len(counts) < 2:
+        return scored
+    ((kept, _),) = counts.most_common(1)
+    other = [number not in (kept, -1) for number in scored.numbers]
+    reason = f"another version of the judge answered than the one that answered most images of the step (v{kept})"
+    out = torch.tensor(other)
+    columns = {
+        name: torch.where(out[:, None], torch.nan, getattr(scored, name))
+        for name in ("mu", "sigma", "parsed", "entropy")
+    }
+    if scored.reward is not None:
+        columns["reward"] = torch.where(out, torch.nan, scored.reward)
+    for name in ("gradients", "each"):
+        if (slopes := getattr(scored, name)) is not None:
+            columns[name] = torch.where(out.view(-1, *[1] * (slopes.ndim - 1)), torch.zeros_like(slopes), slopes)
+    reasons = tuple(reason if left else said for left, said in zip(other, scored.reasons, strict=True))
+    numbers = tuple(-1 if left else number for left, number in zip(other, scored.numbers, strict=True))
+    return replace(scored, reasons=reasons, numbers=numbers, **columns)
 
 
 def _step_noise(worker: GeneratorWorker, batch: StepPrompts, part: slice) -> Callable[[int], Tensor]:
@@ -128,6 +172,11 @@ def reward_metrics(scored: Scored, weights: Tensor, rewards: Tensor | None, vali
         sums[f"reward/{name}"] = float(scored.mu[ok, d].sum())
     sums["reward/total"] = float((scored.mu[ok] @ weights).sum())
     sums["reward/entropy"] = float(scored.entropy[ok].mean(-1).sum()) if ok.any() else 0.0
+    sums["reward/version"] = float(sum(number for number in scored.numbers if number >= 0))
+    hashes = [
+        hash_number(version) for version, reason in zip(scored.versions, scored.reasons, strict=True) if not reason
+    ]
+    sums["reward/judge_hash"] = float(sum(hashes))
     if rewards is not None and rewards.ndim == 2:
         spread = torch.stack(
             [row[row.isfinite()].std(correction=0) if row.isfinite().any() else row.new_zeros(()) for row in rewards]

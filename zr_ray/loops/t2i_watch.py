@@ -36,6 +36,8 @@ class WatchState:
     """Seconds of steps, looks left out."""
     stopped: str = ""
     """Why the run was ended early; empty if it was not."""
+    version: int = 0
+    """Of the reward at the last look."""
 
 
 class Watch:
@@ -79,13 +81,17 @@ class Watch:
         independent = INDEPENDENT + unweighted(c)
         verdict = watch(rows, "reward/sum", independent, statistics, c.watch.errors, c.watch.far)
         judge = next((name for name in independent if name in rows), "reward/sum")
+        if judge == "reward/sum" and state.version != looks.version:
+            state.best = None  # scores of two versions are two scales
+        state.version = looks.version
         if state.best is None or rows[judge]["after"] > state.best:
             state.best, state.best_step = rows[judge]["after"], step
             self.worker.weights.keep("best")
         state.alarms = state.alarms + 1 if verdict.alarm else 0
         if self.rank == 0:
             with open(self.run.path / LOOKS_FILE, "a") as file:
-                file.write(json.dumps({"step": step, "rows": rows, "alarm": verdict.reasons}) + "\n")
+                line = {"step": step, "rows": rows, "alarm": verdict.reasons, "reward_version": looks.version}
+                file.write(json.dumps(line) + "\n")
         own = tuple(f"reward/{name}" for name in c.reward.score_weights) if c.reward.sources else ()
         looks.say(f"look at step {step}: {_differences(rows, own)}")
         for reason in verdict.reasons:

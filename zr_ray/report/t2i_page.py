@@ -18,6 +18,7 @@ from zr_ray.judging.held_out_images import RISING_IS_WORSE, Look
 from zr_ray.report.figures import Panel, training_curves
 from zr_ray.report.image_grid import save_enlarged, tiled
 from zr_ray.report.page import page, picture
+from zr_ray.report.refresh_page import refresh_lines, refresh_panels, refresh_section
 from zr_ray.rubric import DIMENSIONS
 from zr_ray.run.folder import RunFolder
 from zr_ray.run.observe import duration
@@ -103,12 +104,13 @@ def write_report(run: RunFolder):
     save_enlarged(before_after(before, after, len(result["held_out_prompts"])), run.path / GRID_FILE)
     curves = "".join(
         f"<figure><h3>{escape(p.title)}</h3><figcaption>{escape(p.caption)}</figcaption>{svg}</figure>"
-        for p, svg in training_curves(metrics, PANELS + source_panels(result))
+        for p, svg in training_curves(metrics, PANELS + source_panels(result) + refresh_panels(result))
     )
     sections = [
         _headline(result, environment),
         _pictures(before, after, len(result["held_out_prompts"])),
         _table(result),
+        refresh_section(result),
         f'<h2>Training</h2><div class="figures">{curves}</div>',
     ]
     return run.write_text("report.html", page(f"t2i {result['run_id']}", "".join(sections)))
@@ -141,7 +143,7 @@ def format_rows(result: dict) -> str:
             if n in rows
         )
         lines.append(f"{name}: {told}")
-    return "\n".join(lines)
+    return "\n".join(lines + refresh_lines(result))
 
 
 def _present(result: dict) -> list[str]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 HEADLINE = (
     ("reward/total", "reward {:.4f}"),
+    ("reward/version", "v{:g}"),
     ("loss/total", "loss {:+.4f}"),
     ("loss/pointwise", "CE {:.4f}"),
     ("loss/pairwise", "gap {:.4f}"),

@@ -10,10 +10,11 @@ Left out on purpose: aggregation over a group, which is the algorithm's.
 from __future__ import annotations
 
 import threading
+import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ from torch import Tensor
 from zr_ray.config.t2i_reward import RewardSection
 from zr_ray.errors import RewardError
 from zr_ray.workers.user_function import FunctionScorer
+
+HEX = frozenset("0123456789abcdef")
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ class Scored:
     or not weighted."""
     failed_by: Mapping[str, int] = field(default_factory=dict)
     """Of several sources: how many images each left unscored."""
+    numbers: tuple[int, ...] = ()
+    """B version numbers of what answered (`RewardSource.numbers`); -1 for an image that was not scored."""
 
     @property
     def failed(self) -> int:
@@ -65,8 +70,15 @@ def join_scored(parts: Sequence[Scored]) -> Scored:
     failed_by: Counter[str] = Counter()
     for part in parts:
         failed_by.update(part.failed_by)
-    versions, reasons = (sum((getattr(part, name) for part in parts), ()) for name in ("versions", "reasons"))
-    return Scored(names=parts[0].names, versions=versions, reasons=reasons, failed_by=dict(failed_by), **columns)
+    for name in ("versions", "reasons", "numbers"):
+        columns[name] = sum((getattr(part, name) for part in parts), ())
+    return Scored(names=parts[0].names, failed_by=dict(failed_by), **columns)
+
+
+def hash_number(version: str) -> int:
+    """The first 8 hex digits of a judge's hash as a number, so that it can stand among metrics: f"{int(x):08x}" is the
+    text again. Of what is named otherwise a checksum of the name. Below 2^32: sums over a step's images stay exact."""
+    return int(version[:8], 16) if len(version) == 64 and HEX.issuperset(version) else zlib.crc32(version.encode())
 
 
 class RewardSource:
@@ -79,6 +91,9 @@ class RewardSource:
         """calls, items, failed."""
         self.versions: set[str] = set()
         """Hashes of all judges that have answered; more than one after a refresh."""
+        self.numbers: dict[str, int] = {}
+        """Hash -> number of the version: those that a run knows from the start, then others as they come."""
+        self._numbering = threading.Lock()
         self._faults: dict[str, str] = {}
         self._told: set[str] = set()
         self._slots = threading.BoundedSemaphore(config.in_flight)
@@ -98,6 +113,10 @@ class RewardSource:
 
     def _call(self, images: Tensor, prompts: tuple[str, ...], gradient: bool) -> Scored:
         made = self.answer(images, prompts, gradient)
+        numbers = tuple(
+            -1 if reason else self._number(version) for version, reason in zip(made.versions, made.reasons, strict=True)
+        )
+        made = replace(made, numbers=numbers)
         self.versions.update(made.versions)
         self.counters.update({"calls": 1, "items": len(prompts), "failed": made.failed})
         self.counters.update({f"failed by {name}": count for name, count in made.failed_by.items() if count})
@@ -105,6 +124,10 @@ class RewardSource:
             if reason:
                 self._faults.setdefault(reason.partition(":")[0], reason)
         return made
+
+    def _number(self, version: str) -> int:
+        with self._numbering:
+            return self.numbers.setdefault(version, len(self.numbers))
 
     def new_faults(self) -> list[str]:
         """A line for every kind of failure (of several sources: for every source) that came up since the last call."""

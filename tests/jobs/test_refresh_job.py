@@ -1,0 +1,125 @@
+"""A text-to-image run whose reward is distilled again on what the generator makes now, as a user runs it: killed in its
+second look, resumed, finished."""
+
+import json
+
+import pytest
+
+from zr_ray.data.annotations import read_annotations
+from zr_ray.models.identity import judge_hash
+from zr_ray.models.judge_text import BUILTIN_JUDGES
+from zr_ray.models.student import Student
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]  # two distillations with their engines
+SMALL = ["generator.compiled=false", "generator.steps=3", "generator.micro_batch=4", "prompts.held_out=4"]
+SMALL += ["held_out.watched=2", "held_out.every_steps=1", "held_out.beside=false", "held_out.bootstrap_resamples=20"]
+SMALL += ["held_out.grid=4", "actor.warmup_steps=1", "actor.cpus=0.5", "t2i.prompts_per_step=2", "t2i.group_size=2"]
+SMALL += ["t2i.steps=3", "checkpoint.every_steps=3", "watch.action=report", "run.trackers=[]", "reward.cpus=0.5"]
+# a judge that has seen no rubric learns something from any teacher; no agreement is enough, so both looks distil
+REWARD = {"judge": "builtin", "blind": "accept"}
+REFRESH = {"every_steps": 1, "teacher": "teacher", "pair_limit": 1.0, "smallest_gain": 0.0, "most": 2, "steps": 12}
+REFRESH |= {"items_per_step": 12, "evaluate_steps": 4, "patience": 3}
+ROLLOUT = {"threads": 1, "max_num_seqs": 64, "max_model_len": 160}
+LEARNER = {"threads": 1, "cpus": 0.5, "warmup_steps": 1, "lr": 1e-3}
+IMAGES = {"prompts": 20, "per_prompt": 3, "held_out_frac": 0.4, "cpus": 0.5}
+
+
+class Killed(Exception):
+    """Stands for a SIGKILL of the driver in the middle of a look."""
+
+
+def told(root):
+    sections = {"reward": REWARD, "reward.refresh": REFRESH, "reward.refresh.rollout": ROLLOUT}
+    sections |= {"reward.refresh.learner": LEARNER, "reward.refresh.images": IMAGES}
+    words = [f"{section}.{key}={value}" for section, keys in sections.items() for key, value in keys.items()]
+    return [*SMALL, *words, f"run.root={root}", "run.name=kept"]
+
+
+def metrics(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def killed(ray_cluster, run_job, tmp_path_factory):
+    """Run folder of a run that was killed in its second look, after images and labels of it were there."""
+    from zr_ray.loops.refresh import Refresher
+
+    root = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patched = Refresher._refresh
+
+        def dying(self, step, *rest):
+            if step == 2:
+                raise Killed
+            return patched(self, step, *rest)
+
+        patch.setattr(Refresher, "_refresh", dying)
+        assert run_job("t2i", *told(root)) == 1
+    return root / "kept"
+
+
+def test_the_service_answers_as_the_student_that_was_distilled(killed):
+    state = json.loads((killed / "reward" / "state.json").read_text())
+    first, second = state["versions"]
+    assert first["sha256"] == judge_hash(BUILTIN_JUDGES["builtin"]) and second["since_step"] == 1
+    (look,) = state["looks"]
+    refresh = look["refresh"]
+    assert look["step"] == 1 and look["version"] == 0 and 0 < look["accuracy"] < 1 and look["pairs"] > 10
+    assert refresh["taken"] == 1 and refresh["after"] > refresh["before"] and refresh["learned"] == 36
+    assert refresh["proof"]["largest_difference"] < 1e-3 and refresh["proof"]["replies"] >= 4
+    folder = killed / "reward" / "v1"
+    assert judge_hash(folder) == second["sha256"] == refresh["sha256"] != first["sha256"]
+    assert Student(folder).rubric == Student(BUILTIN_JUDGES["builtin"]).rubric
+
+
+def test_every_step_names_the_version_that_rewarded_it(killed):
+    state = json.loads((killed / "reward" / "state.json").read_text())
+    lines = metrics(killed)
+    assert [line["reward/version"] for line in lines] == [0, 1]
+    for line, version in zip(lines, state["versions"], strict=True):
+        assert f"{int(line['reward/judge_hash']):08x}" == version["sha256"][:8], "as the replies name it"
+    assert json.loads((killed / "reward" / "paused.json").read_text())["step"] == 2
+
+
+@pytest.fixture(scope="module")
+def resumed(killed, run_job):
+    assert run_job("t2i", *told(killed.parent), f"run.resume={killed}") == 0
+    return killed
+
+
+def test_a_killed_run_goes_on_with_its_version_and_makes_its_look_again(resumed):
+    state = json.loads((resumed / "reward" / "state.json").read_text())
+    assert [look["step"] for look in state["looks"]] == [1, 2] and state["looks"][1]["version"] == 1
+    last = state["versions"][-1]
+    lines = metrics(resumed)
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert [line["reward/version"] for line in lines] == [0, 1, last["number"]]
+    taken = state["looks"][1]["refresh"]["taken"]
+    assert last["number"] == (2 if taken else 1)
+
+
+def test_the_pool_grows_and_the_second_distillation_learns_from_all_of_it(resumed):
+    parts = sorted((resumed / "reward" / "images" / "kept").iterdir())
+    assert [part.name[:11] for part in parts] == ["step_000001", "step_000002"]
+    both = list(read_annotations(resumed / "reward" / "distillations" / "kept-refresh-2" / "data"))
+    assert len(both) == 120 and len({item.group.split("/")[0] for item in both}) == 2
+    learned, others = ({i.prompt for i in both if i.split == split} for split in ("train", "test"))
+    assert not learned & others
+    starts = json.loads((resumed / "reward" / "distillations" / "kept-refresh-2" / "student.json").read_text())
+    assert starts["sha256"] == judge_hash(resumed / "reward" / "v1")
+
+
+def test_the_report_says_when_and_how_much_better(resumed):
+    result = json.loads((resumed / "result.json").read_text())
+    assert result["status"] == "SUCCEEDED" and len(result["reward_refresh"]["looks"]) == 2
+    assert {v["sha256"] for v in result["reward_refresh"]["versions"]} <= set(result["reward_versions"])
+    page = (resumed / "report.html").read_text()
+    after = result["reward_refresh"]["looks"][0]["refresh"]["after"]
+    assert "Versions of the reward" in page and f"{after:.1%}" in page
+    assert (resumed / "held_out" / "before.v1.npz").is_file()
+
+
+def test_nothing_is_left_running(resumed):
+    from ray import serve
+
+    assert "reward-kept" not in serve.status().applications
