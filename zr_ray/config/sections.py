@@ -119,8 +119,8 @@ class JudgeSection(Section):
 
     path: str = field(
         "builtin",
-        "`builtin` or `small` (the tiny judges inside the package), `student` (the one distilled from them) or a"
-        " Hugging Face folder of a Qwen3-VL or Qwen3.5 model",
+        "a judge inside the package (`builtin`, `small`, `base`, `teacher`, `student`, `student_distilled`) or a Hugging"
+        " Face folder of a Qwen3-VL or Qwen3.5 model",
     )
 
 

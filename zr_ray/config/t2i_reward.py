@@ -65,7 +65,9 @@ class RewardSection(Section):
     target: str | None = field(
         None, "name of a running Serve application or URL of a reward service; null: the job starts its own"
     )
-    judge: str = field("student", "judge of the job's own service: `student`, `builtin` or a Hugging Face folder")
+    judge: str = field(
+        "student", "judge of the job's own service: `student`, `student_distilled` or a Hugging Face folder"
+    )
     function: str | None = field(
         None,
         "package.module:callable instead of a judge: (images [N, H, W, 3] uint8, prompts) -> name -> [N]; scores"
