@@ -119,8 +119,8 @@ class JudgeSection(Section):
 
     path: str = field(
         "builtin",
-        "a judge inside the package (`builtin`, `small`, `base`, `teacher`, `student`, `student_distilled`) or a Hugging"
-        " Face folder of a Qwen3-VL or Qwen3.5 model",
+        "a judge inside the package (`builtin`, `small`, `base`, `teacher`, `student`, `student_distilled`) or a"
+        " Hugging Face folder of a Qwen3-VL or Qwen3.5 model",
     )
 
 

@@ -28,9 +28,9 @@ BUILTIN_JUDGES = {
 }
 """Judges inside the package. `builtin` and `small` have seen rendered scenes only, and no rubric; `base` reasons about
 generated images too, and `teacher` is what GDSO made of it. `referee` watches text-to-image training and never rewards.
-`student` gives rewards in one token, fitted to the verifier; `student_distilled` does too, taught by `teacher` alone, as
-it is with real images. `student_v0` is an earlier student that cannot see what generators make: what a reward that is
-not fit looks like."""
+`student` gives rewards in one token, fitted to the verifier; `student_distilled` does too, taught by `teacher` alone,
+as it is with real images. `student_v0` is an earlier student that cannot see what generators make: what a reward that
+is not fit looks like."""
 
 
 THINK, THOUGHT = "<think>", "</think>"
