@@ -99,3 +99,16 @@ def test_the_service_counts_its_most_replicas():
     assert [(r.name, r.workers, r.bundle) for r in roles_of(config)] == [
         ("replica", 3, {"CPU": 1.0, "zr_reward": 0.001})
     ]
+
+
+def test_a_text_to_image_run_counts_the_replicas_of_its_reward(capsys):
+    told = ["reward.replicas=2", "reward.gpus=1", "reward.dtype=bfloat16", "actor.gpus=1", "actor.workers=2"]
+    assert main(["t2i", "--cluster", str(ROOT / "cluster" / "aws.yaml"), "t2i.prompts_per_step=8", *told]) == 0
+    text = capsys.readouterr().out
+    assert "reward: 2 x {CPU: 1, GPU: 1}" in text and "actor: 2 x {CPU: 1, GPU: 1}" in text
+    assert text.count("memory") == 1  # of the judge; a generator's is not estimated
+    sources = [{"name": "student", "judge": "student"}, {"name": "own", "function": "a.b:c", "weights": {"x": 1}}]
+    config = JOBS["t2i"].config_class.model_validate({"reward": {"sources": sources}})
+    assert [(r.name, r.workers) for r in roles_of(config)] == [("actor", 1), ("reward-student", 1), ("reward-own", 1)]
+    elsewhere = JOBS["t2i"].config_class.model_validate({"reward": {"target": "somebodys"}})
+    assert [r.name for r in roles_of(elsewhere)] == ["actor"]

@@ -80,6 +80,7 @@ class RewardSection(Section):
         None, "custom resource a node must offer to hold a replica, for example zr_reward; null: any", pattern=RESOURCE
     )
     threads: int = field(1, "torch threads of a replica", ge=1)
+    dtype: Literal["float32", "bfloat16"] = field("float32", "what the judge computes in")
     weights: dict[str, float] = field(
         dict.fromkeys(DIMENSIONS, 1.0), "name of a score -> its weight in the reward", min_length=1
     )
@@ -124,7 +125,7 @@ class RewardSection(Section):
             return self
         if wrong := same_names([source.name for source in self.sources]):
             raise ValueError(f"reward.sources must have different names, {', '.join(wrong)} is there twice; rename one")
-        own = ("judge", "function", "weights", "replicas", "cpus", "gpus", "resource", "threads")
+        own = ("judge", "function", "weights", "replicas", "cpus", "gpus", "resource", "threads", "dtype")
         fields = type(self).model_fields
         if said := [n for n in own if getattr(self, n) != fields[n].default]:
             raise ValueError(f"reward.{said[0]} is for one source, reward.sources is there; say it in its entry")

@@ -250,7 +250,7 @@ def own_service(config: T2iConfig) -> ServeConfig | None:
     c = config.reward
     if c.target is not None or c.function is not None:
         return None
-    room = c.model_dump(include={"replicas", "cpus", "gpus", "resource", "threads", "start_deadline_s"})
+    room = c.model_dump(include={"replicas", "cpus", "gpus", "resource", "threads", "dtype", "start_deadline_s"})
     sources = [
         source.model_dump(exclude={"weights"}) | {"scores": tuple(source.weights) if source.function else ()}
         for source in c.sources

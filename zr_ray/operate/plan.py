@@ -16,6 +16,7 @@ from typing import Any
 
 from zr_ray.config.loader import load_config
 from zr_ray.config.sections import WorkerSection
+from zr_ray.config.t2i_reward import RewardSection
 from zr_ray.errors import PlacementError
 from zr_ray.models.memory import (
     Estimate,
@@ -72,7 +73,18 @@ def roles_of(config) -> list[Role]:
     for source in getattr(config, "sources", ()):
         workers = source.max_replicas or source.replicas
         roles.append(Role(source.name, bundle(source.cpus, source.gpus, source.resource), workers, source))
-    return roles
+    return roles + _reward_roles(getattr(config, "reward", None))
+
+
+def _reward_roles(reward: RewardSection | None) -> list[Role]:
+    """Replicas of the service that a text-to-image job starts; none where the reward is somebody else's, or a function
+    in the actors."""
+    from zr_ray.run.placement import bundle
+
+    if reward is None or reward.target is not None or reward.function is not None:
+        return []
+    served: dict[str, Any] = {f"reward-{source.name}": source for source in reward.sources} or {"reward": reward}
+    return [Role(n, bundle(s.cpus, s.gpus, s.resource), s.replicas, s) for n, s in served.items()]
 
 
 def holds(node: dict[str, float], bundle: dict[str, float]) -> bool:
@@ -136,22 +148,31 @@ def estimates(config, roles: list[Role], plan: Plan, types: list[NodeType]) -> d
     """Role -> GPU memory of one worker, for roles with a GPU of a known kind."""
     from zr_ray.models.judge_text import judge_folder
 
-    known = {t.name: t for t in types}
-    # which student is the newest only the cluster's run folders know; all that are distilled from one have its shape
-    shape = judge_shape(judge_folder("student" if config.judge.path == "latest" else config.judge.path))
-    found = {}
+    known, found = {t.name: t for t in types}, {}
     for role in roles:
         gpu_gib = known[plan.placed[role.name]].gpu_gib
         if role.bundle.get("GPU", 0.0) == 0:
             continue
+        path = _judge_of(config, role)
+        if path is None:  # a generator, a CLIP scorer, a function
+            continue
+        # which student is the newest only the cluster's run folders know; all distilled from one have its shape
+        shape = judge_shape(judge_folder("student" if path == "latest" else path))
         if role.name == "learner":
             algorithm = getattr(config, "gdso", None)
             found[role.name] = learner_memory(shape, role.section, algorithm is not None and algorithm.beta_kl > 0)
         elif role.name == "rollout":
             found[role.name] = rollout_memory(shape, role.section, gpu_gib * min(1.0, role.bundle["GPU"]))
-        elif role.name == "replica":
+        elif role.name == "replica" or role.name.startswith("reward"):
             found[role.name] = replica_memory(shape, role.section.dtype)
     return found
+
+
+def _judge_of(config, role: Role) -> str | None:
+    """Path of the judge that a worker holds, None for what is no judge."""
+    if role.name.startswith("reward"):
+        return role.section.judge
+    return config.judge.path if hasattr(config, "judge") else None
 
 
 def describe(config, path: Path) -> list[str]:
