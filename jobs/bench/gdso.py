@@ -44,6 +44,9 @@ def main() -> int:
     parser.add_argument("--image-pixels", type=whole(0), default=0, help="side of the images; 0: the world's 64")
     parser.add_argument("--max-model-len", type=whole(32), default=256, help="rollout.max_model_len, of all engines")
     parser.add_argument("--block-size", type=whole(0), default=0, help="rollout.block_size of the job; 0: vLLM's own")
+    parser.add_argument(
+        "--max-staleness", type=whole(0), default=0, help="gdso.max_staleness of the job; 0: exactly on-policy"
+    )
     parser.add_argument("--aim", type=float, default=2.0, help="wanted ratio to TRL (default %(default)s)")
     parser.add_argument("--steps", type=whole(1), default=12, help="timed steps of each trainer, after 2 warm-up steps")
     parser.add_argument("--threads", type=whole(1), default=os.cpu_count())
@@ -87,6 +90,7 @@ def measure(args, folder: Path) -> dict:
         f"run.root={folder}",
         "run.name=gdso",
         "gdso.beta_kl=0",
+        f"gdso.max_staleness={args.max_staleness}",
         f"rollout.workers={args.threads}",
         "rollout.threads=1",
         f"rollout.cpus={1 / args.threads}",
