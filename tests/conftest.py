@@ -115,7 +115,7 @@ def rollout_config():
     """One small fp32 engine with a thread of its own."""
     from zr_ray.config.sections import RolloutSection
 
-    return RolloutSection(threads=1, max_model_len=160, max_num_seqs=64)
+    return RolloutSection(threads=1, max_model_len=160, max_num_seqs=64, restarts=9)  # tests kill it
 
 
 @pytest.fixture(scope="session")
