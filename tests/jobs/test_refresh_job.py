@@ -2,21 +2,22 @@
 second look, resumed, finished."""
 
 import json
+import shutil
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from zr_ray.data.annotations import read_annotations
 from zr_ray.models.identity import judge_hash
-from zr_ray.models.judge_text import BUILTIN_JUDGES
+from zr_ray.models.judge_text import BUILTIN_JUDGES, JudgeText
 from zr_ray.models.student import Student
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]  # two distillations with their engines
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]  # two distillations with their engines
 SMALL = ["generator.compiled=false", "generator.steps=3", "generator.micro_batch=4", "prompts.held_out=4"]
 SMALL += ["held_out.watched=2", "held_out.every_steps=1", "held_out.beside=false", "held_out.bootstrap_resamples=20"]
 SMALL += ["held_out.grid=4", "actor.warmup_steps=1", "actor.cpus=0.5", "t2i.prompts_per_step=2", "t2i.group_size=2"]
 SMALL += ["t2i.steps=3", "checkpoint.every_steps=3", "watch.action=report", "run.trackers=[]", "reward.cpus=0.5"]
-# a judge that has seen no rubric learns something from any teacher; no agreement is enough, so both looks distil
-REWARD = {"judge": "builtin", "blind": "accept"}
+# no agreement is enough, so both looks distil
 REFRESH = {"every_steps": 1, "teacher": "teacher", "pair_limit": 1.0, "smallest_gain": 0.0, "most": 2, "steps": 12}
 REFRESH |= {"items_per_step": 12, "evaluate_steps": 4, "patience": 3}
 ROLLOUT = {"threads": 1, "max_num_seqs": 64, "max_model_len": 160}
@@ -29,10 +30,21 @@ class Killed(Exception):
 
 
 def told(root):
-    sections = {"reward": REWARD, "reward.refresh": REFRESH, "reward.refresh.rollout": ROLLOUT}
+    """Words of the job; its judge lies under `root`."""
+    judge = {"judge": root / "contrary", "blind": "accept"}
+    sections = {"reward": judge, "reward.refresh": REFRESH, "reward.refresh.rollout": ROLLOUT}
     sections |= {"reward.refresh.learner": LEARNER, "reward.refresh.images": IMAGES}
     words = [f"{section}.{key}={value}" for section, keys in sections.items() for key, value in keys.items()]
     return [*SMALL, *words, f"run.root={root}", "run.name=kept"]
+
+
+def write_contrary(folder):
+    """The built-in student with the rows of its score labels turned over: it likes what its teacher dislikes, so
+    whatever it learns makes it better."""
+    shutil.copytree(BUILTIN_JUDGES["student"], folder)
+    weights, labels = load_file(folder / "model.safetensors"), list(JudgeText(folder).label_ids)
+    weights["lm_head.weight"][labels] = weights["lm_head.weight"][labels[::-1]]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
 
 def metrics(run):
@@ -45,6 +57,7 @@ def killed(ray_cluster, run_job, tmp_path_factory):
     from zr_ray.loops.refresh import Refresher
 
     root = tmp_path_factory.mktemp("runs")
+    write_contrary(root / "contrary")
     with pytest.MonkeyPatch.context() as patch:
         patched = Refresher._refresh
 
@@ -61,7 +74,7 @@ def killed(ray_cluster, run_job, tmp_path_factory):
 def test_the_service_answers_as_the_student_that_was_distilled(killed):
     state = json.loads((killed / "reward" / "state.json").read_text())
     first, second = state["versions"]
-    assert first["sha256"] == judge_hash(BUILTIN_JUDGES["builtin"]) and second["since_step"] == 1
+    assert first["sha256"] == judge_hash(killed.parent / "contrary") and second["since_step"] == 1
     (look,) = state["looks"]
     refresh = look["refresh"]
     assert look["step"] == 1 and look["version"] == 0 and 0 < look["accuracy"] < 1 and look["pairs"] > 10
@@ -69,7 +82,7 @@ def test_the_service_answers_as_the_student_that_was_distilled(killed):
     assert refresh["proof"]["largest_difference"] < 1e-3 and refresh["proof"]["replies"] >= 4
     folder = killed / "reward" / "v1"
     assert judge_hash(folder) == second["sha256"] == refresh["sha256"] != first["sha256"]
-    assert Student(folder).rubric == Student(BUILTIN_JUDGES["builtin"]).rubric
+    assert Student(folder).rubric == Student(BUILTIN_JUDGES["student"]).rubric
 
 
 def test_every_step_names_the_version_that_rewarded_it(killed):

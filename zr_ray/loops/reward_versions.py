@@ -188,7 +188,9 @@ def not_taken(unseen: Mapping[int, float], best_step: int, smallest_gain: float)
     Args: unseen: step of the distillation (0: before) -> share of same-prompt pairs ordered as the teacher does, on
         prompts that are not learned from. best_step: whose weights are handed out."""
     before, after = unseen[0], unseen[best_step]
-    if best_step == 0 or after - before < smallest_gain:
+    if best_step == 0:
+        return f"no evaluation ordered more pairs of unseen prompts as its teacher does than the start, {before:.1%}"
+    if after - before < smallest_gain:
         return (
             f"it must order {smallest_gain:.1%} more of the pairs of unseen prompts as its teacher does than the one"
             f" before, it orders {after:.1%} where that orders {before:.1%}"
