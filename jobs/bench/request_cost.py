@@ -4,7 +4,7 @@
     python jobs/bench/request_cost.py --images 4 --ways handle tensors --record shares/
 
 Ways: `handle` (tensors inside the cluster), `tensors` (safetensors over HTTP), `jpeg` (files over HTTP). The callers
-are those of `reward.py`. With --record py-spy writes where each process spends it, as raw stacks for speedscope.app;
+are those of `reward.py`. With --record py-spy writes who holds each interpreter's lock, as raw stacks for speedscope.app;
 figures of that run are lower.
 """
 
@@ -52,8 +52,9 @@ def record(process: psutil.Process, file: Path, for_s: float) -> subprocess.Pope
         str(process.pid),
         "-d",
         f"{for_s:.0f}",
+        "--gil",
         "-r",
-        "150",
+        "400",
         "-f",
         "raw",
         "-o",
