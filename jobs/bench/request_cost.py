@@ -4,8 +4,8 @@
     python jobs/bench/request_cost.py --images 4 --ways handle tensors --record shares/
 
 Ways: `handle` (tensors inside the cluster), `tensors` (safetensors over HTTP), `jpeg` (files over HTTP). The callers
-are those of `reward.py`. With --record py-spy writes who holds each interpreter's lock, as raw stacks for speedscope.app;
-figures of that run are lower.
+are those of `reward.py`. With --record py-spy writes who holds each interpreter's lock, as raw stacks for
+speedscope.app; figures of that run are lower.
 """
 
 from __future__ import annotations
