@@ -7,9 +7,10 @@ from pathlib import Path
 from pydantic import Field, field_validator
 
 from zr_ray.config.sections import RunSection, Section, field
+from zr_ray.config.table import RunsSection
 
 
-class T2iTableSection(Section):
+class T2iTableSection(RunsSection):
     """The table."""
 
     config: Path = field(Path("t2i_tiny.yaml"), "the named run of every row, relative to the configuration folder")
@@ -20,20 +21,6 @@ class T2iTableSection(Section):
     beside: tuple[str, ...] = field(
         (), "rows whose first run also measures the untrained generator with guidance, best of 2 and twice the steps"
     )
-    seeds: tuple[int, ...] = field((0, 1, 2), "training seeds of every row", min_length=1)
-    at_once: int = field(
-        1, "runs at the same time; more share the machine, and a budget of seconds is not the same", ge=1
-    )
-    stop_after_s: float | None = field(
-        None, "start no further run after so many seconds; --resume goes on; null: no limit", gt=0
-    )
-
-    @field_validator("seeds")
-    @classmethod
-    def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(seeds)) != len(seeds) or any(seed < 0 for seed in seeds):
-            raise ValueError(f"must be different numbers from 0 up, got {list(seeds)}")
-        return seeds
 
     @field_validator("rows")
     @classmethod

@@ -46,27 +46,15 @@ class RowChoice(Section):
         return self
 
 
-class TableSection(Section):
-    """The table."""
+class RunsSection(Section):
+    """What tables of any job's runs share."""
 
-    judges: dict[str, str] = field({"base": "builtin"}, "size name -> base judge that rows start from", min_length=1)
-    rows: dict[str, RowChoice] = field({}, "row name -> named run, in the order of the table")
     seeds: tuple[int, ...] = field((0, 1, 2), "training seeds of every row", min_length=1)
     at_once: int = field(
         1,
         "runs at the same time; more finish sooner, but their minutes and speeds are then those of a shared machine",
         ge=1,
     )
-    overrides: tuple[str, ...] = field((), "key=value for every training run, before the row's own")
-    claims: tuple[tuple[str, str], ...] = field(
-        (), "pairs of row names, better first; `teacher` names the teacher's row"
-    )
-    teacher_margin: float = field(
-        0.02, "a claim against the teacher says: at most so far below its HPA, as a fraction", ge=0
-    )
-    speed_images: int = field(0, "images of one timed turn for the seconds per score; 0: not measured", ge=0)
-    speed_threads: int = field(1, "OMP threads of the timed judges", ge=1)
-    bootstrap_resamples: int = field(2000, "resamples over prompts for every interval", ge=20)
     stop_after_s: float | None = field(
         None, "start no further run after so many seconds; --resume goes on; null: no limit", gt=0
     )
@@ -77,6 +65,23 @@ class TableSection(Section):
         if len(set(seeds)) != len(seeds) or any(seed < 0 for seed in seeds):
             raise ValueError(f"must be different numbers from 0 up, got {list(seeds)}")
         return seeds
+
+
+class TableSection(RunsSection):
+    """The table."""
+
+    judges: dict[str, str] = field({"base": "builtin"}, "size name -> base judge that rows start from", min_length=1)
+    rows: dict[str, RowChoice] = field({}, "row name -> named run, in the order of the table")
+    overrides: tuple[str, ...] = field((), "key=value for every training run, before the row's own")
+    claims: tuple[tuple[str, str], ...] = field(
+        (), "pairs of row names, better first; `teacher` names the teacher's row"
+    )
+    teacher_margin: float = field(
+        0.02, "a claim against the teacher says: at most so far below its HPA, as a fraction", ge=0
+    )
+    speed_images: int = field(0, "images of one timed turn for the seconds per score; 0: not measured", ge=0)
+    speed_threads: int = field(1, "OMP threads of the timed judges", ge=1)
+    bootstrap_resamples: int = field(2000, "resamples over prompts for every interval", ge=20)
 
     @field_validator("rows", "judges")
     @classmethod
