@@ -82,6 +82,22 @@ class JudgeRequest:
 
 
 @dataclass(frozen=True)
+class ProbeQuestions:
+    """What an engine is asked to prove that it holds the weights of a push; all of it is answered greedily."""
+
+    reasoned: tuple[JudgeRequest, ...]
+    """Answered by the first `tokens` tokens of the reasoning."""
+    direct: tuple[JudgeRequest, ...]
+    """Answered by a score alone; these questions end with the marker."""
+    tokens: int
+
+    @property
+    def all(self) -> tuple[JudgeRequest, ...]:
+        """In the order of the answers."""
+        return self.reasoned + self.direct
+
+
+@dataclass(frozen=True)
 class Judgement:
     """One sampled output o = (rho, score token) of a judge."""
 

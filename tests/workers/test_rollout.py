@@ -159,6 +159,33 @@ def test_a_push_overlaps_with_what_an_engine_is_at_and_is_proved_later(
     push(FakeLearner(load_packed_judge(judge_path, torch.float32)), 8)  # leave the shared engine as it was
 
 
+def test_the_proof_goes_along_with_the_rollouts_of_a_push(fleet, rollout_config, judge_path, requests, world_items):
+    """Engines answer it in the batch that samples; what was sampled is the same as without it, and a learner with
+    other weights is noticed before it trains on it."""
+    judge = load_packed_judge(judge_path, torch.float32)
+    learner = FakeLearner(judge)
+    exact, recovery = SyncTolerance("largest", 1e-5), Recovery(fleet.workers, rollout_config)
+    push = WeightPush(recovery, judge[1], world_items[0], WeightsSection(bucket_mib=1), exact, 120)
+    push(learner, 9)
+    alone = push.sample(fleet.workers, requests, 4, "test")
+    push.begin(learner, 10)
+    along = push.sample(fleet.workers, requests, 4, "test")
+    proof = push.finish(learner)
+    assert proof["sync/max_abs_diff"] < 1e-5 and proof["sync/version"] == 10.0
+    for one, other in zip(alone, along, strict=True):
+        for a, b in zip(one, other, strict=True):
+            assert (a.key, a.sample, b.policy_version) == (b.key, b.sample, 10)
+            assert np.array_equal(a.token_ids, b.token_ids) and np.abs(a.logprobs - b.logprobs).max() < 1e-5
+    push.begin(learner, 11)
+    with torch.no_grad():
+        for parameter in judge[0].model.parameters():
+            parameter.mul_(1.05)
+    assert len(push.sample(fleet.workers, requests[:1], 2, "test")) == 1
+    with pytest.raises(WeightSyncError, match="after the push of version 11"):
+        push.finish(learner)
+    push(FakeLearner(load_packed_judge(judge_path, torch.float32)), 12)  # leave the shared engine as it was
+
+
 def test_buckets_hold_every_parameter_once(judge):
     from zr_ray.workers.weights import read_buckets
 

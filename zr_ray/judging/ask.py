@@ -14,7 +14,7 @@ import numpy as np
 from zr_ray.data.encoded import encoded_image
 from zr_ray.errors import RolloutError
 from zr_ray.models.judge_text import JudgeText
-from zr_ray.records import AnnotatedImage, EncodedImage, Judgement, JudgeRequest, PreferencePair
+from zr_ray.records import AnnotatedImage, EncodedImage, Judgement, JudgeRequest, PreferencePair, ProbeQuestions
 from zr_ray.run.observe import wait_for
 from zr_ray.workers.recovery import Recovery
 
@@ -72,7 +72,7 @@ def generate(
 
     Raises: DeadlineError naming `what`; the worker's own error; RolloutError if answers and requests do not line up."""
     version = recovery.version if recovery is not None else None
-    groups = _fan_out(
+    parts = _fan_out(
         workers,
         requests,
         deadline_s,
@@ -80,8 +80,36 @@ def generate(
         lambda worker, share: worker.generate.remote(share, group_size, temperature, None, version),
         recovery,
     )
+    groups = [group for part in parts for group in part]
     require_groups(requests, groups, group_size)
     return groups
+
+
+def generate_with_probe(
+    workers: Sequence,
+    requests: Sequence[JudgeRequest],
+    group_size: int,
+    probe: ProbeQuestions,
+    deadline_s: float,
+    what: str,
+    recovery: Recovery,
+) -> tuple[list[list[Judgement]], list[list[Judgement]]]:
+    """Sampled judgements of the current weights, and from the same batch of each engine its answers to a push's
+    questions.
+
+    Returns: groups per request, in order; per worker, one answer a question. Raises as `generate`."""
+
+    def call(worker, share):
+        return worker.generate.remote(share, group_size, 1.0, None, recovery.version, 0, False, probe)
+
+    parts = _fan_out(workers, requests, deadline_s, what, call, recovery, idle_too=True)
+    questions = len(probe.all)
+    groups = [group for part in parts for group in part[:-questions]]
+    require_groups(requests, groups, group_size)
+    answers = [part[-questions:] for part in parts]
+    for answered in answers:
+        require_groups(probe.all, answered, 1)
+    return groups, [[group[0] for group in answered] for answered in answers]
 
 
 def score(
@@ -89,9 +117,10 @@ def score(
 ) -> list[Judgement]:
     """One-token judgements per request, in order. Raises as `generate`."""
     version = recovery.version if recovery is not None else None
-    answers = _fan_out(
+    parts = _fan_out(
         workers, requests, deadline_s, what, lambda worker, share: worker.score.remote(share, version), recovery
     )
+    answers = [answer for part in parts for answer in part]
     require_groups(requests, [[answer] for answer in answers], 1)
     return answers
 
@@ -113,7 +142,9 @@ def _fan_out(
     what: str,
     call: Callable,
     recovery: Recovery | None,
-) -> list:
+    idle_too: bool = False,
+) -> list[list]:
+    """Each worker's answers to its share; workers without a share are asked only if `idle_too`."""
     shares = [
         requests[i * len(requests) // len(workers) : (i + 1) * len(requests) // len(workers)]
         for i in range(len(workers))
@@ -121,10 +152,8 @@ def _fan_out(
     calls = [
         (worker, lambda worker=worker, share=list(share): call(worker, share))
         for worker, share in zip(workers, shares, strict=True)
-        if share
+        if share or idle_too
     ]
     if recovery is None:
-        parts = wait_for([send() for _, send in calls], deadline_s, what)
-    else:
-        parts = recovery.settle(calls, deadline_s, what)
-    return [answer for part in parts for answer in part]
+        return wait_for([send() for _, send in calls], deadline_s, what)
+    return recovery.settle(calls, deadline_s, what)

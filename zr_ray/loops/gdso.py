@@ -2,7 +2,8 @@
 
 Runs inside Ray Train. Each rank asks its own share of rollout actors for its own share of pairs; nothing passes through
 the driver. Every random choice is a function of (run seed, step, index), so a resumed run repeats what the killed one
-would have done.
+would have done. The proof of a push goes along with the rollouts of the next step, and is looked at before they are
+trained on: `sync/*` of a step are those of the weights that sampled it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from zr_ray.config.gdso import GdsoConfig
-from zr_ray.judging.ask import generate, pair_requests, workers_of_rank
+from zr_ray.judging.ask import pair_requests, workers_of_rank
 from zr_ray.loops.gdso_ahead import train_ahead
 from zr_ray.loops.held_out import HeldOut, by_engines
 from zr_ray.loops.journal import Journal, phase_deadlines
@@ -48,8 +49,9 @@ def train(loop_config: dict) -> None:
     unscored = UnscoredSteps(journal, learner.text, config.rollout.max_new_tokens, c.unscored_steps)
 
     start = journal.restore()  # also drops what a killed run wrote after its checkpoint
-    version = start
-    journal.note(push(learner, version))  # proves engine and learner equal before the first rollout
+    push.begin(learner, start)
+    # of weights whose answers are wanted at once; else the proof goes along with the rollouts that they sample
+    proof = push.finish(learner) if start in (0, c.steps) or held_out.is_due(start) else {}
     if start == 0:  # a resumed run has these rows in its folder
         held_out.before()
 
@@ -63,7 +65,10 @@ def train(loop_config: dict) -> None:
             pairs = [batch[i] for i in indices]
             requests = pair_requests(learner.text, pairs, step, config.run.seed, indices)
             what = f"rollouts of step {step + 1}"
-            groups = generate(workers, requests, c.group_size, 1.0, config.rollout.deadline_s, what, recovery)
+            groups = push.sample(workers, requests, c.group_size, what)
+        with journal.timer("push"):
+            proof |= push.finish(learner)  # nothing is trained on before the weights that sampled it are proved
+        with journal.timer("rollout"):
             text = learner.text
             rollouts = collect(pairs, requests, groups, c, text.rubric, text.label_ids, len(text.marker_ids))
             # denominators of the whole step, known before its first loss
@@ -82,12 +87,14 @@ def train(loop_config: dict) -> None:
                         on_policy = learner.reduce_max(objective.ratio_max_abs_diff)
             metrics = mean_metrics(totals | reduced(stats.sums, learner.reduce_sum)) | applied
             metrics |= {"policy/ratio_max_abs_diff": on_policy, "learner/microbatches": float(stats.microbatches)}
-        metrics |= {name: totals[name] for name in counts}
-        # after the last step too: the held-out set is judged through the engines
-        if (step + 1) % config.weights.push_every_steps == 0 or step + 1 == c.steps:
-            version = step + 1
-            with journal.timer("push"):
-                metrics |= push(learner, version)
+        metrics |= {name: totals[name] for name in counts} | proof
+        with journal.timer("push"):
+            if (step + 1) % config.weights.push_every_steps == 0 or step + 1 == c.steps:
+                push.begin(learner, step + 1)
+            # the held-out set is judged through the engines, after the last step too
+            proof = push.finish(learner) if step + 1 == c.steps or held_out.is_due(step + 1) else {}
+        if step + 1 == c.steps:
+            metrics |= proof
         metrics |= held_out.during(step + 1)
         journal.step(step + 1, metrics, totals["tokens"])
         journal.checkpoint(step + 1)

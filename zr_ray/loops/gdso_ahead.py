@@ -82,6 +82,7 @@ def train_ahead(loop_config: dict) -> None:
         with journal.timer("push"):
             metrics |= push.finish(learner)  # of a step without an update
             push.begin(learner, step + 1)
+            push.ask()
             if held_out.is_due(step + 1) or step + 1 == c.steps:
                 metrics |= push.finish(learner)
         # engines have answered all they were asked when a push is finished, and get nothing new before `allow`

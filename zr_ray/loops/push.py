@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 from zr_ray.config.sections import SyncTolerance, WeightsSection
 from zr_ray.data.encoded import encoded_image
 from zr_ray.errors import NonFiniteError, WeightSyncError
-from zr_ray.judging.ask import question
+from zr_ray.judging.ask import generate, generate_with_probe, question
 from zr_ray.models.judge_text import JudgeText
 from zr_ray.models.packing import Row
-from zr_ray.records import AnnotatedImage, Judgement, JudgeRequest
+from zr_ray.records import AnnotatedImage, Judgement, JudgeRequest, ProbeQuestions
 from zr_ray.workers.engine import REMEDY
 from zr_ray.workers.learner import Learner
 from zr_ray.workers.recovery import Call, Probe, Recovery
@@ -41,16 +42,20 @@ class _UnderWay:
     arrived: list | None = None
     """The answers, None until they were waited for."""
     probe: list[Call] = field(default_factory=list)
+    """Every engine's proof, where it was asked for in a call of its own."""
     probe_sent: list = field(default_factory=list)
+    answers: list[list[Judgement]] | None = None
+    """Of each engine that this rank asked, one a question; None until they are there."""
 
 
 class WeightPush:
     """Sends a learner's weights to all rollout workers and proves that they arrived. Every rank calls it at the same
     point.
 
-    A push has two halves. `begin` puts weights, checksum and the proof's questions behind whatever an engine works on;
-    `finish` waits for the answers and compares them with the learner, whose weights must not have changed since. What
-    lies between them overlaps with the engines; calling the push does both at once.
+    A push has two halves. `begin` puts the weights behind whatever an engine works on; `finish` waits for the answers
+    to the proof's questions and compares them with the learner, whose weights must not have changed since. In between
+    the questions go behind the weights (`ask`), or along with the next rollouts (`sample`), which costs an engine less
+    than a batch of their own. Calling the push does all of it at once.
 
     The proof: of one item's questions, the first tokens of the greedy reasoning and the score without
     reasoning. A worker that is lost on the way, or later, is brought back by `recovery`."""
@@ -71,9 +76,10 @@ class WeightPush:
         self.workers = recovery.workers
         self.tolerance, self.deadline_s = tolerance, deadline_s
         image = encoded_image(item.image)
-        self.reasoned, self.direct = (
-            [question(text, item, d, 0, direct, image) for d in text.rubric.dimensions] for direct in (False, True)
+        reasoned, direct = (
+            tuple(question(text, item, d, 0, direct, image) for d in text.rubric.dimensions) for direct in (False, True)
         )
+        self.questions = ProbeQuestions(reasoned, direct, config.probe_tokens)
         self.transport = transport or ObjectStoreTransport()
         self._under_way: _UnderWay | None = None
 
@@ -113,17 +119,36 @@ class WeightPush:
         if learner.world > 1:
             self._arrive(push)  # only rank 0 hears from the engines; it would raise
             learner.barrier()  # nobody asks an engine before all engines hold the version
-        if self.config.verify:
-            tokens = self.config.probe_tokens
-            push.probe = [(w, partial(w.generate.remote, self.reasoned, 1, 0.0, tokens, version)) for w in self.workers]
-            push.probe += [(w, partial(w.score.remote, self.direct, version)) for w in self.workers]
+
+    def ask(self) -> None:
+        """Put the questions of the push that is under way behind its weights; waits for nothing."""
+        push = self._under_way
+        if push is not None and self.config.verify and push.answers is None and not push.probe:
+            push.probe = [(w, partial(w.probe.remote, self.questions, push.version)) for w in self.workers]
             push.probe_sent = [send() for _, send in push.probe]
+
+    def sample(
+        self, workers: Sequence, requests: Sequence[JudgeRequest], group_size: int, what: str
+    ) -> list[list[Judgement]]:
+        """Rollouts of the weights that were pushed last, with the proof's questions in the same batches if a push is
+        under way; `finish` compares the answers, before anything is trained on.
+
+        Args: workers: this rank's; the ranks' shares together are all of the run's.   Returns, Raises: as
+            `ask.generate`."""
+        push = self._under_way
+        if push is None or not self.config.verify:
+            return generate(workers, requests, group_size, 1.0, self.deadline_s, what, self.recovery)
+        groups, push.answers = generate_with_probe(
+            workers, requests, group_size, self.questions, self.deadline_s, what, self.recovery
+        )
+        return groups
 
     def finish(self, learner: Learner) -> dict[str, float]:
         """Wait until what `begin` sent is there and proved; nothing if no push is under way.
 
         Returns: `sync/*` (nats).   Raises: WeightSyncError on a breach, NonFiniteError if the learner's own log-probs
         are not finite."""
+        self.ask()
         push, self._under_way = self._under_way, None
         if push is None:
             return {}
@@ -131,7 +156,8 @@ class WeightPush:
         if not self.config.verify:
             return {}
         # every rank probes: under ZeRO-3 the learner's forward is a collective, and all must stop together
-        difference, answers = self._probe(learner, push)
+        answers = self._answers(push)
+        difference = self._difference(learner, answers)
         difference = Difference(
             *(learner.reduce_max(v) for v in (difference.largest, difference.mean, difference.high))
         )
@@ -140,7 +166,7 @@ class WeightPush:
         if learner.reduce_max(float(bool(problem))):  # rank 0 alone would leave the others waiting
             raise WeightSyncError(problem or f"rank 0 found the push of version {version} broken; see its message")
         check_probe(difference, self.tolerance, version)
-        self.recovery.proved(answers, self.config.probe_tokens, self.tolerance)
+        self.recovery.proved(Probe(self.questions, answers[0]), self.tolerance)
         return difference.metrics() | {"sync/version": float(version)}
 
     def _arrive(self, push: _UnderWay) -> tuple[list, list]:
@@ -153,31 +179,28 @@ class WeightPush:
         half = len(push.arrived) // 2
         return push.arrived[:half], push.arrived[half:]
 
-    def _probe(self, learner: Learner, push: _UnderWay) -> tuple[Difference, Probe]:
-        """Every engine's answers against the learner's log-probs of the same tokens; every rank computes the same.
+    def _answers(self, push: _UnderWay) -> list[list[Judgement]]:
+        """Of each engine asked, one answer a question."""
+        if push.answers is None:
+            push.answers = self.recovery.settle_sent(
+                push.probe, push.probe_sent, self.deadline_s, self.deadline_s, f"the probe of weights {push.version}"
+            )
+        return push.answers
 
-        Returns: how far they are apart; the questions with the first engine's answers."""
-        answers = self.recovery.settle_sent(
-            push.probe, push.probe_sent, self.deadline_s, self.deadline_s, f"the probe of weights {push.version}"
-        )
-        reasoned, direct = answers[: len(self.workers)], answers[len(self.workers) :]
-        judgements = [group[0] for groups in reasoned for group in groups] + [
-            judgement for scores in direct for judgement in scores
-        ]
-        requests = [
-            request for questions in (self.reasoned, self.direct) for _ in self.workers for request in questions
-        ]
+    def _difference(self, learner: Learner, answers: Sequence[Sequence[Judgement]]) -> Difference:
+        """How far engines' answers are from the learner's log-probs of the same tokens."""
         # engines that answer alike are compared with one forward
         rows: dict[tuple, Row] = {}
-        for q, a in zip(requests, judgements, strict=True):
+        asked = [(q, a) for answered in answers for q, a in zip(self.questions.all, answered, strict=True)]
+        for q, a in asked:
             rows.setdefault(_answered(q, a), Row(q.token_ids, q.image, (a.token_ids,), (a.score_index,)))
         outputs = learner.forward(list(rows.values()))
         if not (outputs.logprobs.isfinite().all() and outputs.score_logprobs.isfinite().all()):
             raise NonFiniteError(f"the learner's log-probs of the probe questions are not finite; {REMEDY}")
         places = {answered: place for place, answered in enumerate(rows)}
-        row_of = [places[_answered(q, a)] for q, a in zip(requests, judgements, strict=True)]
-        probe = Probe(self.reasoned, self.direct, [group[0] for group in reasoned[0]], direct[0])
-        return probe_difference(judgements, outputs.logprobs[row_of], outputs.score_logprobs[row_of]), probe
+        row_of = [places[_answered(q, a)] for q, a in asked]
+        judgements = [a for _, a in asked]
+        return probe_difference(judgements, outputs.logprobs[row_of], outputs.score_logprobs[row_of])
 
 
 def _answered(request: JudgeRequest, judgement: Judgement) -> tuple:

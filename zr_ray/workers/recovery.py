@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from zr_ray.config.sections import RolloutSection, SyncTolerance
 from zr_ray.errors import DeadlineError, RolloutError, StaleWeightsError, WeightSyncError
-from zr_ray.records import Judgement, JudgeRequest
+from zr_ray.records import Judgement, ProbeQuestions
 from zr_ray.run.observe import say, wait_for
 from zr_ray.workers.weights import answers_difference, check_probe
 
@@ -35,13 +35,9 @@ Call = tuple[object, Callable[[], object]]
 class Probe:
     """What a push asked an engine, and what it answered."""
 
-    reasoned: Sequence[JudgeRequest]
-    """Answered greedily, the first tokens of the reasoning."""
-    direct: Sequence[JudgeRequest]
-    """Answered by a score alone."""
-    reasons: Sequence[Judgement]
-    scores: Sequence[Judgement]
-    """The answers, one a question."""
+    questions: ProbeQuestions
+    answers: Sequence[Judgement]
+    """One a question, in their order."""
 
 
 class Recovery:
@@ -67,19 +63,15 @@ class Recovery:
         """From now on `version` is current. handles: of its buckets; empty on ranks that did not send it."""
         self.version, self._handles, self._proof = version, list(handles), None
 
-    def proved(self, probe: Probe, probe_tokens: int, tolerance: SyncTolerance) -> None:
+    def proved(self, probe: Probe, tolerance: SyncTolerance) -> None:
         """The learner has agreed with this probe's answers; a replacement must give them too, within
         `tolerance`."""
         version, deadline_s = int(self.version or 0), self.config.deadline_s
 
         def prove(worker) -> None:
-            asked = [
-                worker.generate.remote(list(probe.reasoned), 1, 0.0, probe_tokens, version),
-                worker.score.remote(list(probe.direct), version),
-            ]
-            groups, scores = wait_for(asked, deadline_s, "the probe of a replaced rollout worker")
-            proven, answers = [*probe.reasons, *probe.scores], [*(group[0] for group in groups), *scores]
-            check_probe(answers_difference(proven, answers), tolerance, version)
+            asked = worker.probe.remote(probe.questions, version)
+            answers = wait_for(asked, deadline_s, "the probe of a replaced rollout worker")
+            check_probe(answers_difference(probe.answers, answers), tolerance, version)
 
         self._proof = prove
 

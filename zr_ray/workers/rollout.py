@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -23,7 +24,7 @@ from zr_ray.errors import RolloutError, StaleWeightsError
 from zr_ray.models.engine_limits import settled, tensor_parallel
 from zr_ray.models.hub_layout import has_tied_head, head_overrides, save_sharded, with_head
 from zr_ray.models.judge_text import JudgeText
-from zr_ray.records import Judgement, JudgeRequest
+from zr_ray.records import Judgement, JudgeRequest, ProbeQuestions
 from zr_ray.run.travel import portable
 from zr_ray.startup.torchvision_shim import child_environment
 from zr_ray.workers.experts import forget_kernels
@@ -70,8 +71,28 @@ def rollout_fleet(
     )
 
 
+@dataclass(frozen=True)
+class Asked:
+    """One prompt of an engine's batch and how it is decoded; `RolloutWorker.generate` says what each means."""
+
+    request: JudgeRequest
+    group_size: int
+    temperature: float
+    max_tokens: int
+    min_tokens: int = 0
+    direct: bool = False
+
+
+def _probe(questions: ProbeQuestions | None) -> list[Asked]:
+    if questions is None:
+        return []
+    return [Asked(r, 1, 0.0, questions.tokens) for r in questions.reasoned] + [
+        Asked(r, 1, 0.0, 1, direct=True) for r in questions.direct
+    ]
+
+
 class RolloutWorker:
-    """Owns one engine. Verbs: generate, score, update_weights, held_weights, describe."""
+    """Owns one engine. Verbs: generate, score, probe, update_weights, held_weights, describe."""
 
     def __init__(self, judge: str | Path, config: RolloutSection) -> None:
         os.environ.update(engine_environment(config))
@@ -127,63 +148,67 @@ class RolloutWorker:
         version: int | None = None,
         min_tokens: int = 0,
         newer: bool = False,
+        probe: ProbeQuestions | None = None,
     ) -> list[list[Judgement]]:
         """Sample `group_size` outputs (reasoning and score) per request.
 
         Args: temperature: 1 samples the policy itself, 0 decodes greedily (group_size must be 1); reported log-probs
             are those of the distribution sampled from. max_tokens: instead of rollout.max_new_tokens. version: of the
             weights that must answer; None: whatever it holds. min_tokens: outputs cannot end before; for measurements
-            of speed, what is sampled is not the policy then. newer: weights newer than `version` may answer too.
-        Returns: per request, in order, its Judgements 0..group_size-1. An output without a score within the length
-            limit has score_index None.   Raises: RolloutError if answers do not line up with the requests;
-            StaleWeightsError if other weights are here."""
+            of speed, what is sampled is not the policy then. newer: weights newer than `version` may answer too. probe:
+            answered in the same batch of the engine, which costs less than a call of its own.
+        Returns: per request, in order, its Judgements 0..group_size-1, and behind them, of each probe question, one. An
+            output without a score within the length limit has score_index None.   Raises: RolloutError if answers do
+            not line up with the requests; StaleWeightsError if other weights are here."""
         self._require(version, newer)
-        limit = max_tokens or self.config.max_new_tokens
-        return self._run(requests, group_size, temperature, limit, direct=False, min_tokens=min_tokens)
+        asked = [
+            Asked(r, group_size, temperature, max_tokens or self.config.max_new_tokens, min_tokens) for r in requests
+        ]
+        return self._run(asked + _probe(probe))
 
     def score(self, requests: Sequence[JudgeRequest], version: int | None = None) -> list[Judgement]:
         """One-token scores without reasoning; the questions must end with the marker
         (`JudgeText.question(direct=True)`). version, Raises: as in `generate`."""
         self._require(version)
-        return [group[0] for group in self._run(requests, 1, 0.0, 1, direct=True)]
+        return [group[0] for group in self._run([Asked(r, 1, 0.0, 1, direct=True) for r in requests])]
 
-    def _run(
-        self, requests, group_size: int, temperature: float, max_tokens: int, direct: bool, min_tokens: int = 0
-    ) -> list[list[Judgement]]:
+    def probe(self, questions: ProbeQuestions, version: int | None = None) -> list[Judgement]:
+        """Answers to a push's questions, in order. version, Raises: as in `generate`."""
+        self._require(version)
+        return [group[0] for group in self._run(_probe(questions))]
+
+    def _run(self, asked: Sequence[Asked]) -> list[list[Judgement]]:
         from vllm import SamplingParams
 
         prompts = [
-            {"prompt_token_ids": r.token_ids.tolist(), "multi_modal_data": {"image": _image(r)}} for r in requests
+            {"prompt_token_ids": a.request.token_ids.tolist(), "multi_modal_data": {"image": _image(a.request)}}
+            for a in asked
         ]
         parameters = [
             SamplingParams(
-                n=group_size,
-                temperature=temperature,
-                seed=r.seed if temperature > 0 else None,
-                max_tokens=max_tokens,
-                min_tokens=min_tokens,
+                n=a.group_size,
+                temperature=a.temperature,
+                seed=a.request.seed if a.temperature > 0 else None,
+                max_tokens=a.max_tokens,
+                min_tokens=a.min_tokens,
                 stop_token_ids=[self.text.end_id],
                 # q needs the labels at the score position, which is known only afterwards: asked for at every token
                 logprob_token_ids=list(self.text.label_ids),
                 flat_logprobs=True,  # arrays instead of an object per token
                 detokenize=False,  # the text side reads tokens; reports make words of the few they show
             )
-            for r in requests
+            for a in asked
         ]
         outputs = self._llm.generate(prompts, parameters, use_tqdm=False)
-        if len(outputs) != len(requests):
-            raise RolloutError(f"the engine must answer {len(requests)} requests, answered {len(outputs)}")
-        return [
-            self._judgements(request, output, group_size, direct)
-            for request, output in zip(requests, outputs, strict=True)
-        ]
+        if len(outputs) != len(asked):
+            raise RolloutError(f"the engine must answer {len(asked)} requests, answered {len(outputs)}")
+        return [self._judgements(a, output) for a, output in zip(asked, outputs, strict=True)]
 
-    def _judgements(self, request: JudgeRequest, output, group_size: int, direct: bool) -> list[Judgement]:
-        if len(output.outputs) != group_size:
-            raise RolloutError(f"{request.key}: {group_size} samples were asked for, {len(output.outputs)} came")
-        return [
-            self._judgement(request.key, sample, completion, direct) for sample, completion in enumerate(output.outputs)
-        ]
+    def _judgements(self, asked: Asked, output) -> list[Judgement]:
+        key = asked.request.key
+        if len(output.outputs) != asked.group_size:
+            raise RolloutError(f"{key}: {asked.group_size} samples were asked for, {len(output.outputs)} came")
+        return [self._judgement(key, n, completion, asked.direct) for n, completion in enumerate(output.outputs)]
 
     def _judgement(self, key: str, sample: int, completion, direct: bool) -> Judgement:
         tokens = np.asarray(completion.token_ids, dtype=np.int32)
