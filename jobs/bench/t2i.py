@@ -80,6 +80,7 @@ def told(args, **more: object) -> list[str]:
         "held_out.beside": "false",
         "checkpoint.every_steps": 1000,
         "watch.action": "'off'",  # YAML reads a bare off as false
+        "actor.workers": 1,
     }
     return [f"{key}={value}" for key, value in (fixed | more).items()] + args.set
 
