@@ -14,7 +14,9 @@ What generated images in its training data do to a judge, from the start (two ru
     run.name=mix data.path=$PWD/MIX
 
 Prints per judge the mean score of every probe, the verifier's beside them, and HPA on the test split of every data set;
-writes the same as JSON. One forward per image in this process, no Ray and no engine.
+then the figures of each probe's pictures that text-to-image reports give of a generator's, so that a change of those
+can be told: toward the good scene or toward stripes. Writes the same as JSON. One forward per image in this process, no
+Ray and no engine.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ import torch
 from zr_ray.config.arguments import seed, whole
 from zr_ray.data.annotations import load_image, read_annotations
 from zr_ray.errors import ZrRayError
+from zr_ray.functional.image_statistics import image_statistics
 from zr_ray.judging.evaluate import agreement, human_scores
 from zr_ray.models.judge_text import judge_folder
 from zr_ray.models.student import Student
@@ -73,6 +76,16 @@ def probe_table(judges: dict[str, Student], count: int, seed: int) -> dict[str, 
     return table
 
 
+def picture_table(count: int, seed: int) -> dict[str, dict[str, float]]:
+    """Probe -> figure of `functional/image_statistics.py` -> mean over its pictures."""
+    _, pictures = probe_images(count, seed)
+    table = {}
+    for probe in PROBES:
+        pixels = torch.from_numpy(np.asarray(pictures[probe])).movedim(-1, 1).float() / 255
+        table[probe] = {name: float(values.mean()) for name, values in image_statistics(pixels).items()}
+    return table
+
+
 def agreement_table(
     judges: dict[str, Student], sets: dict[str, str], resamples: int, seed: int
 ) -> dict[str, dict[str, dict]]:
@@ -92,12 +105,12 @@ def agreement_table(
     return table
 
 
-def show(probes: dict, agreements: dict) -> None:
-    print(f"{'mean score of':<18}{'read by':<14}" + "".join(f"{d:>14}" for d in DIMENSIONS) + f"{'mean':>8}")
+def show(probes: dict, agreements: dict, figures: dict) -> None:
+    print(f"{'mean score of':<22}{'read by':<14}" + "".join(f"{d:>14}" for d in DIMENSIONS) + f"{'mean':>8}")
     for probe, rows in probes.items():
         for who, values in rows.items():
             print(
-                f"{probe:<18}{who:<14}"
+                f"{probe:<22}{who:<14}"
                 + "".join(f"{values[d]:>14.2f}" for d in DIMENSIONS)
                 + f"{np.mean(list(values.values())):>8.2f}"
             )
@@ -111,6 +124,10 @@ def show(probes: dict, agreements: dict) -> None:
             cells = "".join(f"{value_text(found['dimensions'].get(d, {}), 'hpa'):>14}" for d in DIMENSIONS)
             bounds = " .. ".join(f"{bound:.3f}" for bound in found["pooled"]["hpa_ci"] or ())
             print(f"{'':<18}{who:<14}{cells}{value_text(found['pooled'], 'hpa'):>8}  {bounds}".rstrip())
+    names = list(next(iter(figures.values())))
+    print(f"\n{'figures of':<22}" + "".join(f"{name:>17}" for name in names))
+    for probe, values in figures.items():
+        print(f"{probe:<22}" + "".join(f"{values[name]:>17.5f}" for name in names))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -140,13 +157,16 @@ def main(argv: list[str] | None = None) -> int:
         judges = {name: Student(judge_folder(path)) for name, path in args.judge}
         probes = probe_table(judges, args.count, args.seed)
         agreements = agreement_table(judges, dict(args.data), args.resamples, args.seed)
+        figures = picture_table(args.count, args.seed)
     except ZrRayError as error:
         print(f"probe_judges: {error}", file=sys.stderr)
         return 1
-    show(probes, agreements)
+    show(probes, agreements, figures)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     facts = {"judges": dict(args.judge), "data": dict(args.data), "count": args.count, "seed": args.seed}
-    args.output.write_text(json.dumps(facts | {"probes": probes, "agreement": agreements}, indent=1) + "\n")
+    args.output.write_text(
+        json.dumps(facts | {"probes": probes, "agreement": agreements, "figures": figures}, indent=1) + "\n"
+    )
     return 0
 
 
