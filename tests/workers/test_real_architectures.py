@@ -78,7 +78,9 @@ def test_a_served_judge_scores_and_differentiates_768_pixels(tmp_path):
     folder = real_judge(tmp_path / "judge", "qwen3_vl", width=64)
     worker, student = RewardWorker(folder), Student(folder)
     weights = (1.0, 0.5, 0.0, -1.0)
-    images = [picture(size, n).transpose(2, 0, 1).astype("float32") / 255 for n, size in enumerate([(768, 768), (512, 640)])]
+    images = [
+        picture(size, n).transpose(2, 0, 1).astype("float32") / 255 for n, size in enumerate([(768, 768), (512, 640)])
+    ]
     answers = worker.answer([RewardItem(image, "two red cats", DIMENSIONS, weights) for image in images])
     for image, answer in zip(images, answers, strict=True):
         pixels = torch.from_numpy(image)[None].requires_grad_()

@@ -1,5 +1,5 @@
-"""Weights by broadcast through vLLM's weight-transfer API: the code that runs over NCCL on GPUs, here over gloo, between
-a learner and real engines. What arrives is proved, what does not is noticed, what is lost comes back."""
+"""Weights by broadcast through vLLM's weight-transfer API: the code that runs over NCCL on GPUs, here over gloo,
+between a learner and real engines. What arrives is proved, what does not is noticed, what is lost comes back."""
 
 import os
 import signal
@@ -8,6 +8,7 @@ import time
 import pytest
 import ray
 import torch
+from real_judges import real_judge
 
 from tests.workers.test_rollout import FakeLearner
 from zr_ray.config.sections import RolloutSection, SyncTolerance, WeightsSection
@@ -133,12 +134,17 @@ def test_a_broadcast_that_breaks_off_ends_in_the_object_store(fleet, judge, made
     move(judge, 51)
 
     class Deadly(FakeLearner):
-        killed = False
+        armed = False
+
+        def described_weights(self):
+            told = super().described_weights()
+            self.armed = True  # what comes next is sent
+            return told
 
         def named_weights(self):
             for n, named in enumerate(super().named_weights()):
-                if n == 12 and not self.killed:
-                    self.killed = True
+                if n == 12 and self.armed:
+                    self.armed = False
                     os.kill(pid, signal.SIGKILL)
                     time.sleep(1)
                 yield named
@@ -164,11 +170,14 @@ def test_without_a_copy_a_lost_engine_ends_the_run_at_once(fleet, judge, made, w
 
 
 @pytest.mark.slow
-def test_a_split_engine_takes_a_broadcast(ray_cluster, judge_path, judge, world_items):
-    """Both processes of an engine are in the group and read everything; no file is between."""
-    section = SECTION.model_copy(update={"workers": 1, "tensor_parallel": 2, "cpus": 1.0})
+def test_a_split_engine_takes_a_broadcast(ray_cluster, tmp_path, world_items):
+    """Both processes of an engine are in the group and read everything; no file is between. The built-in judge's three
+    vision heads cannot be split."""
+    changes = {"workers": 1, "tensor_parallel": 2, "cpus": 1.0, "max_model_len": 512}
+    section, folder = SECTION.model_copy(update=changes), real_judge(tmp_path / "judge", "qwen3_vl")
+    judge = load_packed_judge(folder, torch.float32)
     learner = FakeLearner(judge)
-    with rollout_fleet("split", judge_path, section, transport="broadcast") as split:
+    with rollout_fleet("split", folder, section, transport="broadcast") as split:
         recovery, weights = Recovery(split.workers, section), WeightsSection(bucket_mib=1, transport="broadcast")
         transport = BroadcastTransport(split.workers, weights, section)
         push = WeightPush(recovery, judge[1], world_items[0], weights, EXACT, 300, transport)

@@ -412,8 +412,8 @@ class WeightsSection(Section):
     transport: Transport = field(
         "object_store",
         "how weights reach the engines: Ray's object_store; broadcast to all processes of all engines (NCCL, on CPU"
-        " gloo), each on GPUs of its own; ipc, on the one GPU that engine and learner share. The last two through vLLM's"
-        " weight transfer; on GPUs they have not run yet",
+        " gloo), each on GPUs of its own; ipc, on the one GPU that engine and learner share. The last two go through"
+        " vLLM's weight transfer; on GPUs they have not run yet",
     )
     keep_copy: bool = field(
         True,
@@ -465,8 +465,8 @@ class WeightsSection(Section):
             )
         if rollout.sleep and self.push_every_steps > 1:
             raise ValueError(
-                f"weights.push_every_steps must be 1 with rollout.sleep, got {self.push_every_steps}: an engine wakes up"
-                " with a push"
+                f"weights.push_every_steps must be 1 with rollout.sleep, got {self.push_every_steps}: an engine wakes"
+                " up with a push"
             )
 
 

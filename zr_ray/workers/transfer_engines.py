@@ -100,6 +100,7 @@ class GlooGroup:
     def destroy(self) -> None:
         """Close the connections; a rank that waits for this one gets an error."""
         self._group.shutdown()
+        self._group = None  # the sockets close with the last reference
 
 
 @dataclass(kw_only=True)

@@ -180,10 +180,10 @@ class BroadcastTransport:
         stream = writer.over(counted) if self.weights.keep_copy else counted
         self._stream.described, self._stream.named = learner.described_weights(), _own(stream)
         self._client.version, self._client.references = version, []
-        error = self._attempt(learner)
-        if error is not None:
+        broken = self._attempt(learner)
+        if broken:
             then = "engines read the copy" if self.weights.keep_copy else "there is no copy (weights.keep_copy)"
-            self._tell(f"the transfer of weights {version} broke off ({_first_line(error)}); {then}")
+            self._tell(f"the transfer of weights {version} broke off ({broken}); {then}")
             self._leave()
             for _ in stream:  # the other ranks gather with this one, and the copy lacks the rest
                 pass
@@ -193,16 +193,17 @@ class BroadcastTransport:
                 worker.keep_weights.remote(version, writer.written)
         return Sent(references, writer.written)
 
-    def _attempt(self, learner: Learner) -> Exception | None:
-        """Send what the stream gives. Returns: what broke it off, None if nothing did.
+    def _attempt(self, learner: Learner) -> str:
+        """Send what the stream gives. Returns: what broke it off, empty if nothing did.
 
         Raises: DeadlineError where it neither ends nor breaks off: gloo has a deadline, NCCL waits for a dead engine
         for ever. Nothing is mended then, the collective still runs."""
         from ray.exceptions import RayError
 
-        raised: list[Exception] = []
+        broken, raised = "", list[Exception]()
 
         def run() -> None:
+            nonlocal broken
             try:
                 if learner.device.type == "cuda":
                     torch.cuda.set_device(learner.device)  # is a thread's own
@@ -210,7 +211,9 @@ class BroadcastTransport:
                     self._client.group = uuid.uuid4().hex
                     self._sender = self._connect(learner)
                 self._sender.send_weights()
-            except Exception as error:  # judged by the caller's thread
+            except (RuntimeError, RayError, ZrRayError) as error:
+                broken = _first_line(error)  # not the error: its frames would keep the group open for those who wait
+            except Exception as error:
                 raised.append(error)
 
         thread = threading.Thread(target=run, name="weight transfer", daemon=True)
@@ -222,9 +225,9 @@ class BroadcastTransport:
                 f" {duration(self.deadline_s + GRACE_S)}; look at the engines' logs in the Ray dashboard, then continue"
                 " with --resume"
             )
-        if raised and not isinstance(raised[0], RuntimeError | RayError | ZrRayError):
+        if raised:
             raise raised[0]
-        return raised[0] if raised else None
+        return broken
 
     def _connect(self, learner: Learner):
         from ray.util import get_node_ip_address
