@@ -19,7 +19,7 @@ from datetime import timedelta
 from math import prod
 from operator import itemgetter
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -55,6 +55,9 @@ class _Listener:
 
 class Counted:
     """Beside one of vLLM's engines: what it read since the last start of an update, as a checksum."""
+
+    model: Any
+    model_config: Any
 
     def start_weight_update(self) -> None:
         """Begin an update, and its checksum."""
@@ -186,6 +189,8 @@ class GlooTrainer(NCCLTrainerWeightTransferEngine):
 
 class TransferVerbs:
     """Calls that vLLM adds to every process of an engine."""
+
+    weight_transfer_engine: Counted
 
     def transferred(self) -> str:
         """Checksum of what this process read in the last update."""

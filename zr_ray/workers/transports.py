@@ -19,7 +19,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -159,7 +159,7 @@ class BroadcastTransport:
         self.deadline_s = rollout.deadline_s
         self._client = self.engines(workers, tensor_parallel(rollout), self.deadline_s)
         self._stream, self._tell = _Stream(), say
-        self._sender = None
+        self._sender: Any = None
 
     def prepare(self, recovery: Recovery) -> None:
         """Leave the group if an engine is not in it any more. One that is on its way back is waited for."""
