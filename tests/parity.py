@@ -87,11 +87,16 @@ def parity(folder: str, dtype: str, saved: str, gpus: float = 0.0) -> dict:
             parameter.add_(0.05 * parameter.abs().mean() * torch.randn_like(parameter))
     found["stale"] = difference()
     sent = Checksum()
-    engine.update_weights(1, list(make_buckets(sent.over(learner.named_weights()), 2**20)))
+    engine.update_weights(1, make_buckets(sent.over(learner.named_weights()), 2**20))
     assert engine.weights_checksum() == sent.digest
+    told, gave = (
+        [(name, value.shape, value.dtype) for name, value in stream]
+        for stream in (learner.described_weights(), learner.named_weights())
+    )
+    assert told == gave, "what a broadcast announces is what it sends"
     found["after"] = difference()
     # what an engine of several processes does with a push
-    engine._reload(learner.named_weights(), through_files=True)
+    engine.weights.reload(learner.named_weights(), through_files=True)
     found["files"] = difference()
     learner.save_judge(Path(saved))
     again, _, _ = load_packed_judge(Path(saved), torch.float32 if dtype == "float32" else torch.bfloat16)

@@ -114,6 +114,47 @@ def test_staleness_is_counted_in_pushes_of_every_step():
     assert load("gdso.max_staleness=1", "gdso.collect_frac=0.5", "gdso.collect_parts=4").gdso.collect_parts == 4
 
 
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["weights.transport=ipc"], "weights.transport ipc needs one engine and one learner that share a GPU"),
+        (
+            ["weights.transport=ipc", "learner.gpus=.5", "rollout.gpus=.25", "rollout.workers=2"],
+            "rollout.workers 2; take broadcast or object_store",
+        ),
+        (["weights.transport=broadcast", "learner.gpus=.5", "rollout.gpus=.5"], "two processes on one GPU; take ipc"),
+        (["weights.transport=broadcast", "rollout.gpus=1"], "or all on CPU, got learner.gpus 0, rollout.gpus 1"),
+        (["rollout.sleep=true"], "this engine has none: rollout.gpus is 0"),
+        (["rollout.sleep=true", "rollout.gpus=1"], "rollout.sleep makes room for a learner on the same GPU"),
+        (
+            ["rollout.sleep=true", "rollout.gpus=.5", "learner.gpus=.5", "weights.push_every_steps=2"],
+            "weights.push_every_steps must be 1 with rollout.sleep",
+        ),
+        (
+            ["rollout.sleep=true", "rollout.gpus=.5", "learner.gpus=.5", "gdso.max_staleness=1"],
+            "gdso.max_staleness must be 0 with rollout.sleep",
+        ),
+        (["rollout.tensor_parallel=3", "rollout.gpus=2"], "rollout.tensor_parallel must be rollout.gpus (2)"),
+        (["learner.offload=optimizer"], "learner.zero_stage must be 2 or 3 with learner.offload optimizer, got 1"),
+        (
+            ["learner.offload=parameters", "learner.zero_stage=2"],
+            "learner.zero_stage must be 3 with learner.offload parameters, got 2",
+        ),
+    ],
+)
+def test_where_weights_cannot_go_and_engines_cannot_sleep(overrides, words):
+    message = refusal(*overrides)
+    assert words in message and "\n" not in message
+
+
+def test_engines_sleep_by_default_where_they_share_a_gpu():
+    shared = ("rollout.gpus=.5", "learner.gpus=.5")
+    assert load(*shared).sleeps and load(*shared, "weights.transport=ipc").sleeps
+    assert not load().sleeps and not load("rollout.gpus=1", "learner.gpus=1").sleeps
+    assert not load(*shared, "rollout.sleep=false").sleeps and not load(*shared, "gdso.max_staleness=1").sleeps
+    assert not load(*shared, "weights.push_every_steps=2").sleeps
+
+
 def test_several_wrong_values_are_all_named():
     message = refusal("gdso.group_size=1", "learner.lr=-1")
     assert "gdso.group_size" in message and "learner.lr" in message

@@ -216,6 +216,21 @@ def test_engines_sample_ahead_of_the_learner(ray_cluster, gdso, tmp_path):
 
 
 @pytest.mark.slow
+def test_two_ranks_sample_ahead(ray_cluster, gdso, tmp_path):
+    """Two DeepSpeed ranks with ZeRO-2 and one engine that they share: each asks for its own pairs ahead of its step,
+    and both wait for a push that the engine takes between their calls."""
+    two = ["learner.workers=2", "learner.zero_stage=2", "rollout.cpus=0.5", "learner.cpus=0.5"]
+    code, log, errors = gdso(*SMALL, *AHEAD, *two, "gdso.max_staleness=1", f"run.root={tmp_path}", "run.name=two_ahead")
+    assert code == 0 and "status SUCCEEDED" in log, log + errors
+    lines = metrics_of(tmp_path / "two_ahead")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert lines[0]["rollout/staleness_max"] == 0 and all(line["rollout/staleness_max"] <= 1 for line in lines)
+    assert any(line["rollout/staleness"] > 0 for line in lines)
+    assert all(line["rollout/groups"] == 16 and line["rollout/left_pairs"] == 0 for line in lines)
+    assert all(line.get("sync/max_abs_diff", 0) < 1e-5 for line in lines)
+
+
+@pytest.mark.slow
 def test_a_killed_run_that_samples_ahead_loses_no_pair(job_environment, gdso, tmp_path):
     """SIGKILL of the driver; steps leave pairs to the next one, the checkpoint says which. 16 groups a step in all."""
     run = [*SMALL, *AHEAD, "gdso.max_staleness=2", "gdso.collect_frac=0.25", "gdso.collect_parts=8"]

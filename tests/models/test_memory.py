@@ -77,6 +77,18 @@ def test_lora_trains_and_refers_through_adapters():
     assert memory.parts["logits"] == pytest.approx(64 * 100 * 10 / GIB)
 
 
+@pytest.mark.parametrize(
+    ("stage", "offload", "least"), [(2, "optimizer", 2), (3, "optimizer", 0.5), (3, "parameters", 0)]
+)
+def test_what_is_offloaded_is_not_on_the_gpu(stage, offload, least):
+    config = LearnerSection(dtype="bfloat16", zero_stage=stage, workers=4, offload=offload)
+    memory = learner_memory(JUDGE, config, keeps_reference=False)
+    assert memory.least == pytest.approx(least) and "optimizer" not in memory.parts
+    moved = 0.5 + 3 + (0.5 if offload == "parameters" else 0)
+    assert memory.remark.startswith(f"{moved:.3g} GiB of ") and memory.remark.endswith("optimizer in host memory")
+    assert ("weights in use" in memory.parts) == (offload == "parameters")
+
+
 def test_a_split_engine_holds_its_part():
     one, two = (
         rollout_memory(JUDGE, RolloutSection(dtype="bfloat16", max_model_len=48, gpus=n), gpu_gib=10) for n in (1, 2)

@@ -24,7 +24,7 @@ def weights():
 
 
 def test_buckets_bring_what_was_sent(weights):
-    assert digest(read_buckets(list(make_buckets(weights, 300)))) == digest(weights)  # files keep names in their order
+    assert digest(read_buckets(make_buckets(weights, 300))) == digest(weights)  # files keep names in their order
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ One architecture runs in `make test`; the others and the whole tokenizer in `mak
 from __future__ import annotations
 
 import pytest
+import torch
 from parity import in_a_process, parity
-from real_judges import real_judge
+from real_judges import picture, real_judge
 
 TOLERANCE = 1e-5
 """Largest difference of log-probs, engine against learner, in fp32, nats (`config/sections.py`)."""
@@ -63,3 +64,31 @@ def test_other_architectures(kind, dtype, tmp_path):
 @pytest.mark.slow
 def test_the_whole_tokenizer(tmp_path):
     _check("qwen3_vl", "float32", tmp_path, None)
+
+
+def test_a_served_judge_scores_and_differentiates_768_pixels(tmp_path):
+    """What a replica answers for one image of 768 pixels beside one of another size is what the whole model says of
+    each question alone, and its pixel gradient is autograd's."""
+    from zr_ray.functional.aggregation import aggregate_reward
+    from zr_ray.models.student import Student
+    from zr_ray.rubric import DIMENSIONS
+    from zr_ray.workers.reward import RewardWorker
+    from zr_ray.workers.reward_items import RewardItem
+
+    folder = real_judge(tmp_path / "judge", "qwen3_vl", width=64)
+    worker, student = RewardWorker(folder), Student(folder)
+    weights = (1.0, 0.5, 0.0, -1.0)
+    images = [
+        picture(size, n).transpose(2, 0, 1).astype("float32") / 255 for n, size in enumerate([(768, 768), (512, 640)])
+    ]
+    answers = worker.answer([RewardItem(image, "two red cats", DIMENSIONS, weights) for image in images])
+    for image, answer in zip(images, answers, strict=True):
+        pixels = torch.from_numpy(image)[None].requires_grad_()
+        alone = torch.cat([student(pixels, ["two red cats"], [d]).log_q for d in DIMENSIONS], 1)
+        reward = aggregate_reward(alone, student.bins, torch.tensor(weights))
+        reward.sum().backward()
+        assert abs(answer.q - alone.detach().exp()[0].numpy()).max() < 1e-5
+        assert answer.reward == pytest.approx(float(reward), abs=1e-4)
+        given, wanted = torch.from_numpy(answer.gradient * answer.scale), pixels.grad[0]
+        assert wanted.abs().max() > 0
+        torch.testing.assert_close(given.float(), wanted, atol=float(1e-3 * wanted.abs().max()), rtol=1e-3)

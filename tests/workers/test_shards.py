@@ -101,6 +101,26 @@ def on_two_ranks(judge: Path, config: LearnerSection, folder: Path) -> list[dict
 def test_two_sharded_ranks_are_one_unsharded(judge_path, tmp_path, settings):
     alone = trained(judge_path, section(1, **settings), tmp_path / "alone")
     ranks = on_two_ranks(judge_path, section(3, **settings), tmp_path)
+    require_equal(alone, ranks, shards=True)
+
+
+@pytest.mark.parametrize(
+    ("stage", "offload"),
+    [
+        pytest.param(2, "optimizer", marks=pytest.mark.slow),
+        pytest.param(3, "optimizer", marks=pytest.mark.slow),
+        (3, "parameters"),
+    ],
+)
+def test_state_in_host_memory_changes_nothing(judge_path, tmp_path, stage, offload):
+    """Two updates, a refreshed reference, a checkpoint and what it brings back; the optimizer is torch's AdamW."""
+    alone = trained(judge_path, section(1), tmp_path / "alone")
+    ranks = on_two_ranks(judge_path, section(stage, offload=offload), tmp_path)
+    require_equal(alone, ranks, shards=stage == 3)
+
+
+def require_equal(alone: dict, ranks: list[dict], shards: bool) -> None:
+    """Every rank's losses and weights are those of one rank that nothing was split or moved of."""
     assert alone["losses"][0] < 1e-9 < alone["losses"][2], "the reference stays while the policy moves"
     assert alone["losses"][4] < 1e-9, "refreshed before the third update"
     for found in ranks:
@@ -110,5 +130,5 @@ def test_two_sharded_ranks_are_one_unsharded(judge_path, tmp_path, settings):
             torch.testing.assert_close(found["weights"][name], value, atol=2e-4, rtol=0, msg=name)
             assert (found["weights"][name] - value).abs().mean() < 1e-6, name
             assert torch.equal(found["again"][name], found["weights"][name]), name
-        for name, count in alone["held"].items():
+        for name, count in alone["held"].items() if shards else ():
             assert found["held"][name] <= -(-count // RANKS), f"{name} is not a shard"

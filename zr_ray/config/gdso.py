@@ -119,6 +119,11 @@ class GdsoConfig(TrainingConfig):
 
     gdso: GdsoSection = Field(default_factory=GdsoSection)
 
+    @property
+    def sleeps(self) -> bool:
+        """Whether engines give their GPU to the learner while it trains; not while they sample ahead."""
+        return super().sleeps and self.gdso.max_staleness == 0
+
     @model_validator(mode="after")
     def _sections_fit(self) -> GdsoConfig:
         pairs, ranks = self.gdso.pairs_per_step, self.learner.workers
@@ -144,6 +149,11 @@ class GdsoConfig(TrainingConfig):
             raise ValueError(
                 "weights.push_every_steps must be 1 with gdso.max_staleness above 0, got"
                 f" {self.weights.push_every_steps}: the bound counts versions, and every step makes one"
+            )
+        if self.rollout.sleep and self.gdso.max_staleness:
+            raise ValueError(
+                f"gdso.max_staleness must be 0 with rollout.sleep, got {self.gdso.max_staleness}: engines that sample"
+                " while the learner trains cannot leave it their GPU"
             )
         if self.weights.push_every_steps > self.gdso.steps:
             raise ValueError(

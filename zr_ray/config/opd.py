@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from zr_ray.config.risd import DistillationConfig
-from zr_ray.config.sections import RolloutSection, Section, SyncTolerance, WeightsSection, field
+from zr_ray.config.sections import RolloutSection, Section, SyncTolerance, WeightsSection, field, sleeps
 
 
 class OpdSection(Section):
@@ -30,8 +30,14 @@ class OpdConfig(DistillationConfig):
         """Probe difference that a push may leave."""
         return self.weights.tolerance_for(self.rollout, self.learner)
 
+    @property
+    def sleeps(self) -> bool:
+        """Whether engines give their GPU to the learner while it trains."""
+        return sleeps(self.rollout, self.learner, self.weights)
+
     @model_validator(mode="after")
     def _fits(self) -> OpdConfig:
+        self.weights.check(self.rollout, self.learner)
         self.check_steps("opd", self.opd.steps, self.opd.questions_per_step, "questions_per_step")
         if self.weights.push_every_steps > 1:
             raise ValueError(

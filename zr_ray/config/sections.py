@@ -16,6 +16,7 @@ from zr_ray.functional.schedule import learning_rate
 
 Dtype = Literal["float32", "bfloat16"]
 Tracker = Literal["tensorboard", "wandb", "mlflow"]
+Transport = Literal["object_store", "broadcast", "ipc"]
 RESOURCE = r"^[A-Za-z_][\w\-.]*$"
 """Names that Ray takes for a custom resource."""
 FP32_SYNC_TOLERANCE = 1e-5
@@ -240,6 +241,17 @@ class RolloutSection(WorkerSection):
         gt=0,
         le=1,
     )
+    tensor_parallel: int | None = field(
+        None,
+        "processes that one engine is split over, a GPU each; null: rollout.gpus where that is above 1, else 1. On CPU"
+        " it shows what a split engine does, and is slower",
+        ge=1,
+    )
+    sleep: bool | None = field(
+        None,
+        "the engine gives weights and cache back to the GPU while the learner trains, and gets them with the next push;"
+        " null: where engine and learner share one GPU. Not run on a GPU yet",
+    )
     block_size: int | None = field(
         None,
         "tokens of a block of the key-value cache; outputs of one question share the whole blocks of its prompt, what"
@@ -257,6 +269,17 @@ class RolloutSection(WorkerSection):
         300.0, "seconds an engine may take to start; multi-process vLLM took 28 s on 2 cores", gt=0
     )
     deadline_s: float = field(600.0, "seconds one step's rollouts or one evaluation batch may take", gt=0)
+
+    @model_validator(mode="after")
+    def _split_over_its_gpus(self) -> RolloutSection:
+        if self.tensor_parallel and self.gpus > 0 and self.tensor_parallel != max(1, int(self.gpus)):
+            raise ValueError(
+                f"rollout.tensor_parallel must be rollout.gpus ({self.gpus:g}), a GPU for each process, got"
+                f" {self.tensor_parallel}"
+            )
+        if self.sleep and self.gpus == 0:
+            raise ValueError("rollout.sleep gives a GPU's memory back, and this engine has none: rollout.gpus is 0")
+        return self
 
     @model_validator(mode="after")
     def _what_vllm_refuses_at_its_start(self) -> RolloutSection:
@@ -302,6 +325,18 @@ class LearnerSection(WorkerSection):
         "compute a layer's activations again in the backward pass instead of keeping them: 9 % slower and a quarter"
         " less memory with a 2.4 B judge on an H200; the gradients are the same",
     )
+    offload: Literal["none", "optimizer", "parameters"] = field(
+        "none",
+        "what lies in host memory instead of the GPU's: optimizer states with their gradients and fp32 weights"
+        " (optimizer, ZeRO stage 2 or 3), or the parameters too (parameters, stage 3). AdamW then runs on the CPU",
+    )
+    gpu_memory_frac: float | None = field(
+        None,
+        "part of a whole GPU that a learner which shares one may use; null: learner.gpus. With rollout.sleep it may be"
+        " more: what it needs to train, and beside the engine's part while that is awake only what it keeps",
+        gt=0,
+        le=1,
+    )
     lora_rank: int = field(
         0,
         "rank of LoRA adapters on the language model's linear layers; 0 trains the weights themselves. The reference of"
@@ -342,6 +377,16 @@ class LearnerSection(WorkerSection):
         return self
 
     @model_validator(mode="after")
+    def _stage_that_offloads(self) -> LearnerSection:
+        wanted = {"optimizer": (2, 3), "parameters": (3,)}.get(self.offload)
+        if wanted and self.zero_stage not in wanted:
+            raise ValueError(
+                f"learner.zero_stage must be {' or '.join(map(str, wanted))} with learner.offload {self.offload}, got"
+                f" {self.zero_stage}: DeepSpeed moves to the host what a stage shards"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _zero_stage_of_bf16(self) -> LearnerSection:
         if self.zero_stage == 0 and self.dtype == "bfloat16":
             raise ValueError(
@@ -364,6 +409,17 @@ class SyncTolerance:
 class WeightsSection(Section):
     """Learner -> rollout hand-off."""
 
+    transport: Transport = field(
+        "object_store",
+        "how weights reach the engines: Ray's object_store; broadcast to all processes of all engines (NCCL, on CPU"
+        " gloo), each on GPUs of its own; ipc, on the one GPU that engine and learner share. The last two go through"
+        " vLLM's weight transfer; on GPUs they have not run yet",
+    )
+    keep_copy: bool = field(
+        True,
+        "a copy of broadcast or ipc weights in the object store, for engines that are lost before the next push; false:"
+        " a push takes no longer than the transfer, and such a loss ends the run, to be resumed",
+    )
     push_every_steps: int = field(1, "steps between pushes; above 1 the rollouts in between are off-policy", ge=1)
     bucket_mib: int = field(64, "size of one bucket on the way, MiB; two buckets are in flight", ge=1)
     tolerance: float | None = field(
@@ -385,6 +441,45 @@ class WeightsSection(Section):
             return SyncTolerance("largest", self.tolerance or FP32_SYNC_TOLERANCE)
         default = GPU_FP32_SYNC_TOLERANCE if single else BF16_SYNC_TOLERANCE
         return SyncTolerance("mean", self.tolerance or default)
+
+    def check(self, rollout: RolloutSection, learner: LearnerSection) -> None:
+        """Raises ValueError where these engines and learners cannot be reached by `transport`."""
+        shared = shares_gpu(rollout, learner)
+        if self.transport == "ipc" and not (shared and rollout.workers == 1):
+            raise ValueError(
+                "weights.transport ipc needs one engine and one learner that share a GPU (learner.gpus=.5"
+                f" rollout.gpus=.5), got learner.gpus {learner.gpus:g}, rollout.gpus {rollout.gpus:g},"
+                f" rollout.workers {rollout.workers}; take broadcast or object_store"
+            )
+        whole = all(gpus == 0 for gpus in (rollout.gpus, learner.gpus)) or min(rollout.gpus, learner.gpus) >= 1
+        if self.transport == "broadcast" and not whole:
+            raise ValueError(
+                "weights.transport broadcast needs engines and learners on GPUs of their own, or all on CPU, got"
+                f" learner.gpus {learner.gpus:g}, rollout.gpus {rollout.gpus:g}: NCCL refuses two processes on one GPU;"
+                f" take {'ipc' if shared and rollout.workers == 1 else 'object_store'}"
+            )
+        if rollout.sleep and not shared:
+            raise ValueError(
+                "rollout.sleep makes room for a learner on the same GPU: it needs learner.gpus and rollout.gpus between"
+                f" 0 and 1, got {learner.gpus:g} and {rollout.gpus:g}"
+            )
+        if rollout.sleep and self.push_every_steps > 1:
+            raise ValueError(
+                f"weights.push_every_steps must be 1 with rollout.sleep, got {self.push_every_steps}: an engine wakes"
+                " up with a push"
+            )
+
+
+def shares_gpu(rollout: WorkerSection, learner: WorkerSection) -> bool:
+    """Whether an engine and a learner have parts of one GPU."""
+    return 0 < rollout.gpus < 1 and 0 < learner.gpus < 1
+
+
+def sleeps(rollout: RolloutSection, learner: WorkerSection, weights: WeightsSection) -> bool:
+    """`rollout.sleep`, or its default."""
+    if rollout.sleep is None:
+        return shares_gpu(rollout, learner) and weights.push_every_steps == 1
+    return rollout.sleep
 
 
 class EvaluationSection(Section):
@@ -439,3 +534,13 @@ class TrainingConfig(Section):
     def sync_tolerance(self) -> SyncTolerance:
         """Probe difference that a push may leave."""
         return self.weights.tolerance_for(self.rollout, self.learner)
+
+    @property
+    def sleeps(self) -> bool:
+        """Whether engines give their GPU to the learner while it trains."""
+        return sleeps(self.rollout, self.learner, self.weights)
+
+    @model_validator(mode="after")
+    def _transport_fits(self) -> TrainingConfig:
+        self.weights.check(self.rollout, self.learner)
+        return self

@@ -307,7 +307,12 @@ def _learn(config, run: RunFolder, loop: Callable, engines: Engines, task: Disti
         room = stack.enter_context(reserve(run.run_id, wanted, config.run.room_deadline_s))
         if engines != "none":
             served = task.teacher if engines == "teacher" else task.judge
-            fleet = stack.enter_context(rollout_fleet(run.run_id, served, config.rollout, group=room.take("rollout")))
+            rollout, transport = config.rollout, "object_store"
+            if engines == "student":  # it is pushed
+                rollout, transport = rollout.model_copy(update={"sleep": config.sleeps}), config.weights.transport
+            fleet = stack.enter_context(
+                rollout_fleet(run.run_id, served, rollout, group=room.take("rollout"), transport=transport)
+            )
             task = replace(task, workers=tuple(fleet.workers))
         run_learners(loop, task, config.learner, run.path, run.run_id, room)
 

@@ -79,6 +79,7 @@ def train(loop_config: dict) -> None:
             stale = config.weights.push_every_steps > 1
             objective = GdsoObjective(rollouts, c, totals, config.rollout.max_new_tokens, stale)
             with journal.timer("train"):
+                push.rest(learner)
                 for k in range(c.updates_per_rollout):
                     stats = learner.accumulate(rollouts.units, objective)
                     rate = config.learner.rate(step * c.updates_per_rollout + k, c.steps * c.updates_per_rollout)

@@ -89,6 +89,7 @@ def train(loop_config: dict) -> None:
             teacher_logprobs = teacher.logprobs(rows)
         totals = reduced(rollout_sums(groups, teacher_logprobs), learner.reduce_sum)
         with journal.timer("train"):
+            push.rest(learner)
             objective = OpdObjective(teacher_logprobs, [j for group in groups for j in group], c.group_size, totals)
             stats = learner.accumulate([[row] for row in rows], objective)
             applied = learner.apply(config.learner.rate(step, c.steps))

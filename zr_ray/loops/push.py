@@ -13,19 +13,12 @@ from zr_ray.judging.ask import generate, generate_with_probe, question
 from zr_ray.models.judge_text import JudgeText
 from zr_ray.models.packing import Row
 from zr_ray.records import AnnotatedImage, Judgement, JudgeRequest, ProbeQuestions
+from zr_ray.run.observe import wait_for
 from zr_ray.workers.engine import REMEDY
 from zr_ray.workers.learner import Learner
 from zr_ray.workers.recovery import Call, Probe, Recovery
-from zr_ray.workers.weights import (
-    Checksum,
-    Difference,
-    ObjectStoreTransport,
-    WeightTransport,
-    check_probe,
-    held_problem,
-    make_buckets,
-    probe_difference,
-)
+from zr_ray.workers.transports import ObjectStoreTransport, WeightTransport, transport_of
+from zr_ray.workers.weights import Checksum, Difference, check_probe, held_problem, probe_difference
 
 
 @dataclass
@@ -56,6 +49,7 @@ class WeightPush:
     to the proof's questions and compares them with the learner, whose weights must not have changed since. In between
     the questions go behind the weights (`ask`), or along with the next rollouts (`sample`), which costs an engine less
     than a batch of their own. Calling the push does all of it at once.
+    A broadcast holds `begin` up until the slowest engine is free.
 
     The proof: of one item's questions, the first tokens of the greedy reasoning and the score without
     reasoning. A worker that is lost on the way, or later, is brought back by `recovery`."""
@@ -69,9 +63,11 @@ class WeightPush:
         tolerance: SyncTolerance,
         deadline_s: float,
         transport: WeightTransport | None = None,
+        sleeps: bool = False,
     ) -> None:
         """recovery: of ALL rollout workers of the run. item: what the probe asks about. tolerance: what the probe may
-        differ by. deadline_s: of each wait, from when it begins."""
+        differ by. deadline_s: of each wait, from when it begins. sleeps: engines share their GPU with the learner, and
+        leave it while it trains."""
         self.recovery, self.config = recovery, config
         self.workers = recovery.workers
         self.tolerance, self.deadline_s = tolerance, deadline_s
@@ -80,20 +76,30 @@ class WeightPush:
             tuple(question(text, item, d, 0, direct, image) for d in text.rubric.dimensions) for direct in (False, True)
         )
         self.questions = ProbeQuestions(reasoned, direct, config.probe_tokens)
-        self.transport = transport or ObjectStoreTransport()
+        self.transport = transport or ObjectStoreTransport(self.workers, config.bucket_mib * 2**20)
+        self.sleeps = sleeps
         self._under_way: _UnderWay | None = None
 
     @classmethod
     def of_run(cls, task, recovery: Recovery, text: JudgeText, item: AnnotatedImage) -> WeightPush:
-        """The pushes of a run. task: has config with weights, sync_tolerance, rollout. recovery: of its rollout
+        """The pushes of a run. task: has config with weights, sync_tolerance, rollout, sleeps. recovery: of its rollout
         workers. item: what the probe asks about."""
         c = task.config
-        return cls(recovery, text, item, c.weights, c.sync_tolerance, c.rollout.deadline_s)
+        transport = transport_of(recovery.workers, c.weights, c.rollout)
+        return cls(recovery, text, item, c.weights, c.sync_tolerance, c.rollout.deadline_s, transport, c.sleeps)
 
     def __call__(self, learner: Learner, version: int) -> dict[str, float]:
         """Push as `version`, and wait for the proof. Returns, Raises: as `begin` and `finish`."""
         self.begin(learner, version)
         return self.finish(learner)
+
+    def rest(self, learner: Learner) -> None:
+        """Before training: engines that share their GPU with the learner leave it until the next push; others do
+        nothing.
+
+        Raises: DeadlineError if one does not get there."""
+        if self.sleeps and learner.rank == 0:
+            wait_for([w.sleep.remote() for w in self.workers], self.deadline_s, "engines to leave their GPU")
 
     def begin(self, learner: Learner, version: int) -> None:
         """Send the weights as `version`. One rank waits for nothing; several wait until all engines hold it, since an
@@ -101,21 +107,26 @@ class WeightPush:
 
         Raises: NonFiniteError, before anything is sent, if a weight is not finite."""
         learner.require_finite_weights()
-        # lazy: parameters are gathered while the buckets are iterated
-        sent, calls = Checksum(), []
-        buckets = make_buckets(sent.over(learner.named_weights()), self.config.bucket_mib * 2**20)
-        self.recovery.begin(version, ())
+        if self.sleeps:
+            learner.give_back()
+        sent, calls, references = Checksum(), [], []
+        kept = self.config.transport == "object_store" or self.config.keep_copy
+        if learner.rank == 0:
+            self.transport.prepare(self.recovery)
+        self.recovery.begin(version, (), kept)
         if learner.rank == 0:
             for worker in self.workers:
                 worker.release_weights.remote()
-            handles = self.transport.send(buckets)
-            self.recovery.begin(version, handles)
-            calls = [(w, partial(w.update_weights.remote, version, handles)) for w in self.workers]
+            made = self.transport.send(learner, version, sent)
+            self.recovery.begin(version, made.handles, kept)
+            # repeated on an engine that was lost on the way, whatever the transport
+            calls = [(w, partial(w.update_weights.remote, version, made.handles)) for w in self.workers]
             calls += [(w, w.weights_checksum.remote) for w in self.workers]
+            references = made.references + [w.weights_checksum.remote() for w in self.workers]
         else:
             for _ in learner.named_weights():  # ZeRO-3 gathers on every rank
                 pass
-        push = self._under_way = _UnderWay(version, sent, calls, [send() for _, send in calls])
+        push = self._under_way = _UnderWay(version, sent, calls, references)
         if learner.world > 1:
             self._arrive(push)  # only rank 0 hears from the engines; it would raise
             learner.barrier()  # nobody asks an engine before all engines hold the version

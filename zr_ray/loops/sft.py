@@ -62,6 +62,7 @@ def train(loop_config: dict) -> None:
             for side, score in ((pair.winner, pair.winner_score), (pair.loser, pair.loser_score))
         ]
         with journal.timer("train"):
+            push.rest(learner)
             units = [
                 [answer_row(learner.text, item, dimension, score, c.reasoning)] for item, dimension, score in sides
             ]

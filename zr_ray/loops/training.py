@@ -139,11 +139,13 @@ def _train(config, loop, found: _Found, started: Started) -> None:
     data = found.data or read_data(config, data_folder(config.data, run.path), found.text)
     require_pairs(data)
     keep_facts(run, data, config.evaluation.split)
-    rollout = settled(config.rollout, found.judge, data.need)
+    rollout = settled(config.rollout, found.judge, data.need).model_copy(update={"sleep": config.sleeps})
     with (
         driver.follow(run),
         reserve(run.run_id, started.phases[0], config.run.room_deadline_s) as room,
-        rollout_fleet(run.run_id, found.judge, rollout, group=room.take("rollout")) as fleet,
+        rollout_fleet(
+            run.run_id, found.judge, rollout, group=room.take("rollout"), transport=config.weights.transport
+        ) as fleet,
     ):
         say(
             f"{len(fleet.workers)} rollout engine(s) ready after {duration(time.time() - since)}; starting"

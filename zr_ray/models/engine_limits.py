@@ -116,8 +116,8 @@ def settled(rollout: RolloutSection, folder: Path, need: Need | None = None) -> 
 
 
 def tensor_parallel(rollout: RolloutSection) -> int:
-    """GPUs that one engine is split over: rollout.gpus above 1, else 1."""
-    return max(1, int(rollout.gpus))
+    """Processes that one engine is split over: rollout.gpus above 1, else 1, unless the configuration says it."""
+    return rollout.tensor_parallel or max(1, int(rollout.gpus))
 
 
 def limits_text(rollout: RolloutSection, need: Need | None) -> str:
@@ -131,7 +131,7 @@ def limits_text(rollout: RolloutSection, need: Need | None) -> str:
         f"max_model_len {rollout.max_model_len}{why}, max_batched_tokens"
         f" {rollout.max_batched_tokens}, chunked prefill {on[rollout.chunked_prefill]}, prefix caching"
         f" {on[rollout.prefix_caching]}, CUDA graphs {on[not rollout.enforce_eager]}{image}"
-        + (f", tensor parallel {tensor_parallel(rollout)}" if rollout.gpus > 1 else "")
+        + (f", tensor parallel {tensor_parallel(rollout)}" if tensor_parallel(rollout) > 1 else "")
         + (f", {rollout.gpu_memory_frac:.2g} of a GPU's memory" if rollout.gpus > 0 else "")
     )
 

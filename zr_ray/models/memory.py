@@ -1,6 +1,6 @@
 """How much GPU memory a role needs, estimated from the judge's folder alone: no GPU, no weights read.
 
-    learner   weights + gradients + optimizer (+ reference) + activations + logits of one chunk
+    learner   weights + gradients + optimizer (+ reference) + activations + logits of one chunk, less what is offloaded
     rollout   weights + key-value cache
 
 One formula for `--dry-run` and `python -m zr_ray plan`. Exact parts (weights, optimizer state) are a lower bound, and
@@ -26,6 +26,12 @@ PROJECTION_CHUNK = 4096
 """Positions projected to the vocabulary at a time (`models/judge.py`)."""
 MEMORY_MARGIN = 0.92
 """Above this part of a GPU an estimate is said to be tight; drivers and the CUDA context keep about 5 %."""
+ON_HOST = {
+    "none": (),
+    "optimizer": ("gradients", "optimizer"),
+    "parameters": ("weights", "gradients", "optimizer", "reference"),
+}
+"""`learner.offload` -> parts of a learner's memory that are not on its GPU."""
 ROW_TOKENS = 1024
 """Length of a packed row where the configuration does not bound it; sets the size of the attention matrix."""
 
@@ -140,13 +146,18 @@ def learner_memory(judge: JudgeShape, config: LearnerSection, keeps_reference: b
     }
     if keeps_reference:
         parts["reference"] = width * (trained if config.lora_rank else n) / (ranks if stage == 3 else 1)
+    host = {name: parts.pop(name) for name in ON_HOST[config.offload] if name in parts}
     least = sum(parts.values())
+    if config.offload == "parameters":
+        # what a forward gathers and has not let go of: the layer it is at and the next
+        parts["weights in use"] = width * n * min(1, 2 / max(judge.layers, 1))
     tokens = config.max_tokens_per_microbatch
     parts["activations"] = activations(judge, tokens, width, config.gradient_checkpointing)
     if judge.vocabulary:
         # logits in the model's width and in fp32, and their gradient, of one chunk of positions
         parts["logits"] = min(tokens, PROJECTION_CHUNK) * judge.vocabulary * (width + 8) / GIB
-    return Estimate(parts, least)
+    remark = f"{sum(host.values()):.3g} GiB of {', '.join(host)} in host memory" if host else ""
+    return Estimate(parts, least, remark)
 
 
 def activations(judge: JudgeShape, tokens: int, width: int, checkpointing: bool = False) -> float:

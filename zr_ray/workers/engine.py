@@ -31,7 +31,7 @@ class Ranks:
     def __init__(self, config: LearnerSection) -> None:
         self.device = torch.device("cuda", torch.cuda.current_device()) if config.gpus > 0 else torch.device("cpu")
         if 0 < config.gpus < 1:  # the rest of the GPU is an engine's
-            torch.cuda.set_per_process_memory_fraction(config.gpus)
+            torch.cuda.set_per_process_memory_fraction(config.gpu_memory_frac or config.gpus)
         _prepare_process(config)  # DeepSpeed reads the accelerator from the environment while it is imported
         import deepspeed
 
@@ -118,6 +118,8 @@ class Engine:
         """What this rank holds of the accumulated gradients, under stages 0 and 3."""
         if self.config.zero_stage == 0:
             return [p.grad for p in self.module.parameters() if p.grad is not None]
+        if self.config.offload != "none":
+            return [self._deepspeed.optimizer.grad_partitions_flat_buffer]
         held = self._deepspeed.optimizer.averaged_gradients
         return [gradient for group in held.values() for gradient in group or () if gradient is not None]
 
@@ -135,6 +137,12 @@ class Engine:
         for name, parameter in self.module.named_parameters():
             with deepspeed.zero.GatheredParameters([parameter], enabled=self.config.zero_stage == 3):
                 yield name, parameter.detach()
+
+    def described_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """(name in the module, tensor of its whole shape without memory) of every parameter. Gathers nothing."""
+        for name, parameter in self.module.named_parameters():
+            shape = getattr(parameter, "ds_shape", parameter.shape)  # under ZeRO-3 `shape` is empty
+            yield name, torch.empty(shape, dtype=parameter.dtype, device="meta")
 
     def save(self, folder: Path, state: dict) -> None:
         """Write weights, optimizer and `state` (ints, floats, strings, tensors) under `folder`. All ranks call it."""
@@ -183,7 +191,7 @@ def deepspeed_config(config: LearnerSection) -> dict:
         "gradient_accumulation_steps": 1,
         # micro-batches are cut by tokens: their number differs from step to step
         "managed_gradient_accumulation": False,
-        "zero_optimization": {"stage": config.zero_stage},
+        "zero_optimization": {"stage": config.zero_stage} | _offloaded(config),
         "bf16": {"enabled": config.dtype == "bfloat16"},
         "gradient_clipping": config.grad_clip,
         "zero_allow_untested_optimizer": True,
@@ -191,3 +199,10 @@ def deepspeed_config(config: LearnerSection) -> dict:
         "steps_per_print": 10**9,  # the journal writes the step lines
         "wall_clock_breakdown": False,
     }
+
+
+def _offloaded(config: LearnerSection) -> dict:
+    """What DeepSpeed keeps in host memory; empty for nothing."""
+    host = {"device": "cpu", "pin_memory": config.gpus > 0}
+    optimizer = {"offload_optimizer": host} if config.offload != "none" else {}
+    return optimizer | ({"offload_param": host} if config.offload == "parameters" else {})

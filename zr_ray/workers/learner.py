@@ -7,7 +7,7 @@ update does not depend on how rows are spread over ranks or micro-batches (teste
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -144,14 +144,18 @@ class Learner:
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
         """(name, full tensor) of every tensor of the hub's checkpoint. Under ZeRO-3 every rank must exhaust it."""
-        named = self._named_parameters()
+        return self._hub(self._named_parameters())
+
+    def described_weights(self) -> list[tuple[str, Tensor]]:
+        """What `named_weights` will give, in its order, as tensors without memory. Gathers nothing."""
+        return list(self._hub(_in_model(self.engine.described_weights())))
+
+    def _hub(self, named: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         return to_hub(self.engine.module.model, named if self.lora is None else self.lora.merged(named))
 
     def _named_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """(name in the Hugging Face model, full tensor) of every parameter; a collective under ZeRO-3."""
-        prefix = "model."  # PackedJudge.model is the Hugging Face model
-        for name, value in self.engine.named_weights():
-            yield name.removeprefix(prefix), value
+        return _in_model(self.engine.named_weights())
 
     def require_finite_weights(self) -> None:
         """Raises NonFiniteError on all ranks unless every weight is finite: before a push, and before a checkpoint."""
@@ -165,6 +169,11 @@ class Learner:
                     other.data.copy_(own.data)
         elif self.reference is not None:
             copy_into(self.reference, self._named_parameters(), self.config)
+
+    def give_back(self) -> None:
+        """Return cached memory to the GPU, for an engine that shares it and is about to wake up."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     # ---- to and from disk ----
 
@@ -201,6 +210,12 @@ class Learner:
             for _ in self.named_weights():
                 pass
         self.barrier()
+
+
+def _in_model(named: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """Names in the Hugging Face model, which is PackedJudge.model."""
+    for name, value in named:
+        yield name.removeprefix("model."), value
 
 
 def not_finite(loss: Tensor, metrics: dict[str, float]) -> str:

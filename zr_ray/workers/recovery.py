@@ -50,6 +50,7 @@ class Recovery:
         """What every answer must come from; None before the first push: the folder's own weights."""
         self._recovered = 0
         self._handles: list = []
+        self._kept = True
         self._proof: Callable[[object], None] | None = None
 
     def take(self) -> int:
@@ -59,9 +60,10 @@ class Recovery:
 
     # ---- what a push says ----
 
-    def begin(self, version: int, handles: Sequence) -> None:
-        """From now on `version` is current. handles: of its buckets; empty on ranks that did not send it."""
-        self.version, self._handles, self._proof = version, list(handles), None
+    def begin(self, version: int, handles: Sequence, kept: bool = True) -> None:
+        """From now on `version` is current. handles: of its buckets; empty on ranks that did not send it. kept: whether
+        there are buckets at all, after a transfer that passed the object store by."""
+        self.version, self._handles, self._kept, self._proof = version, list(handles), kept, None
 
     def proved(self, probe: Probe, tolerance: SyncTolerance) -> None:
         """The learner has agreed with this probe's answers; a replacement must give them too, within
@@ -150,6 +152,11 @@ class Recovery:
             return True
         if held["policy_version"] == self.version:
             return False
+        if not self._kept:
+            raise WeightSyncError(
+                f"a rollout worker was lost and there is no copy of weights {self.version} to give to its replacement"
+                " (weights.keep_copy is false); continue with --resume"
+            )
         handles = self._handles or self._from_others()
         wait_for(
             worker.update_weights.remote(self.version, handles),

@@ -13,29 +13,26 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from zr_ray.config.sections import RolloutSection
+from zr_ray.config.sections import RolloutSection, Transport
 from zr_ray.data.encoded import pixels
 from zr_ray.errors import RolloutError, StaleWeightsError
 from zr_ray.models.engine_limits import settled, tensor_parallel
-from zr_ray.models.hub_layout import has_tied_head, head_overrides, save_sharded, with_head
+from zr_ray.models.hub_layout import head_overrides
 from zr_ray.models.judge_text import JudgeText
 from zr_ray.records import Judgement, JudgeRequest, ProbeQuestions
 from zr_ray.run.travel import portable
 from zr_ray.startup.torchvision_shim import child_environment
-from zr_ray.workers.experts import forget_kernels
+from zr_ray.workers.engine_weights import EngineWeights, transfer_arguments
 
 if TYPE_CHECKING:
     from ray.util.placement_group import PlacementGroup
-    from torch import Tensor
 
     from zr_ray.run.placement import Fleet
 
-SHARED_MEMORY = Path("/dev/shm")
 FORBIDDEN_KEY = "zr_ray_forbidden_tokens"
 
 
@@ -53,16 +50,22 @@ def engine_environment(config: RolloutSection) -> dict[str, str]:
 
 
 def rollout_fleet(
-    run_id: str, judge: Path, config: RolloutSection, wait_for_nodes_s: float = 0.0, group: PlacementGroup | None = None
+    run_id: str,
+    judge: Path,
+    config: RolloutSection,
+    wait_for_nodes_s: float = 0.0,
+    group: PlacementGroup | None = None,
+    transport: Transport = "object_store",
 ) -> Fleet:
-    """The rollout actors of a run, in their placement group (None: one that is asked for here). Imports Ray."""
+    """The rollout actors of a run, in their placement group (None: one that is asked for here). Imports Ray.
+    transport: how weights will come in."""
     from zr_ray.run.placement import Fleet
 
     return Fleet(
         RolloutWorker,
         config,
         f"{run_id}/rollout",
-        (portable(judge), config),
+        (portable(judge), config, transport),
         environment=engine_environment(config),
         start_deadline_s=config.start_deadline_s,
         wait_for_nodes_s=wait_for_nodes_s,
@@ -92,19 +95,16 @@ def _probe(questions: ProbeQuestions | None) -> list[Asked]:
 
 
 class RolloutWorker:
-    """Owns one engine. Verbs: generate, score, probe, update_weights, held_weights, describe."""
+    """Owns one engine and its weights (`engine_weights.py`). Verbs: generate, score, probe, update_weights,
+    receive_weights, held_weights, sleep, describe."""
 
-    def __init__(self, judge: str | Path, config: RolloutSection) -> None:
+    def __init__(self, judge: str | Path, config: RolloutSection, transport: Transport = "object_store") -> None:
+        """transport: how weights come in, beside the object store, which always works."""
         os.environ.update(engine_environment(config))
         os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # whole GiB, and it would win over what is settled here
         self.text = JudgeText(Path(judge))
         self.config = config = settled(config, Path(judge))
-        # nobody has pushed weights yet; the folder's own weights are never rolled out unverified
-        self.policy_version = -1
-        self._checksum, self._handles = "", []
-        self._folder = Path(judge)
-        self._push_folder: TemporaryDirectory | None = None
-        self._parts = tensor_parallel(config)
+        parts = tensor_parallel(config)
         from vllm import LLM
 
         self._llm = LLM(
@@ -120,8 +120,10 @@ class RolloutWorker:
             enable_chunked_prefill=config.chunked_prefill,
             enable_prefix_caching=config.prefix_caching,
             # the model in this process, where one GPU is enough: pushes need no second hop
-            distributed_executor_backend="uni" if self._parts == 1 else "mp",
-            tensor_parallel_size=self._parts,
+            distributed_executor_backend="uni" if parts == 1 else "mp",
+            tensor_parallel_size=parts,
+            enable_sleep_mode=bool(config.sleep),
+            **transfer_arguments(config, transport),
             **self._memory(config),
             # log-probs after masking and temperature, which is the distribution that was sampled from
             logprobs_mode="processed_logprobs",
@@ -131,6 +133,7 @@ class RolloutWorker:
             seed=0,  # of the engine; every request brings its own
             disable_log_stats=True,
         )
+        self.weights = EngineWeights(self._llm, Path(judge), config)
 
     @staticmethod
     def _memory(config: RolloutSection) -> dict[str, float | int | None]:
@@ -229,59 +232,65 @@ class RolloutWorker:
         Args: version: policy version the weights belong to. buckets: safetensors bytes (or Ray object references to
             them) with Hugging Face parameter names; together they hold every parameter once.
         Returns: the version now held. The caller proves the push with a probe (see `weights.py`)."""
-        from zr_ray.workers.weights import Checksum, read_buckets
-
-        buckets = list(buckets)
-        # vLLM's own loader maps Hugging Face names to fused layers, so nothing here knows the architecture
-        read = Checksum()
-        self._reload(read.over(read_buckets(buckets)), through_files=self._parts > 1)
-        self._checksum = read.digest
-        if not self._llm.reset_prefix_cache():
-            raise RolloutError(
-                "vLLM refused to drop its prefix cache after a weight push; requests must not be in flight"
-            )
-        self._llm.llm_engine.reset_encoder_cache()  # image features of the old vision tower
-        self.policy_version, self._handles = version, buckets
+        self.weights.load(version, buckets)
         return version
 
-    def _reload(self, named: Iterable[tuple[str, Tensor]], through_files: bool) -> None:
-        """Load a stream of named tensors. through_files: for an engine of several processes, which an iterator cannot
-        reach: each reads its part from files in shared memory, one copy a node while it lasts."""
-        named = with_head(named, has_tied_head(self._folder))
-        if self.config.gpus == 0:
-            self._llm.apply_model(forget_kernels)
-        if not through_files:
-            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": named})
-            return
-        if self._push_folder is None:
-            self._push_folder = self._without_weights()
-        folder = Path(self._push_folder.name)
-        save_sharded(named, folder)
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
-        for path in folder.glob("*.safetensors*"):
-            path.unlink()
+    def transfer_group(self) -> str:
+        """Broadcast group that this engine is in; empty for none, as after a restart."""
+        return self.weights.group
 
-    def _without_weights(self) -> TemporaryDirectory:
-        """A folder in shared memory with all files of the judge but its weights. It stays as long as this worker: from
-        the first push on vLLM looks there for the processor too."""
-        made = TemporaryDirectory(prefix="zr_ray_push_", dir=SHARED_MEMORY if SHARED_MEMORY.is_dir() else None)
-        for path in self._folder.iterdir():
-            if ".safetensors" not in path.name:
-                (Path(made.name) / path.name).symlink_to(path.absolute())
-        return made
+    def join_transfer(self, group: str, init_info: dict) -> None:
+        """Enter a broadcast group, or learn how to read CUDA IPC. init_info: of vLLM's weight-transfer engine."""
+        self.weights.join(group, init_info)
+
+    def receive_weights(self, version: int, update_info: dict) -> int:
+        """Replace the weights by what the learner broadcasts. update_info: of vLLM's weight-transfer engine.
+
+        Returns: the version now held. A transfer that breaks off ends this actor's process."""
+        self.weights.receive(version, update_info)
+        return version
+
+    def open_update(self) -> None:
+        """Begin an update that comes in several parts."""
+        self.weights.open()
+
+    def take_part(self, update_info: dict) -> None:
+        """One part; the sender may overwrite it when this returns."""
+        self.weights.take(update_info)
+
+    def close_update(self, version: int) -> int:
+        """End an update that came in parts. Returns: the version now held."""
+        self.weights.close(version)
+        return version
+
+    def sleep(self) -> None:
+        """Give the GPU's memory to the learner until the next push; nothing unless `rollout.sleep`."""
+        self.weights.sleep()
+
+    @property
+    def policy_version(self) -> int:
+        """Of the weights inside; -1 where nobody has pushed any."""
+        return self.weights.version
 
     def weights_checksum(self) -> str:
         """Digest of what the last push read (`weights.Checksum`); empty before the first."""
-        return self._checksum
+        return self.weights.checksum
 
     def held_weights(self) -> tuple[int, list]:
-        """(version, the references that `update_weights` got): where a replacement of another worker finds the current
-        weights if the rank that asks has not sent them itself. No references if they came as bytes."""
-        return self.policy_version, [handle for handle in self._handles if not isinstance(handle, bytes)]
+        """(version, references to its buckets): where a replacement of another worker finds the current weights if the
+        rank that asks has not sent them itself. No references if they came as bytes, or by a transfer of which no copy
+        is kept."""
+        return self.weights.version, [handle for handle in self.weights.handles if not isinstance(handle, bytes)]
+
+    def keep_weights(self, version: int, handles: list) -> None:
+        """Remember where buckets of `version` are, for replacements of other workers; after a transfer, which leaves
+        none here."""
+        if self.weights.version == version:
+            self.weights.handles = handles
 
     def release_weights(self) -> None:
         """Forget the references: new weights are on their way, and the object store need not hold both."""
-        self._handles = []
+        self.weights.handles = []
 
     def _require(self, version: int | None, newer: bool = False) -> None:
         if version is None or version == self.policy_version or (newer and self.policy_version > version):

@@ -3,17 +3,14 @@
 A push (`loops/push.py`) sends the learner's parameters under a new policy version. Two proofs follow, whatever the
 transport: a checksum of what every engine read against what was sent, which tells stale, partial and broken weights in
 any precision; and a few probe answers whose log-probs the learner recomputes, which tells mis-mapped weights. In fp32
-on CPU the probe alone would do; in 16 bit it cannot see a small update. A transport is anything with `send(buckets) ->
-handles`, whose handles `read_buckets` can turn into tensors inside the engine: the Ray object store now; NCCL and
-CUDA-IPC go through vLLM's native weight-transfer API behind the same call.
+on CPU the probe alone would do; in 16 bit it cannot see a small update. The transports are in `transports.py`.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -27,40 +24,45 @@ TAIL = 4
 """90 % of a probe's values may differ by so many times the mean's limit; an exponential tail has 2.3."""
 
 
-class WeightTransport(Protocol):
-    """Moves serialized buckets from the learner to where rollout workers can read them."""
+class BucketWriter:
+    """Packs (Hugging Face name, tensor) pairs, in order, into safetensors blobs of about `bucket_bytes` (one tensor at
+    least), and gives each away when it is full."""
 
-    def send(self, buckets: Iterable[bytes]) -> list:
-        """Handles, one per bucket, that `read_buckets` accepts on the other side."""
+    def __init__(self, bucket_bytes: int, give: Callable[[bytes], object]) -> None:
+        """give: what becomes of a bucket, for instance `ray.put`."""
+        self.bucket_bytes, self._give = bucket_bytes, give
+        self.written: list = []
+        """What `give` returned, one a bucket."""
+        self._bucket: dict[str, Tensor] = {}
+        self._size = 0
+
+    def over(self, named: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """The stream as it is, copied while it passes; the last bucket leaves when it ends."""
+        for name, tensor in named:
+            # copied now: under ZeRO-3 the gathered tensor is gone when the next name is asked for
+            value = tensor.detach().to("cpu").contiguous()
+            nbytes = value.numel() * value.element_size()
+            if self._size + nbytes > self.bucket_bytes:  # never inside a tensor: a reader needs it whole
+                self._flush()
+            self._bucket[name] = value
+            self._size += nbytes
+            yield name, tensor
+        self._flush()
+
+    def _flush(self) -> None:
+        from safetensors.torch import save
+
+        if self._bucket:
+            self.written.append(self._give(save(self._bucket)))
+        self._bucket, self._size = {}, 0
 
 
-class ObjectStoreTransport:
-    """Buckets through Ray's object store: one copy per node, shared by all workers on it."""
-
-    def send(self, buckets: Iterable[bytes]) -> list:
-        import ray
-
-        return [ray.put(bucket) for bucket in buckets]
-
-
-def make_buckets(named_weights: Iterable[tuple[str, Tensor]], bucket_bytes: int) -> Iterator[bytes]:
-    """Pack (Hugging Face name, tensor) pairs, in order, into safetensors blobs of about `bucket_bytes` (one tensor at
-    least)."""
-    from safetensors.torch import save
-
-    bucket: dict[str, Tensor] = {}
-    size = 0
-    for name, tensor in named_weights:
-        # copied now: under ZeRO-3 the gathered tensor is gone when the next name is asked for
-        value = tensor.detach().to("cpu").contiguous()
-        nbytes = value.numel() * value.element_size()
-        if bucket and size + nbytes > bucket_bytes:  # never inside a tensor: a reader needs it whole
-            yield save(bucket)
-            bucket, size = {}, 0
-        bucket[name] = value
-        size += nbytes
-    if bucket:
-        yield save(bucket)
+def make_buckets(named_weights: Iterable[tuple[str, Tensor]], bucket_bytes: int) -> list[bytes]:
+    """All buckets of a stream, as `BucketWriter` packs them, in memory."""
+    writer = BucketWriter(bucket_bytes, lambda bucket: bucket)
+    for _ in writer.over(named_weights):
+        pass
+    return writer.written
 
 
 def read_buckets(handles: Iterable) -> Iterator[tuple[str, Tensor]]:
