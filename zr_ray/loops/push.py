@@ -48,8 +48,8 @@ class WeightPush:
     A push has two halves. `begin` puts the weights behind whatever an engine works on; `finish` waits for the answers
     to the proof's questions and compares them with the learner, whose weights must not have changed since. In between
     the questions go behind the weights (`ask`), or along with the next rollouts (`sample`), which costs an engine less
-    than a batch of their own. Calling the push does all of it at once.
-    A broadcast holds `begin` up until the slowest engine is free.
+    than a batch of their own. Calling the push does all of it at once. A broadcast holds `begin` up until the slowest
+    engine is free.
 
     The proof: of one item's questions, the first tokens of the greedy reasoning and the score without
     reasoning. A worker that is lost on the way, or later, is brought back by `recovery`."""
