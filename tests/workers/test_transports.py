@@ -110,6 +110,7 @@ def test_what_did_not_arrive_is_noticed(fleet, judge, made):
         push.finish(FakeLearner(judge))
 
 
+@pytest.mark.slow
 def test_an_engine_that_was_lost_between_two_pushes_gets_the_next(fleet, judge, made, world_items):
     push, said = made(fleet.workers)
     learner = FakeLearner(judge)
