@@ -128,6 +128,7 @@ def test_an_engine_that_was_lost_between_two_pushes_gets_the_next(fleet, judge, 
     assert {j.policy_version for g in answers for j in g} == {41}
 
 
+@pytest.mark.slow
 def test_a_broadcast_that_breaks_off_ends_in_the_object_store(fleet, judge, made):
     """An engine dies while the buckets go round: nobody hangs, and all engines are whole afterwards."""
     push, said = made(fleet.workers)
