@@ -50,9 +50,10 @@ T2I = {
     "held_out.watched": "2", "held_out.every_steps": "3", "held_out.beside": "false",
     "held_out.bootstrap_resamples": "20", "held_out.grid": "4", "actor.warmup_steps": "1", "actor.cpus": "0.5",
     "actor.restarts": "9", "reward.cpus": "0.5", "reward.in_flight": "1", "t2i.prompts_per_step": "2",
-    "t2i.group_size": "2", "watch.action": "report",
+    "t2i.group_size": "2", "watch.action": "report", "actor.workers": "1",
 }  # fmt: skip
-"""Small enough for two cores. One reward call at a time: what is scored together does not depend on the clock."""
+"""Small enough for two cores. One actor, one reward call at a time: what is scored together does not depend on the
+clock."""
 
 
 @dataclass(frozen=True)
