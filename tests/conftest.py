@@ -113,7 +113,7 @@ def job_environment(ray_cluster):
 @pytest.fixture(scope="session")
 def rollout_config():
     """One small fp32 engine with a thread of its own."""
-    from zr_ray.config.sections import RolloutSection
+    from zr_ray.config.workers import RolloutSection
 
     return RolloutSection(threads=1, max_model_len=160, max_num_seqs=64, restarts=9)  # tests kill it
 

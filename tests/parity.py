@@ -45,7 +45,7 @@ def _answer(pipe, target, *arguments) -> None:
 def parity(folder: str, dtype: str, saved: str, gpus: float = 0.0) -> dict:
     """Differences before and after a push of changed weights, and between the saved folder and what was pushed; in bf16
     also how far learner ("rounding") and engine ("engine_rounding") are from float32 with the same weights."""
-    from zr_ray.config.sections import LearnerSection, RolloutSection
+    from zr_ray.config.workers import LearnerSection, RolloutSection
     from zr_ray.data.run_data import Need
     from zr_ray.models.engine_limits import settled
     from zr_ray.models.judge import load_packed_judge

@@ -281,7 +281,7 @@ def batches(args):
 
 def bare_generate(args) -> dict:
     """vLLM's own LLM.generate, no log-probs, no seeds, nothing forbidden: the limit of a rollout phase."""
-    from zr_ray.config.sections import RolloutSection
+    from zr_ray.config.workers import RolloutSection
     from zr_ray.workers.rollout import engine_environment
 
     os.environ.update(engine_environment(RolloutSection(threads=args.threads)))

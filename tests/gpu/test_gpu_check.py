@@ -21,7 +21,7 @@ from real_judges import real_judge
 GPUS = torch.cuda.device_count()
 ROOT = Path(__file__).resolve().parents[2]
 LIMITS = {"float32": 5e-3, "bfloat16": 3e-2}
-"""Mean difference of log-probs, engine against learner, nats (`config/sections.py`)."""
+"""Mean difference of log-probs, engine against learner, nats (`config/workers.py`)."""
 
 
 def needs(count: int, what: str):
@@ -41,7 +41,7 @@ def _peak_and_rate(folder: str, eager: bool, plain: bool) -> dict:
     from parity import SIZES
     from real_judges import picture
 
-    from zr_ray.config.sections import RolloutSection
+    from zr_ray.config.workers import RolloutSection
     from zr_ray.records import JudgeRequest
     from zr_ray.workers.rollout import RolloutWorker
 
@@ -107,7 +107,7 @@ def _asleep(folder: str) -> dict:
     from real_judges import picture
     from safetensors.torch import load_file
 
-    from zr_ray.config.sections import RolloutSection
+    from zr_ray.config.workers import RolloutSection
     from zr_ray.records import JudgeRequest
     from zr_ray.workers.rollout import RolloutWorker
     from zr_ray.workers.weights import make_buckets

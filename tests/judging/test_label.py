@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from zr_ray.config.risd import LabelSection
-from zr_ray.config.sections import RolloutSection
+from zr_ray.config.workers import RolloutSection
 from zr_ray.data.images import load_image
 from zr_ray.data.labels import LabelSet, fingerprints
 from zr_ray.errors import ConfigError, DataError

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from zr_ray.config.sections import LearnerSection
+from zr_ray.config.workers import LearnerSection
 from zr_ray.data.images import load_image
 from zr_ray.errors import JudgeError
 from zr_ray.loops.opd import FrozenTeacher, OpdObjective, rollout_sums, step_questions

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from zr_ray.config.gdso import GdsoSection
-from zr_ray.config.sections import LearnerSection
 from zr_ray.config.sft import SftSection
+from zr_ray.config.workers import LearnerSection
 from zr_ray.data.images import load_image
 from zr_ray.data.load import load_split, require_judge
 from zr_ray.data.pairs import PairSchedule, preference_pairs

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from zr_ray.config.risd import RisdSection
-from zr_ray.config.sections import LearnerSection
+from zr_ray.config.workers import LearnerSection
 from zr_ray.data.images import load_image
 from zr_ray.data.labels import Label, fingerprint
 from zr_ray.judging.ask import question, score

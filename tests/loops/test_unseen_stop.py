@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from zr_ray.config.sections import CheckpointSection, LearnerSection
+from zr_ray.config.sections import CheckpointSection
+from zr_ray.config.workers import LearnerSection
 from zr_ray.data.images import load_image
 from zr_ray.errors import DataError
 from zr_ray.loops.journal import Journal

@@ -5,7 +5,7 @@ import json
 import pytest
 from real_judges import real_judge
 
-from zr_ray.config.sections import RolloutSection
+from zr_ray.config.workers import RolloutSection
 from zr_ray.data.run_data import Need
 from zr_ray.errors import ConfigError, JudgeError
 from zr_ray.models.engine_limits import EngineShape, limits_text, settled

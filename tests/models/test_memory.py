@@ -8,7 +8,7 @@ import struct
 
 import pytest
 
-from zr_ray.config.sections import LearnerSection, RolloutSection
+from zr_ray.config.workers import LearnerSection, RolloutSection
 from zr_ray.errors import JudgeError
 from zr_ray.models.memory import GIB, JudgeShape, activations, judge_shape, learner_memory, rollout_memory
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from zr_ray.config.sections import LearnerSection
+from zr_ray.config.workers import LearnerSection
 from zr_ray.errors import NonFiniteError
 from zr_ray.workers.engine import Engine, Ranks
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from zr_ray.config.sections import LearnerSection
+from zr_ray.config.workers import LearnerSection
 from zr_ray.data.images import load_image
 from zr_ray.errors import CheckpointError, ConfigError
 from zr_ray.models.packing import Row

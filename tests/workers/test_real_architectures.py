@@ -12,7 +12,7 @@ from parity import in_a_process, parity
 from real_judges import picture, real_judge
 
 TOLERANCE = 1e-5
-"""Largest difference of log-probs, engine against learner, in fp32, nats (`config/sections.py`)."""
+"""Largest difference of log-probs, engine against learner, in fp32, nats (`config/workers.py`)."""
 ROUNDINGS = 3
 """In bf16 engine and learner may differ by so many times what the learner differs from fp32 with the same weights, mean
 over tokens: two that round in their own ways, and experts chosen otherwise. Peaked random weights make that distance

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from zr_ray.config.sections import LearnerSection
+from zr_ray.config.workers import LearnerSection
 from zr_ray.models.packing import Row
 
 RANKS = 2

@@ -6,7 +6,8 @@ from pydantic import Field
 
 from zr_ray.config.images import ImagesSection
 from zr_ray.config.risd import LabelSection, TeacherSection
-from zr_ray.config.sections import DataSection, JudgeSection, RolloutSection, RunSection, Section, WorkerSection, field
+from zr_ray.config.sections import DataSection, JudgeSection, RunSection, Section, field
+from zr_ray.config.workers import RolloutSection, WorkerSection
 
 
 class AuditSection(Section):

@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from zr_ray.config.sections import DataSection, JudgeSection, RolloutSection, RunSection, Section, field
+from zr_ray.config.sections import DataSection, JudgeSection, RunSection, Section, field
+from zr_ray.config.workers import RolloutSection
 
 
 class EvaluateSection(Section):

@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from zr_ray.config.sections import Section, TrainingConfig, field
+from zr_ray.config.sections import Section, field
+from zr_ray.config.training import TrainingConfig
 
 
 class GdsoSection(Section):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from zr_ray.config.sections import WorkerSection, field
+from zr_ray.config.sections import field
+from zr_ray.config.workers import WorkerSection
 
 
 class ImagesSection(WorkerSection):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from zr_ray.config.risd import DistillationConfig
-from zr_ray.config.sections import RolloutSection, Section, SyncTolerance, WeightsSection, field, sleeps
+from zr_ray.config.sections import Section, field
+from zr_ray.config.workers import RolloutSection, SyncTolerance, WeightsSection, sleeps
 
 
 class OpdSection(Section):

@@ -7,7 +7,8 @@ from pydantic import Field, model_validator
 
 from zr_ray.config.images import ImagesSection
 from zr_ray.config.risd import LabelSection
-from zr_ray.config.sections import LearnerSection, RolloutSection, Section, field
+from zr_ray.config.sections import Section, field
+from zr_ray.config.workers import LearnerSection, RolloutSection
 
 
 class RefreshTeacherSection(RolloutSection):

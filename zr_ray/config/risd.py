@@ -14,12 +14,11 @@ from zr_ray.config.sections import (
     DataSection,
     EvaluationSection,
     JudgeSection,
-    LearnerSection,
-    RolloutSection,
     Section,
     TrackedRunSection,
     field,
 )
+from zr_ray.config.workers import LearnerSection, RolloutSection
 
 
 class TeacherSection(Section):

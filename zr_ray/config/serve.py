@@ -9,7 +9,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from zr_ray.config.reward_sources import SourceSection, same_names
-from zr_ray.config.sections import RESOURCE, RunSection, Section, field
+from zr_ray.config.sections import RunSection, Section, field
+from zr_ray.config.workers import RESOURCE
 from zr_ray.records import Limits
 
 _LIMITS = Limits()

@@ -12,8 +12,9 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from zr_ray.config.sections import CheckpointSection, Section, TrackedRunSection, WorkerSection, field
+from zr_ray.config.sections import CheckpointSection, Section, TrackedRunSection, field
 from zr_ray.config.t2i_reward import RewardSection
+from zr_ray.config.workers import WorkerSection
 
 POLICY_ALGORITHMS = ("nft", "flow_grpo")
 """Scores only; images of a prompt are compared with one another."""

@@ -11,7 +11,8 @@ from pydantic import Field, model_validator
 
 from zr_ray.config.refresh import RefreshSection
 from zr_ray.config.reward_sources import CLIP_SCORES, SourceSection, same_names
-from zr_ray.config.sections import RESOURCE, Section, field
+from zr_ray.config.sections import Section, field
+from zr_ray.config.workers import RESOURCE
 from zr_ray.rubric import DIMENSIONS
 
 OF_SOURCE = "."

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from zr_ray.config.risd import LabelSection
-from zr_ray.config.sections import RolloutSection
+from zr_ray.config.workers import RolloutSection
 from zr_ray.data.encoded import encoded_image
 from zr_ray.data.images import WHITE, configured_background, decode_image
 from zr_ray.data.labels import Label, LabelSet, fingerprints, label_schema

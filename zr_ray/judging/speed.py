@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zr_ray.config.sections import RolloutSection
+from zr_ray.config.workers import RolloutSection
 from zr_ray.errors import RolloutError
 from zr_ray.models.judge_text import judge_folder
 from zr_ray.records import JudgeRequest

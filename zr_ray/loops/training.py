@@ -11,7 +11,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from zr_ray.config.sections import RolloutSection, TrackedRunSection
+from zr_ray.config.sections import TrackedRunSection
+from zr_ray.config.workers import RolloutSection
 from zr_ray.data.load import require_judge
 from zr_ray.data.run_data import DATA_FILE, RunData, load_run_data, require_pairs
 from zr_ray.errors import JudgeError

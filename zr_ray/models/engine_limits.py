@@ -12,7 +12,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from zr_ray.config.sections import BATCHED_TOKENS, CPU_CACHE_GIB, VLLM_SHARE, RolloutSection
+from zr_ray.config.workers import BATCHED_TOKENS, CPU_CACHE_GIB, VLLM_SHARE, RolloutSection
 from zr_ray.data.run_data import Need
 from zr_ray.errors import ConfigError, JudgeError
 from zr_ray.models.hub_layout import refuse_layout

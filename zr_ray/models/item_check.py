@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from zr_ray.config.sections import RolloutSection
+from zr_ray.config.workers import RolloutSection
 from zr_ray.data.prompts import control_token_fault
 from zr_ray.data.run_data import Need
 from zr_ray.errors import DataError

@@ -15,7 +15,7 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from zr_ray.config.sections import VLLM_SHARE, LearnerSection, RolloutSection
+from zr_ray.config.workers import VLLM_SHARE, LearnerSection, RolloutSection
 from zr_ray.errors import JudgeError, PlacementError
 
 GIB = 2**30

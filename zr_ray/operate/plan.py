@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from zr_ray.config.loader import load_config
-from zr_ray.config.sections import WorkerSection
 from zr_ray.config.t2i_reward import RewardSection
+from zr_ray.config.workers import WorkerSection
 from zr_ray.errors import PlacementError
 from zr_ray.models.memory import (
     Estimate,

@@ -18,8 +18,9 @@ from pathlib import Path
 
 from ray.util.placement_group import remove_placement_group
 
-from zr_ray.config.sections import LearnerSection, RunSection, WorkerSection
+from zr_ray.config.sections import RunSection
 from zr_ray.config.t2i import ActorSection
+from zr_ray.config.workers import LearnerSection, WorkerSection
 from zr_ray.errors import PlacementError, StoppedError, ZrRayError
 from zr_ray.run.checkpoints import newest_step
 from zr_ray.run.driver import causes

@@ -14,7 +14,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from zr_ray.config.sections import WorkerSection
+from zr_ray.config.workers import WorkerSection
 from zr_ray.errors import PlacementError
 from zr_ray.run.observe import duration, say, wait_for
 from zr_ray.run.room import wait_for_group

@@ -63,7 +63,7 @@ def serve_options(config: ServeConfig, name: str) -> dict:
     """What Serve is told of a deployment: how many replicas, what each asks Ray for, how they come and go."""
     replica, teacher = replica_of(config, name), config.teacher
     if name == TEACHER:
-        from zr_ray.config.sections import RolloutSection
+        from zr_ray.config.workers import RolloutSection
         from zr_ray.workers.rollout import engine_environment
 
         environment = {"env_vars": engine_environment(RolloutSection(threads=teacher.threads, gpus=teacher.gpus))}

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from zr_ray.config.sections import LearnerSection
+from zr_ray.config.workers import LearnerSection
 from zr_ray.errors import ConfigError, NonFiniteError
 from zr_ray.models.hub_layout import copy_side_files, save_sharded, to_hub
 from zr_ray.models.judge import JudgeOutputs, PackedJudge, load_packed_judge

@@ -17,8 +17,8 @@ from typing import cast
 import numpy as np
 import torch
 
-from zr_ray.config.sections import RolloutSection
 from zr_ray.config.serve import ServedTeacherSection
+from zr_ray.config.workers import RolloutSection
 from zr_ray.errors import JudgeError
 from zr_ray.functional.aggregation import score_deviation
 from zr_ray.functional.risd import average_distributions

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from zr_ray.config.sections import LearnerSection
+from zr_ray.config.workers import LearnerSection
 from zr_ray.errors import CheckpointError
 from zr_ray.models.hub_layout import save_sharded
 from zr_ray.models.judge import PackedJudge, load_packed_judge

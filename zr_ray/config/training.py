@@ -1,0 +1,43 @@
+"""What jobs that train a judge on annotated pairs share: a base of their configurations."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from zr_ray.config.sections import (
+    CheckpointSection,
+    DataSection,
+    EvaluationSection,
+    JudgeSection,
+    Section,
+    TrackedRunSection,
+)
+from zr_ray.config.workers import LearnerSection, RolloutSection, SyncTolerance, WeightsSection, sleeps
+
+
+class TrainingConfig(Section):
+    """What jobs that train a judge on annotated pairs share."""
+
+    run: TrackedRunSection = Field(default_factory=TrackedRunSection)
+    judge: JudgeSection = Field(default_factory=JudgeSection)
+    data: DataSection = Field(default_factory=DataSection)
+    rollout: RolloutSection = Field(default_factory=RolloutSection)
+    learner: LearnerSection = Field(default_factory=LearnerSection)
+    weights: WeightsSection = Field(default_factory=WeightsSection)
+    evaluation: EvaluationSection = Field(default_factory=EvaluationSection)
+    checkpoint: CheckpointSection = Field(default_factory=CheckpointSection)
+
+    @property
+    def sync_tolerance(self) -> SyncTolerance:
+        """Probe difference that a push may leave."""
+        return self.weights.tolerance_for(self.rollout, self.learner)
+
+    @property
+    def sleeps(self) -> bool:
+        """Whether engines give their GPU to the learner while it trains."""
+        return sleeps(self.rollout, self.learner, self.weights)
+
+    @model_validator(mode="after")
+    def _transport_fits(self) -> TrainingConfig:
+        self.weights.check(self.rollout, self.learner)
+        return self
