@@ -6,7 +6,8 @@ sizes, before and after they are indexed.
 Writes sets of JPEG images (so many distinct ones, the rest hard links) and reads each in a process of its own: as a
 driver does (records, what is known of the images, every prompt measured against the judge), then as a learner rank gets
 it (the task pickled and back, the schedule, the requests of step 1). Prints two lines a set. Ray, engines and weights
-take the same time whatever the data, and are left out.
+take the same time whatever the data, and are left out; with --job they are not: `jobs/gdso.py` itself on every indexed
+set, from its start to the end of step 1, and its driver's memory, seen from outside; then it is ended.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import tempfile
@@ -27,6 +29,16 @@ from PIL import Image
 from zr_ray.config.arguments import whole
 
 INDEX_JOB = Path(__file__).parents[1] / "data/index.py"
+GDSO_JOB = Path(__file__).parents[1] / "gdso.py"
+STEP = [
+    "gdso.steps=2",
+    "gdso.pairs_per_step=2",
+    "gdso.group_size=2",
+    "evaluation.before=false",
+    "learner.warmup_steps=0",
+]
+"""Of the job: a step so small that what comes before it is what is measured."""
+JOB_DEADLINE_S = 600.0
 
 
 def write_set(folder: Path, records: int, images: list[Path]) -> Path:
@@ -87,8 +99,35 @@ def measure(folder: Path, judge: str) -> None:
     print(json.dumps(counts | measured))
 
 
-def _pss_mib() -> float:
-    for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
+def measure_job(folder: Path, judge: str, root: Path) -> dict[str, float]:
+    """Seconds from the start of a GDSO job to the end of its first step, and the largest memory of its driver until
+    then. Raises RuntimeError with the job's words if it ends or takes too long before."""
+    command = [sys.executable, str(GDSO_JOB), *STEP, f"data.path={folder}", f"judge.path={judge}", f"run.root={root}"]
+    log, start, most = root / "job.log", time.perf_counter(), 0.0
+    with open(log, "w") as output:
+        job = subprocess.Popen(
+            [*command, "run.name=job"], stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        while not (root / "job" / "metrics.jsonl").is_file():
+            spent = time.perf_counter() - start
+            if job.poll() is not None or spent > JOB_DEADLINE_S:
+                raise RuntimeError(f"no step after {spent:.0f} s; the job said: {log.read_text()[-2000:]}")
+            most = max(most, _pss_mib(job.pid))
+            time.sleep(0.1)
+        spent = time.perf_counter() - start
+    finally:
+        job.send_signal(signal.SIGTERM)  # it stops at a step, and takes its engines with it
+        job.wait(JOB_DEADLINE_S)
+    return {"job_s": round(spent, 1), "job_pss_mib": round(most)}
+
+
+def _pss_mib(pid: int | str = "self") -> float:
+    try:
+        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    for line in rollup.splitlines():
         if line.startswith("Pss:"):
             return int(line.split()[1]) / 1024
     return float("nan")
@@ -100,6 +139,7 @@ def main() -> None:
     parser.add_argument("--distinct", type=whole(1), default=2000, help="different images; the rest are hard links")
     parser.add_argument("--side", type=whole(8), default=1024, help="pixels")
     parser.add_argument("--judge", default="builtin")
+    parser.add_argument("--job", action="store_true", help="also run jobs/gdso.py on every set, to its first step")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
@@ -116,6 +156,9 @@ def main() -> None:
                     subprocess.run([sys.executable, INDEX_JOB, folder], capture_output=True, check=True)
                     print(f"indexed in {time.perf_counter() - start:.0f} s", flush=True)
                 print(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip(), flush=True)
+            if args.job:
+                with tempfile.TemporaryDirectory() as runs:
+                    print(json.dumps({"records": records} | measure_job(folder, args.judge, Path(runs))), flush=True)
 
 
 if __name__ == "__main__":

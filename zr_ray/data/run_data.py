@@ -6,16 +6,15 @@ Refused is what the run would stumble over, counted what it can live with but pe
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import io
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
 from zr_ray.data.annotations import annotation_file, located_annotations, read_annotations
+from zr_ray.data.collector import collector_off
 from zr_ray.data.findings import Findings, held_out_findings, leak_findings, scale_findings, twin_findings
 from zr_ray.data.glance import glance, sample_to_decode
 from zr_ray.data.image_index import ImageIndex, content_hash
@@ -101,7 +100,7 @@ def load_run_data(
     twin_findings([*train, *(held_out if split != "train" else ())], prints, findings)
     scale_findings(train, held_out, read_rubric(folder), findings)
     held_out_findings(held_out, split, findings)
-    with _collector_off():
+    with collector_off():
         pairs = tuple(preference_pairs(train, dimensions))
     digest = _digest([*train, *held_out], prints)
     need = getattr(check, "need", None)
@@ -147,7 +146,7 @@ def _decoded(
 ) -> Iterator[AnnotatedImage]:
     """Records of some splits with what is known of their images: from the index, where that holds, else decoded, noted
     and fingerprinted; the pixels are dropped again."""
-    with _collector_off():
+    with collector_off():
         records = [(where, item) for where, item in located_annotations(folder) if item.split in splits]
         index = ImageIndex(annotation_file(folder).parent)
         indexed = [index.about(item.image) for _, item in records]
@@ -181,19 +180,6 @@ def _decoded(
         if reason is not None:
             raise DataError(f"{where}: item {item.id!r}: {reason}")
         yield item
-
-
-@contextmanager
-def _collector_off() -> Iterator[None]:
-    """Records are a million objects that stay, in no cycle: the garbage collector's passes over those of 100,000 took
-    half the time. Not for blocks that decode: what an image library leaves behind may need collecting."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _glance(path: Path, where: str) -> tuple[int, int, str]:

@@ -21,6 +21,7 @@ from ray.util.placement_group import remove_placement_group
 from zr_ray.config.sections import RunSection
 from zr_ray.config.t2i import ActorSection
 from zr_ray.config.workers import LearnerSection, WorkerSection
+from zr_ray.data.collector import collector_off
 from zr_ray.errors import PlacementError, StoppedError, ZrRayError
 from zr_ray.run.checkpoints import newest_step
 from zr_ray.run.driver import causes
@@ -132,17 +133,23 @@ def _wait_again(config: LearnerSection | ActorSection, run: RunSection, run_id: 
 def _fit(
     loop: Callable[[dict], None], task, config: LearnerSection | ActorSection, run_path: Path, run_id: str, role: str
 ) -> None:
+    import ray
     from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, get_context
     from ray.train.torch import TorchConfig, TorchTrainer
+
+    with collector_off():
+        held = ray.put(task)  # once: what is in a configuration is packed and unpacked at each hand-over
 
     def begin(loop_config: dict) -> None:
         if get_context().get_world_rank() == 0:
             release_lock(run_id)
-        loop(loop_config)
+        with collector_off():
+            received = ray.get(loop_config["task"], timeout=config.deadline_s)
+        loop({"task": received})
 
     trainer = TorchTrainer(
         begin,
-        train_loop_config={"task": task},
+        train_loop_config={"task": held},
         torch_config=TorchConfig(backend="nccl" if config.gpus > 0 else "gloo", timeout_s=int(config.deadline_s)),
         scaling_config=ScalingConfig(
             num_workers=config.workers,
