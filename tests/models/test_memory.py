@@ -39,7 +39,9 @@ def test_a_folder_without_weights_is_refused(tmp_path):
         ("bfloat16", 1, 4, 2 + 2 + 3),
         ("bfloat16", 2, 4, 2 + 0.5 + 3),
         ("bfloat16", 3, 4, 0.5 + 0.5 + 3),
-        ("float32", 1, 1, 4 + 4 + 8),
+        ("float32", 0, 1, 4 + 4 + 8),
+        ("float32", 1, 1, 4 + 4 + 12),  # the engine's own weights
+        ("float32", 3, 2, (4 + 4 + 12) / 2),
     ],
 )
 def test_learner_state_by_zero_stage(dtype, stage, ranks, least):
@@ -49,6 +51,12 @@ def test_learner_state_by_zero_stage(dtype, stage, ranks, least):
     reference = (4 if dtype == "float32" else 2) / (ranks if stage == 3 else 1)
     assert with_reference.least == pytest.approx(least + reference)
     assert with_reference.total > with_reference.least, "activations come on top"
+    width = 4 if dtype == "float32" else 2
+    buffers = {"gradient bucket": 0.5e9 / GIB, "weights in use": 1e9 / GIB}
+    kept = [name for name in buffers if stage == 3 or (stage and name == "gradient bucket")]
+    assert {name: with_reference.parts.get(name) for name in buffers} == {
+        name: pytest.approx(width * gib) if name in kept else None for name, gib in buffers.items()
+    }, "whatever the ranks"
 
 
 def test_activations_of_one_micro_batch():
@@ -86,7 +94,7 @@ def test_what_is_offloaded_is_not_on_the_gpu(stage, offload, least):
     assert memory.least == pytest.approx(least) and "optimizer" not in memory.parts
     moved = 0.5 + 3 + (0.5 if offload == "parameters" else 0)
     assert memory.remark.startswith(f"{moved:.3g} GiB of ") and memory.remark.endswith("optimizer in host memory")
-    assert ("weights in use" in memory.parts) == (offload == "parameters")
+    assert ("weights in use" in memory.parts) == (stage == 3)
 
 
 def test_a_split_engine_holds_its_part():

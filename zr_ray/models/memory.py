@@ -1,10 +1,12 @@
 """How much GPU memory a role needs, estimated from the judge's folder alone: no GPU, no weights read.
 
-    learner   weights + gradients + optimizer (+ reference) + activations + logits of one chunk, less what is offloaded
+    learner   weights + gradients + optimizer (+ reference) + DeepSpeed's buffers + activations + logits of one chunk,
+              less what is offloaded
     rollout   weights + key-value cache
 
 One formula for `--dry-run` and `python -m zr_ray plan`. Exact parts (weights, optimizer state) are a lower bound, and
-what a plan is refused by; activations and logits are a rule of thumb.
+what a plan is refused by, and were measured (`tests/workers/test_peak_memory.py`); activations and logits are a rule of
+thumb.
 Left out on purpose: fragmentation, and what the CUDA context takes (about half a GiB).
 """
 
@@ -32,6 +34,9 @@ ON_HOST = {
     "parameters": ("weights", "gradients", "optimizer", "reference"),
 }
 """`learner.offload` -> parts of a learner's memory that are not on its GPU."""
+REDUCE_BUCKET, LIVE = 0.5e9, 1e9
+"""Values that DeepSpeed gathers before it reduces gradients, and weights that it leaves gathered under ZeRO-3, by
+default (reduce_bucket_size, stage3_max_live_parameters of 0.19); not divided by ranks."""
 ROW_TOKENS = 1024
 """Length of a packed row where the configuration does not bound it; sets the size of the attention matrix."""
 
@@ -131,13 +136,14 @@ def _parameters(path: Path) -> int:
 
 
 def learner_memory(judge: JudgeShape, config: LearnerSection, keeps_reference: bool) -> Estimate:
-    """One DeepSpeed rank with AdamW (ZeRO, arXiv 1910.02054, section 3.1: K = 12 bytes a parameter in mixed precision).
+    """One DeepSpeed rank with AdamW (ZeRO, arXiv 1910.02054, section 3.1: K = 12 bytes a parameter in mixed precision;
+    in fp32 too, as DeepSpeed keeps weights of its own beside the model's there).
 
     Args: keeps_reference: the frozen policy of the KL term stays beside the trained one; with LoRA it is a second
         adapter."""
     n, ranks, stage = judge.parameters / GIB, config.workers, config.zero_stage
     width = BYTES[config.dtype]
-    optimizer = 8 if config.dtype == "float32" else 12  # two fp32 moments; in bf16 also the fp32 weights
+    optimizer = 12 if stage else 8  # two fp32 moments, and DeepSpeed's own fp32 weights
     trained = judge.lora_parameters(config.lora_rank) / GIB if config.lora_rank else n
     parts = {
         "weights": width * n / (ranks if stage == 3 else 1),
@@ -148,9 +154,10 @@ def learner_memory(judge: JudgeShape, config: LearnerSection, keeps_reference: b
         parts["reference"] = width * (trained if config.lora_rank else n) / (ranks if stage == 3 else 1)
     host = {name: parts.pop(name) for name in ON_HOST[config.offload] if name in parts}
     least = sum(parts.values())
-    if config.offload == "parameters":
-        # what a forward gathers and has not let go of: the layer it is at and the next
-        parts["weights in use"] = width * n * min(1, 2 / max(judge.layers, 1))
+    if stage:
+        parts["gradient bucket"] = width * min(trained, REDUCE_BUCKET / GIB)
+    if stage == 3:
+        parts["weights in use"] = width * min(n, LIVE / GIB)
     tokens = config.max_tokens_per_microbatch
     parts["activations"] = activations(judge, tokens, width, config.gradient_checkpointing)
     if judge.vocabulary:

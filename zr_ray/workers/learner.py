@@ -16,7 +16,7 @@ from torch import Tensor
 
 from zr_ray.config.workers import LearnerSection
 from zr_ray.errors import ConfigError, NonFiniteError
-from zr_ray.models.hub_layout import copy_side_files, save_sharded, to_hub
+from zr_ray.models.hub_layout import SHARD_BYTES, copy_side_files, save_sharded, to_hub
 from zr_ray.models.judge import JudgeOutputs, PackedJudge, load_packed_judge
 from zr_ray.models.judge_text import JudgeText
 from zr_ray.models.packing import PackedBatch, Row
@@ -194,13 +194,13 @@ class Learner:
             load_frozen(self.reference, folder, self.config)
         return state
 
-    def save_judge(self, folder: Path) -> None:
+    def save_judge(self, folder: Path, file_bytes: int = SHARD_BYTES) -> None:
         """Write a Hugging Face folder (weights, config, tokenizer, processor, scoring format) that transformers and
-        vLLM load."""
+        vLLM load. file_bytes: of a weights file; what rank 0 holds at a time."""
         if self.rank == 0:
             copy_side_files(self.judge, folder)
             self.text.format.save(folder)  # the hub's folders have none, and templates that think get a prefix
-            save_sharded(self.named_weights(), folder)
+            save_sharded(self.named_weights(), folder, file_bytes)
             model = self.engine.module.model
             model.config.architectures = [type(model).__name__]
             model.config.save_pretrained(folder)
