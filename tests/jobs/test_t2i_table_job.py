@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from zr_ray.judging.held_out_images import Look
+
 
 @pytest.mark.slow
 def test_a_table_is_made_of_real_runs_and_repeats_none(ray_cluster, run_job, tmp_path):
@@ -34,6 +36,10 @@ def test_a_table_is_made_of_real_runs_and_repeats_none(ray_cluster, run_job, tmp
     rows = json.loads((tmp_path / "table/table.json").read_text())["rows"]
     assert [row["row"] for row in rows[:2]] == ["nft", "flowbp"] and len(rows) == 2 + 4
     assert rows[0]["images"] == 4 and rows[1]["images"] == 2
+    nft, flowbp = (tmp_path / f"table/rows/{name}-s0" for name in ("nft", "flowbp"))
+    assert "before, as nft-s0 saw it" in (flowbp / "progress.log").read_text()
+    looks = [Look.load(run / "held_out" / "before.npz") for run in (nft, flowbp)]
+    assert (looks[0].images == looks[1].images).all() and looks[0].prompts == looks[1].prompts
     first = (tmp_path / "table/rows/nft-s0/result.json").stat().st_mtime_ns
     assert run_job("t2i_table", *told, "--resume", "table") == 0
     assert (tmp_path / "table/rows/nft-s0/result.json").stat().st_mtime_ns == first

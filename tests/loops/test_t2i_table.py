@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from zr_ray.config.loader import load_config
+from zr_ray.config.t2i import T2iConfig
 from zr_ray.config.t2i_table import T2iTableConfig
 from zr_ray.errors import ConfigError
+from zr_ray.loops.t2i_looks import what_differs_before
 from zr_ray.loops.t2i_table import t2i_rows, t2i_runs
 from zr_ray.report.t2i_table import t2i_markdown
 
@@ -26,10 +28,33 @@ def test_every_run_of_the_named_tables_loads(name, tmp_path):
     assert beside == ["nft-s0"]  # once: the untrained generator is the same for all
 
 
+def test_the_look_before_training_is_made_once(tmp_path):
+    """All but the runs that start together take the first one's; two at a time here."""
+    runs = t2i_runs(load(), tmp_path, CONFIGS)
+    lent = [[word for word in run.overrides if word.startswith("held_out.before_of=")] for run in runs]
+    assert lent[:2] == [[], []] and all(words == [f"held_out.before_of={runs[0].folder}"] for words in lent[2:])
+
+
+@pytest.mark.parametrize(
+    ("change", "differ"),
+    [
+        ("t2i.algorithm=flowbp", []),
+        ("reward.aggregation=parsed", []),
+        ("run.seed=4", []),
+        ("generator.steps=4", ["generator"]),
+        ("prompts.held_out=64", ["prompts"]),
+        ("reward.judge=student_v0", ["reward"]),
+        ("held_out.seeds=3", ["held_out"]),
+        ("held_out.referee=teacher", ["held_out"]),
+    ],
+)
+def test_what_a_lent_look_depends_on(change, differ):
+    own, other = (load_config(T2iConfig, CONFIGS / "t2i_tiny.yaml", words) for words in ([], [change]))
+    assert what_differs_before(own, other) == what_differs_before(other, own) == differ
+
+
 def test_equal_images(tmp_path):
     """The budget that the table is named after."""
-    from zr_ray.config.t2i import T2iConfig
-
     for run in t2i_runs(load(), tmp_path, CONFIGS):
         c = load_config(T2iConfig, run.config, list(run.overrides))
         images = c.t2i.steps * c.t2i.prompts_per_step * (c.t2i.group_size if c.is_policy else 1)

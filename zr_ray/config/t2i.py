@@ -59,6 +59,14 @@ class GeneratorSection(Section):
     lora: LoraSection = Field(default_factory=LoraSection)
 
 
+def _absolute(path: Path | None) -> Path | None:
+    if path is not None and not path.is_absolute():
+        raise ValueError(
+            f"must be an absolute path, got {path}: a job runs in a temporary copy of the working directory"
+        )
+    return path
+
+
 class PromptsSection(Section):
     """What the generator is asked for."""
 
@@ -72,11 +80,7 @@ class PromptsSection(Section):
     @field_validator("path")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
-        if path is not None and not path.is_absolute():
-            raise ValueError(
-                f"must be an absolute path, got {path}: a job runs in a temporary copy of the working directory"
-            )
-        return path
+        return _absolute(path)
 
 
 class ActorSection(WorkerSection):
@@ -195,8 +199,18 @@ class HeldOutSection(Section):
         True, "also measure the untrained generator with guidance, with best of 2 and with twice the steps"
     )
     guidance_beside: float = field(1.5, "guidance of that row", ge=0)
+    before_of: Path | None = field(
+        None,
+        "run folder whose look before training is taken over, if generator, prompts, noise and reward are the same"
+        " there: a table of runs makes it once; null: made anew",
+    )
     bootstrap_resamples: int = field(2000, "resamples over prompts for each 95 % interval", ge=20)
     grid: int = field(16, "prompts in the before/after picture", ge=1)
+
+    @field_validator("before_of")
+    @classmethod
+    def _absolute(cls, folder: Path | None) -> Path | None:
+        return _absolute(folder)
 
 
 class WatchSection(Section):

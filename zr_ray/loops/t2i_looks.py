@@ -15,10 +15,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from zr_ray.config.loader import load_config
 from zr_ray.config.t2i import T2iConfig
 from zr_ray.config.t2i_reward import RewardSection
 from zr_ray.functional.group_advantages import image_rewards
 from zr_ray.judging.held_out_images import Look, best_of, independent_figures, with_distances
+from zr_ray.run.folder import CONFIG_FILE
 from zr_ray.run.observe import duration
 from zr_ray.workers.generator import GeneratorWorker
 from zr_ray.workers.local_judge import LocalJudge
@@ -117,18 +119,43 @@ class Looks:
         """A look at all prompts that is made once and then read from its file; each version of the reward has one."""
         path = self._file(name, self.version)
         if not path.is_file():
-            started = time.time()
+            started, said = time.time(), name.replace("_", " ")
             earlier = [file for n in range(self.version) if (file := self._file(name, n)).is_file()]
+            lent = self._lent_before() if name == "before" and not earlier else None
             if earlier:
                 look = self._scored_anew(Look.load(earlier[-1]))
+            elif lent is not None:
+                look, said = lent, f"{said}, as {self.config.held_out.before_of.name} saw it"
             else:
                 baseline = None if name == "before" else self.before
                 look = with_distances(self.look(len(self.prompts), weights, **options), baseline)
             if self.worker.rank == 0:
                 look.save(path)
-                self.say(f"{name.replace('_', ' ')}: {_means(look)} ({duration(time.time() - started)})")
+                self.say(f"{said}: {_means(look)} ({duration(time.time() - started)})")
             self.worker.barrier()
         return Look.load(path)
+
+    def _lent_before(self) -> Look | None:
+        """The look of `held_out.before_of`, if this run's would be the same; says so if not."""
+        lender = self.config.held_out.before_of
+        if lender is None or self.version:
+            return None
+        path, look = lender / self.folder.name / "before.npz", None
+        problem = "it has none yet"
+        if path.is_file():
+            differ = what_differs_before(self.config, load_config(T2iConfig, lender / CONFIG_FILE, []))
+            look = Look.load(path)
+            if differ or look.prompts != tuple(self.prompts):
+                look, problem = None, f"it has other {', '.join(differ) or 'prompts'}"
+        found = [look is not None]
+        if self.worker.world > 1:  # it may be written just now: ranks must not find differently
+            found = [False] * self.worker.world
+            torch.distributed.all_gather_object(found, look is not None)
+        if all(found):
+            return look
+        if self.worker.rank == 0:
+            self.say(f"before: made anew, {lender} cannot lend its look: {problem}")
+        return None
 
     def _file(self, name: str, version: int) -> Path:
         return self.folder / (f"{name}.v{version}.npz" if version else f"{name}.npz")
@@ -162,6 +189,18 @@ class Looks:
             "untrained, best of 2": best_of(self.before, 2),
             "trained, best of 2": best_of(after, 2),
         }
+
+
+def what_differs_before(own: T2iConfig, other: T2iConfig) -> list[str]:
+    """Sections in which two runs differ so that they see other images, or other figures of them, before training."""
+    alike = {
+        "generator": own.generator == other.generator,
+        "prompts": own.prompts == other.prompts,
+        # how scores become a gradient or an advantage changes nothing that a look measures
+        "reward": own.reward.model_copy(update={"aggregation": other.reward.aggregation}) == other.reward,
+        "held_out": (own.held_out.seeds, own.held_out.referee) == (other.held_out.seeds, other.held_out.referee),
+    }
+    return [name for name, same in alike.items() if not same]
 
 
 def _means(look: Look) -> str:

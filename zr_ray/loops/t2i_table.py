@@ -73,7 +73,9 @@ def t2i_runs(config: T2iTableConfig, root: Path, configs: Path) -> list[RowRun]:
             beside = row in c.beside and seed == c.seeds[0]
             name = f"{row}-s{seed}"
             where = (f"run.root={root / 'rows'}", f"run.name={name}", f"run.seed={seed}")
-            overrides = (*where, f"held_out.beside={str(beside).lower()}", *c.overrides, *own)
+            # the first ones start together; a look before training is the same for all others
+            lent = (f"held_out.before_of={runs[0].folder}",) if len(runs) >= c.at_once else ()
+            overrides = (*where, f"held_out.beside={str(beside).lower()}", *lent, *c.overrides, *own)
             load_config(T2iConfig, named, list(overrides))
             runs.append(RowRun(row, "", seed, "t2i", root / "rows" / name, named, overrides))
     return runs
