@@ -49,6 +49,9 @@ PATTERN = (
 FEW = 4096
 """Byte pairs of a test that starts fast: those learned first; rules and special tokens are the real ones."""
 
+PEAKED = 0.2
+"""Standard deviation of random weights; the usual .02 gives a flat distribution, on which nothing shows."""
+
 
 @lru_cache
 def tokenizer_core(pairs: int | None):
@@ -70,7 +73,7 @@ def tokenizer_core(pairs: int | None):
     return core
 
 
-def _text(kind: str, width: int, vocab: int, token) -> dict:
+def _text(kind: str, width: int, vocab: int, token, spread: float) -> dict:
     heads = dict(num_attention_heads=4, num_key_value_heads=2, head_dim=32)
     made = dict(
         vocab_size=vocab,
@@ -87,7 +90,7 @@ def _text(kind: str, width: int, vocab: int, token) -> dict:
         eos_token_id=token("<|im_end|>"),
         pad_token_id=token("<|endoftext|>"),
         bos_token_id=None,
-        initializer_range=0.2,  # random weights of the usual size give a flat distribution, on which nothing shows
+        initializer_range=spread,
         **heads,
     )
     if kind == "qwen2_5_vl":
@@ -123,12 +126,19 @@ def _vision(kind: str, width: int) -> dict:
 
 
 def real_judge(
-    folder: Path, kind: str, thinking: str = "none", pairs: int | None = FEW, seed: int = 0, width: int = 128
+    folder: Path,
+    kind: str,
+    thinking: str = "none",
+    pairs: int | None = FEW,
+    seed: int = 0,
+    width: int = 128,
+    spread: float = PEAKED,
 ) -> Path:
     """Write a judge folder as the hub has them, without a scoring format.
 
     Args: kind: qwen3_vl, qwen3_vl_moe, qwen3_5, qwen3_5_moe or qwen2_5_vl. thinking: a key of THINK. pairs: of the
-        tokenizer; None for the whole one, with the model's real vocabulary."""
+        tokenizer; None for the whole one, with the model's real vocabulary. spread: standard deviation of the text
+        side's random weights."""
     from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedTokenizerFast
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 
@@ -139,7 +149,7 @@ def real_judge(
     names |= {"vision_start_token_id": "<|vision_start|>", "vision_end_token_id": "<|vision_end|>"}
     special = {name: token(text) for name, text in names.items()}
     config = AutoConfig.for_model(
-        kind, text_config=_text(kind, width, vocab, token), vision_config=_vision(kind, width), **special,
+        kind, text_config=_text(kind, width, vocab, token, spread), vision_config=_vision(kind, width), **special,
         tie_word_embeddings=True,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
