@@ -21,14 +21,15 @@ export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.cache/torch_extensions
 WARM_UP := from zr_ray.workers.operators import load_collective; load_collective()
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help gdso serve t2i all test test-slow field gpu-check check install constraints stop clean
+.PHONY: help gdso serve t2i all test test-slow test-cluster field gpu-check check install constraints stop clean
 help:
 	@echo "make gdso   train the built-in judge on the simulated rubric world, as a Ray job (EXTRA, CONFIG, ARGS, RAY_ADDRESS)"
 	@echo "make serve  the reward service on the built-in student, on http://127.0.0.1:8000/reward, until Ctrl-C (ARGS, RAY_ADDRESS)"
 	@echo "make t2i    post-train the built-in generator with the served built-in student, as a Ray job (ARGS, RAY_ADDRESS)"
 	@echo "make all    teacher, student, is it a fit reward, generator: one after the other, as a Ray job (ARGS, RAY_ADDRESS)"
 	@echo "make test   run the tests but the slow ones (ARGS='-k name' picks some)"
-	@echo "make test-slow   run the slow ones: real architectures, chaos, fuzz, a browser (at most 40 minutes on two cores)"
+	@echo "make test-slow   run the slow ones: real architectures, whole chains, fuzz, a browser (at most 40 minutes on two cores)"
+	@echo "make test-cluster   run those with clusters of their own: two nodes, autoscaler, stops, preemption, kills (at most 40, too)"
 	@echo "make gpu-check   what a machine with GPUs is asked once (ZR_GPU_JUDGE=folder measures that judge)"
 	@echo "make field  run every row of tests/field.toml, inputs that stopped real users, and print a line per row (ARGS='words')"
 	@echo "make check  lint, format, types, imports between rooms"
@@ -55,10 +56,13 @@ all: $(STAMP)
 PYTEST = PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/python -m pytest -n 2 --dist loadgroup
 
 test: $(STAMP)
-	$(PYTEST) -m "not slow and not gpu" $(ARGS)
+	$(PYTEST) -m "not slow and not cluster and not gpu" $(ARGS)
 
 test-slow: $(STAMP)
 	$(PYTEST) -m slow $(ARGS)
+
+test-cluster: $(STAMP)
+	$(PYTEST) -m cluster $(ARGS)
 
 gpu-check: $(STAMP)
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/python -m pytest -m gpu -s -rs tests/gpu $(ARGS)

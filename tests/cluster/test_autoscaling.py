@@ -25,7 +25,7 @@ JOB = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 @pytest.mark.parametrize("version", [1, 2])
 def test_nodes_come_for_a_job_and_go(version):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}

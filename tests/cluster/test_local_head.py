@@ -91,7 +91,7 @@ def test_no_port_is_one_that_workers_are_given(local_head):
     assert local_head._free_port(10002) not in range(10002, 20000)
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_heads_of_two_checkouts_side_by_side(local_head, tmp_path, monkeypatch, capfd):
     assert local_head.start() == 0
     first = exports(capfd.readouterr().out)["RAY_ADDRESS"]

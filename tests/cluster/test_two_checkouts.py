@@ -17,7 +17,7 @@ import pytest
 
 from tests.jobs.test_gdso_job import SMALL
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).resolve().parents[2]
 NOT_OURS = shutil.ignore_patterns(".git", ".venv", ".cache", ".*_cache", "__pycache__", "runs", "build", "*.egg-info")
 LONG = ["gdso.steps=500", "evaluation.before=false", "evaluation.every_steps=0", "checkpoint.every_steps=500"]

@@ -11,7 +11,7 @@ import pytest
 JOB = Path(__file__).resolve().parents[2] / "jobs" / "chaos.py"
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     ("only", "kinds"), [("gdso", {"rollout", "learner", "driver"}), ("t2i", {"learner", "replica", "driver"})]

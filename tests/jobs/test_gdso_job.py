@@ -19,7 +19,6 @@ from tests.cluster import dashboard
 from tests.run import tracked
 from zr_ray.run.folder import RunFolder
 from zr_ray.run.observe import gauge_name
-from zr_ray.run.room import groups_of
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
@@ -147,36 +146,10 @@ def test_trackers_hold_the_curves_of_a_job(uninterrupted):
 
 
 @pytest.mark.slow
-def test_a_stopped_run_writes_a_checkpoint_and_leaves_nothing(job_environment, uninterrupted, gdso, tmp_path):
-    """What `ray job stop` sends a driver: SIGTERM, and time before the kill. Resumed, it ends as if nothing had
-    been."""
-    run = [*SMALL, "checkpoint.every_steps=4", f"run.root={tmp_path}"]
-    command = [sys.executable, str(ROOT / "jobs" / "gdso.py"), *run, "run.name=stopped"]
-    environment = job_environment | {"RAY_JOB_STOP_WAIT_TIME_S": "200"}
-    with open(tmp_path / "log", "w") as log:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
-        file = tmp_path / "stopped" / "metrics.jsonl"
-        deadline = time.time() + 240
-        while not (file.is_file() and file.read_text().count("\n")):
-            assert time.time() < deadline and process.poll() is None, (tmp_path / "log").read_text()
-            time.sleep(0.05)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(180) == 1
-    said = (tmp_path / "log").read_text()
-    step = int(re.search(r"error: stopped on request after step (\d) of 4", said).group(1))
-    assert step < 4 and (tmp_path / "stopped" / "checkpoints" / f"step_{step:06d}").is_dir(), said
-    assert groups_of("stopped") == [], "no placement group is left"
-    code, again, errors = gdso(*run, "--resume", "latest")
-    assert code == 0 and f"resumed after step {step}" in again, again + errors
-    assert metrics_of(tmp_path / "stopped") == metrics_of(uninterrupted[0])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("rate", ["1e6", "1e30"])
-def test_an_absurd_learning_rate_does_not_succeed(ray_cluster, gdso, tmp_path, rate):
+def test_an_absurd_learning_rate_does_not_succeed(ray_cluster, gdso, tmp_path):
     """It used to end with entropy nan, every output malformed and `status SUCCEEDED`, or to blame the weight push."""
     steps = ["gdso.steps=3", "checkpoint.every_steps=1", "evaluation.before=false", "evaluation.every_steps=0"]
-    code, log, errors = gdso(*SMALL, *steps, f"learner.lr={rate}", f"run.root={tmp_path}", "run.name=wild")
+    code, log, errors = gdso(*SMALL, *steps, "learner.lr=1e6", f"run.root={tmp_path}", "run.name=wild")
     print(log[-1500:], errors[-1500:])
     assert "SUCCEEDED" not in log + errors
     last = errors.strip().splitlines()[-1] if errors.strip() else log.strip().splitlines()[-1]

@@ -30,7 +30,7 @@ for _ in range(120):
     time.sleep(1)
 print(json.dumps(left))
 """
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 
 
 def metrics(run: Path) -> list[dict]:

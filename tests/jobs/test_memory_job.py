@@ -17,12 +17,12 @@ SMALL = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("transport", ["object_store", "broadcast"])
-def test_two_ranks_of_zero_3_with_lora_push_what_they_compute(ray_cluster, run_job, tmp_path, capfd, transport):
-    """Weights are sharded, merged while they are gathered, and every push is proved by checksum and probe."""
+def test_two_ranks_of_zero_3_with_lora_broadcast_what_they_compute(ray_cluster, run_job, tmp_path, capfd):
+    """Weights are sharded, merged while they are gathered, and every push is proved by checksum and probe. Through the
+    object store: test_real_architecture_jobs.py."""
     code = run_job(
         "gdso", *SMALL, f"run.root={tmp_path}", "run.name=lora", "learner.workers=2", "learner.zero_stage=3",
-        f"weights.transport={transport}",
+        "weights.transport=broadcast",
         "learner.lora_rank=4", "learner.lora_alpha=8", "learner.lr=5e-3", "learner.gradient_checkpointing=true",
     )  # fmt: skip
     said = capfd.readouterr()

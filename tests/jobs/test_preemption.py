@@ -25,7 +25,7 @@ import ray, sys
 ray.init(sys.argv[1], log_to_driver=False, configure_logging=False)
 print(next(node["NodeID"] for node in ray.nodes() if node["Alive"] and "zr_b" in node["Resources"]))
 """
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
 
 def metrics(run: Path) -> list[dict]:

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 WAIT_S = 40.0
 SAID_S = 60.0
 """What a job waits for must be said so soon."""
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
 
 class Job:

@@ -14,7 +14,7 @@ from tests.cluster.two_nodes import TwoNodes
 from zr_ray.operate.chaos import GDSO, T2I, differing
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 RUNS = {
     "gdso": (
         GDSO | {"gdso.steps": "3", "evaluation.every_steps": "2"},
