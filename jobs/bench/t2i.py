@@ -3,9 +3,10 @@ reward in process.
 
     python jobs/bench/t2i.py [--algorithm flowbp] [--steps 8] [--out FILE]
 
-Both sides have the same number of threads in all: the served side one for the actor and one for the replica, the
-in-process side two. Prints seconds a step (median, after warm-up), images per second and peak memory (resident set of
-the actor's process, replica's beside it).
+Both sides have two cores. Actor and replica take turns in a step of one micro-batch, so each has two threads and no
+more than two compute at a time; with `--set actor.threads=1 reward.threads=1` each has a core of its own, and half of
+both stands still. The in-process side has two threads for everything. Prints seconds a step (median, after warm-up),
+images per second and peak memory (resident set of the actor's process, replica's beside it).
 Left out on purpose: quality, which `jobs/t2i.py` reports.
 """
 
@@ -81,6 +82,8 @@ def told(args, **more: object) -> list[str]:
         "checkpoint.every_steps": 1000,
         "watch.action": "'off'",  # YAML reads a bare off as false
         "actor.workers": 1,
+        "actor.threads": 2,
+        "reward.threads": 2,
     }
     return [f"{key}={value}" for key, value in (fixed | more).items()] + args.set
 
@@ -117,7 +120,7 @@ def steps_in_process(args) -> Iterator[dict[str, float]]:
     from zr_ray.workers.generator import GeneratorWorker
     from zr_ray.workers.local_judge import LocalJudge
 
-    config = load_config(T2iConfig, ROOT / "jobs/configs/t2i_tiny.yaml", told(args, **{"actor.threads": 2}))
+    config = load_config(T2iConfig, ROOT / "jobs/configs/t2i_tiny.yaml", told(args))
     training, held_out = task_prompts(config)
     task = T2iTask(config, Path("."), generator_folder(config.generator.path), training, held_out, None, time.time())
     worker = GeneratorWorker(task.generator, config.generator, config.actor)
