@@ -142,7 +142,7 @@ def image_path(name: str, where: str, root: Path, must_exist: bool = True) -> Pa
             f"{where}: wanted an image path relative to and inside {root}, got {name!r}; move the image there"
         )
     path = Path(whole)
-    if must_exist and not is_file(path):
+    if must_exist and not os.path.isfile(whole):  # false for names that no file system holds, too
         raise DataError(
             f"{where}: wanted an image file at {str(path)!r}, there is none{_near(path, name, root)}; correct 'image'"
             " or add the file"

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from zr_ray.config.sections import TrackedRunSection
 from zr_ray.config.workers import RolloutSection
+from zr_ray.data.collector import leave_alone
 from zr_ray.data.load import require_judge
 from zr_ray.data.run_data import DATA_FILE, RunData, load_run_data, require_pairs
 from zr_ray.errors import JudgeError
@@ -140,6 +141,7 @@ def _train(config, loop, found: _Found, started: Started) -> None:
     data = found.data or read_data(config, data_folder(config.data, run.path), found.text)
     require_pairs(data)
     keep_facts(run, data, config.evaluation.split)
+    leave_alone()
     rollout = settled(config.rollout, found.judge, data.need).model_copy(update={"sleep": config.sleeps})
     with (
         driver.follow(run),

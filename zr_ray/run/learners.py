@@ -21,7 +21,7 @@ from ray.util.placement_group import remove_placement_group
 from zr_ray.config.sections import RunSection
 from zr_ray.config.t2i import ActorSection
 from zr_ray.config.workers import LearnerSection, WorkerSection
-from zr_ray.data.collector import collector_off
+from zr_ray.data.collector import collector_off, leave_alone
 from zr_ray.errors import PlacementError, StoppedError, ZrRayError
 from zr_ray.run.checkpoints import newest_step
 from zr_ray.run.driver import causes
@@ -145,6 +145,7 @@ def _fit(
             release_lock(run_id)
         with collector_off():
             received = ray.get(loop_config["task"], timeout=config.deadline_s)
+        leave_alone()
         loop({"task": received})
 
     trainer = TorchTrainer(
