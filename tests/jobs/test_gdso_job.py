@@ -168,6 +168,7 @@ AHEAD = ["gdso.clip_low=0.01", "gdso.clip_high=0.01", "learner.lr=1e-3", "run.tr
 """So fast, and clipped so narrowly, that one version makes a difference in four steps."""
 
 
+@pytest.mark.slow
 def test_engines_sample_ahead_of_the_learner(ray_cluster, gdso, tmp_path):
     """Each step but the first is sampled by the weights before its own; the ratio to them is not 1, and is clipped."""
     code, log, errors = gdso(*SMALL, *AHEAD, "gdso.max_staleness=1", f"run.root={tmp_path}", "run.name=ahead")

@@ -35,6 +35,7 @@ def test_two_ranks_of_zero_3_with_lora_broadcast_what_they_compute(ray_cluster, 
     assert "max_model_len" in said.out or (tmp_path / "lora" / "judge" / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_outputs_without_a_score_stop_the_run_as_failed(ray_cluster, run_job, tmp_path, capfd):
     """A judge that never writes the marker it is asked for: shown, advised, stopped before anything is trained."""
     judge = shutil.copytree(judge_folder("builtin"), tmp_path / "judge")
