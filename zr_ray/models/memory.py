@@ -5,8 +5,8 @@
     rollout   weights + key-value cache
 
 One formula for `--dry-run` and `python -m zr_ray plan`. Exact parts (weights, optimizer state) are a lower bound, and
-what a plan is refused by, and were measured (`tests/workers/test_peak_memory.py`); activations and logits are a rule of
-thumb.
+what a plan is refused by; under ZeRO-3 in fp32 they were measured (`tests/workers/test_peak_memory.py`), the other
+stages are read from DeepSpeed's source. Activations and logits are a rule of thumb.
 Left out on purpose: fragmentation, and what the CUDA context takes (about half a GiB).
 """
 
