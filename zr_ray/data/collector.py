@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,5 +23,7 @@ def collector_off() -> Iterator[None]:
 
 def leave_alone() -> None:
     """Let no collection look at what is there now, in a process that keeps it to its end: one over 100,000 records
-    takes a second, and DeepSpeed's start asks for several."""
+    takes a second, and DeepSpeed's start asks for several. At the process's end it is looked at again: libraries that
+    count what they left behind (nanobind, in Triton) would call all of it leaked."""
     gc.freeze()
+    atexit.register(gc.unfreeze)
