@@ -90,6 +90,7 @@ def test_a_maker_paints_with_the_runs_averaged_weights(run_of):
     assert np.array_equal(maker.make(prompts[4:], seeds[4:])[0], made[4])  # whoever it is made with
 
 
+@pytest.mark.slow
 def test_a_checkpoints_images_are_made_once_and_the_pool_grows(ray_cluster, run_of):
     root, folder_of_run, worker = run_of
     run, c = find_generator_run("painter", root), ImagesSection(prompts=5, per_prompt=2, workers=2, cpus=0.5)

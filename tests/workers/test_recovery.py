@@ -60,7 +60,9 @@ def hit(worker, number: int, after_s: float = 0.0) -> None:
         os.kill(pid, number)
 
 
-@pytest.mark.parametrize(("number", "deadline_s"), [(signal.SIGKILL, 300), (signal.SIGSTOP, 15)])
+@pytest.mark.parametrize(
+    ("number", "deadline_s"), [(signal.SIGKILL, 300), pytest.param(signal.SIGSTOP, 15, marks=pytest.mark.slow)]
+)
 def test_a_lost_or_frozen_engine_answers_as_if_nothing_had_been(fleet, judge, pushed, world_items, number, deadline_s):
     (recovery, said), requests = pushed, asked(judge, world_items)
     before = generate(fleet.workers, requests, 8, 1.0, 300, "test", recovery)
