@@ -17,6 +17,7 @@ def test_a_table_is_made_of_real_runs_and_repeats_none(ray_cluster, run_job, tmp
         "held_out.every_steps=1",
         "held_out.bootstrap_resamples=20",
         "held_out.grid=4",
+        "held_out.best_of=3",
         "actor.warmup_steps=0",
         "actor.cpus=0.5",
         "reward.cpus=0.5",
@@ -34,7 +35,7 @@ def test_a_table_is_made_of_real_runs_and_repeats_none(ray_cluster, run_job, tmp
     ]
     assert run_job("t2i_table", *told) == 0
     rows = json.loads((tmp_path / "table/table.json").read_text())["rows"]
-    assert [row["row"] for row in rows[:2]] == ["nft", "flowbp"] and len(rows) == 2 + 4
+    assert [row["row"] for row in rows[:2]] == ["nft", "flowbp"] and len(rows) == 2 + 5
     assert rows[0]["images"] == 4 and rows[1]["images"] == 2
     nft, flowbp = (tmp_path / f"table/rows/{name}-s0" for name in ("nft", "flowbp"))
     assert "before, as nft-s0 saw it" in (flowbp / "progress.log").read_text()

@@ -37,6 +37,7 @@ def test_best_of_two_keeps_the_image_the_reward_likes():
         [8, 8],
     ]
     assert made.images[:, 0, 0, 0, 0].tolist() == [1, 2]
+    assert best_of(look([[1, 2], [5, 4]], images), 1, 3).figures["reward/sum"].tolist() == [[1, 1, 1], [5, 5, 5]]
 
 
 def test_distances_by_hand():

@@ -28,6 +28,9 @@ def brightness(images: np.ndarray, prompts) -> dict[str, np.ndarray]:
     return {"brightness": images.mean((1, 2, 3)) / 255}
 
 
+BESIDE = {"every_steps": 2, "watched": 2, "beside": True, "best_of": 4, "bootstrap_resamples": 20, "grid": 2}
+
+
 def task(root, name, steps, **sections):
     tree = {
         "run": {"root": str(root), "name": name},
@@ -60,7 +63,7 @@ class Killed(Exception):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
-    train({"task": task(root, "whole", 4, watch={"action": "report"})})
+    train({"task": task(root, "whole", 4, watch={"action": "report"}, held_out=BESIDE)})
     return root
 
 
@@ -96,6 +99,20 @@ def test_a_run_leaves_a_generator_and_a_report(whole):
     write_report(RunFolder(folder))
     page = (folder / "report.html").read_text()
     assert "ODE" in page and (folder / "grid.png").is_file() and "verifier sum" in format_rows(result)
+
+
+def test_the_best_of_more_begins_with_the_images_before_training(whole):
+    """Four images of a prompt, the first two from the noise of all looks: never below the best of two."""
+    folder = whole / "whole"
+    before, many = (Look.load(folder / "held_out" / f"{name}.npz") for name in ("before", "untrained_4_seeds"))
+    assert before.images.shape[1] == 2 and many.images.shape[1] == 4
+    assert np.abs(many.images[:, :2].astype(int) - before.images).max() <= 1
+    assert not (many.images[:, 2:] == many.images[:, :2]).all()
+    beside = json.loads((folder / "result.json").read_text())["beside"]
+    assert len(beside) == 5
+    two, four = (beside[f"untrained, best of {n}"]["reward/sum"]["difference"] for n in (2, 4))
+    best = many.figures["reward/sum"].max(1).mean() - before.figures["reward/sum"].mean()
+    assert four == pytest.approx(best) and four >= two - 1e-3 > -1e-3
 
 
 def test_the_watch_stops_a_run_that_is_far_off_and_keeps_the_best_weights(tmp_path):

@@ -199,6 +199,9 @@ class HeldOutSection(Section):
         True, "also measure the untrained generator with guidance, with best of 2 and with twice the steps"
     )
     guidance_beside: float = field(1.5, "guidance of that row", ge=0)
+    best_of: int = field(
+        2, "above 2: also the untrained generator with the best of so many, which costs their sampling", ge=2
+    )
     before_of: Path | None = field(
         None,
         "run folder whose look before training is taken over, if generator, prompts, noise and reward are the same"

@@ -19,7 +19,7 @@ class T2iTableSection(RunsSection):
         {"nft": ()}, "row name -> its key=value, in the order of the table", min_length=1
     )
     beside: tuple[str, ...] = field(
-        (), "rows whose first run also measures the untrained generator with guidance, best of 2 and twice the steps"
+        (), "rows whose first run also measures the untrained generator with guidance, best of several, twice the steps"
     )
 
     @field_validator("rows")

@@ -145,10 +145,11 @@ def gsb_rows(before: Look, after: Look, resamples: int = 2000, seed: int = 0) ->
     return rows
 
 
-def best_of(look: Look, count: int) -> Look:
-    """The look that keeps, of each prompt's first `count` images, the one the reward likes best, in all places."""
+def best_of(look: Look, count: int, seeds: int | None = None) -> Look:
+    """The look that keeps, of each prompt's first `count` images, the one the reward likes best, in all of `seeds`
+    places (None: as many as the look has)."""
     liked = np.nan_to_num(look.figures["reward/sum"][:, :count], nan=-np.inf).argmax(1)[:, None]
-    seeds = look.images.shape[1]
+    seeds = seeds or look.images.shape[1]
     figures = {
         name: np.repeat(np.take_along_axis(value, liked, 1), seeds, 1)
         for name, value in look.figures.items()

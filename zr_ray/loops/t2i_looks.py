@@ -127,7 +127,7 @@ class Looks:
             elif lent is not None:
                 look, said = lent, f"{said}, as {self.config.held_out.before_of.name} saw it"
             else:
-                baseline = None if name == "before" else self.before
+                baseline = None if name == "before" or "seeds" in options else self.before
                 look = with_distances(self.look(len(self.prompts), weights, **options), baseline)
             if self.worker.rank == 0:
                 look.save(path)
@@ -180,14 +180,19 @@ class Looks:
         self.before = self.kept("before", "reference")
 
     def beside(self, after: Look) -> dict[str, Look]:
-        """What training competes with: the untrained generator at other settings; and both with the better of two by
-        the reward."""
+        """What training competes with: the untrained generator at other settings; both with the better of two by the
+        reward; and the untrained one with the best of as many as `held_out.best_of`."""
         guidance, steps = self.config.held_out.guidance_beside, 2 * self.config.generator.steps
+        count, more = self.config.held_out.best_of, {}
+        if count > 2:
+            many = self.kept(f"untrained_{count}_seeds", "reference", seeds=count)
+            more = {f"untrained, best of {count}": best_of(many, count, self.seeds)}
         return {
             "untrained, guidance": self.kept("untrained_guidance", "reference", guidance=guidance),
             "untrained, twice the steps": self.kept("untrained_twice_the_steps", "reference", steps=steps),
             "untrained, best of 2": best_of(self.before, 2),
             "trained, best of 2": best_of(after, 2),
+            **more,
         }
 
 

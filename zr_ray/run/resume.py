@@ -36,6 +36,7 @@ TAKEN = (
     "reward.threads",
     "t2i.stop_after_s",
     "held_out.beside",
+    "held_out.best_of",
     "held_out.before_of",
     "rollout.*",
     "weights.*",
