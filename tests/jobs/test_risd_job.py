@@ -100,7 +100,6 @@ def test_opd_is_on_policy_and_leaves_a_judge(job, root, offline):
         "opd.group_size=2",
         f"run.root={root}",
         f"data.path={root / 'data'}",
-        "weights.tolerance=5e-5",
     ]
     assert (
         job(

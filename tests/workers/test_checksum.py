@@ -55,7 +55,7 @@ def test_a_mean_with_a_tail_is_what_16_bit_is_held_to():
     found = judgements(rounding)
     assert found.largest > 0.05 > found.high > found.mean  # a maximum of .05 would stop a healthy run
     check_probe(found, SyncTolerance("mean", 3e-2), 1)
-    with pytest.raises(WeightSyncError, match=r"must agree within 1e-05, .* \(largest; largest"):
+    with pytest.raises(WeightSyncError, match=r"must agree within 1e-05, .* \(largest; in nats the largest"):
         check_probe(found, SyncTolerance("largest", 1e-5), 1)
     layer = rounding.copy()
     layer[:, 0] = 0.17  # one token in nine is far off, twice an answer: the mean is within its limit, the tail is not
@@ -63,6 +63,23 @@ def test_a_mean_with_a_tail_is_what_16_bit_is_held_to():
     assert tail.mean < 4e-2
     with pytest.raises(WeightSyncError, match="stale or wrongly mapped"):
         check_probe(tail, SyncTolerance("mean", 4e-2), 1)
+
+
+def test_rounding_grows_with_what_is_rounded():
+    """Twelve units in the last place of -9 are 1.1e-5 nats, 1.3e-6 of it, and pass; as much at -.5 does not."""
+    learner, off = np.array([[-9.0, -4.0, -0.5]], np.float32), 12 * np.spacing(np.float32(9))
+
+    def found(at):
+        engine = learner.copy()
+        engine[0, at] += off
+        answers = [Judgement("k", 0, np.zeros(3, np.int32), engine[0], 0, None, None)]
+        return probe_difference(answers, torch.from_numpy(learner), torch.zeros(1, 2))
+
+    exact = SyncTolerance("largest", 1e-5)
+    check_probe(found(0), exact, 1)
+    assert found(0).largest == found(2).largest > 1e-5 > found(0).relative
+    with pytest.raises(WeightSyncError, match="must agree within 1e-05"):
+        check_probe(found(2), exact, 1)
 
 
 def test_what_is_not_finite_is_never_within_a_tolerance():

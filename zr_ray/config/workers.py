@@ -16,8 +16,8 @@ Transport = Literal["object_store", "broadcast", "ipc"]
 RESOURCE = r"^[A-Za-z_][\w\-.]*$"
 """Names that Ray takes for a custom resource."""
 FP32_SYNC_TOLERANCE = 1e-5
-"""Largest log-prob difference engine - learner after a push in fp32 on CPU; measured 5e-7 with vLLM 0.32 against
-transformers 5.19."""
+"""Largest log-prob difference engine - learner after a push in fp32 on CPU, as a share of log-probs beyond -1; measured
+5e-7 with vLLM 0.32 against transformers 5.19."""
 GPU_FP32_SYNC_TOLERANCE = 5e-3
 """Mean difference in fp32 on GPUs; measured 1.2e-3 (largest 5e-2) on an H200, whose matrix products round."""
 BF16_SYNC_TOLERANCE = 3e-2
@@ -274,7 +274,7 @@ class SyncTolerance:
     """What of a probe is compared, and with what."""
 
     statistic: Literal["largest", "mean"]
-    """Over all log-probs of a probe."""
+    """Over all log-probs of a probe; the largest as a share of the log-prob where that is beyond -1."""
     nats: float
 
 
@@ -296,9 +296,9 @@ class WeightsSection(Section):
     bucket_mib: int = field(64, "size of one bucket on the way, MiB; two buckets are in flight", ge=1)
     tolerance: float | None = field(
         None,
-        f"probe log-prob difference allowed after a push, nats: the largest in fp32 on CPU, the mean elsewhere, where"
-        f" rounding makes single values differ; null: {FP32_SYNC_TOLERANCE:g} in fp32 on CPU,"
-        f" {GPU_FP32_SYNC_TOLERANCE:g} in fp32 on GPUs, {BF16_SYNC_TOLERANCE:g} in bf16",
+        "probe log-prob difference allowed after a push, nats: the largest in fp32 on CPU (of log-probs beyond -1 that"
+        f" share), the mean elsewhere, where rounding makes single values differ; null: {FP32_SYNC_TOLERANCE:g} in fp32"
+        f" on CPU, {GPU_FP32_SYNC_TOLERANCE:g} in fp32 on GPUs, {BF16_SYNC_TOLERANCE:g} in bf16",
         gt=0,
     )
     verify: bool = field(True, "compare probe log-probs of engine and learner after every push")

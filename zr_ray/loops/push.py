@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 
 from zr_ray.config.workers import SyncTolerance, WeightsSection
@@ -169,9 +169,7 @@ class WeightPush:
         # every rank probes: under ZeRO-3 the learner's forward is a collective, and all must stop together
         answers = self._answers(push)
         difference = self._difference(learner, answers)
-        difference = Difference(
-            *(learner.reduce_max(v) for v in (difference.largest, difference.mean, difference.high))
-        )
+        difference = Difference(**{name: learner.reduce_max(value) for name, value in asdict(difference).items()})
         version = push.version
         problem = held_problem(version, held, push.sent.digest, received) if learner.rank == 0 else ""
         if learner.reduce_max(float(bool(problem))):  # rank 0 alone would leave the others waiting

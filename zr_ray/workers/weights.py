@@ -114,10 +114,18 @@ class Difference:
     mean: float
     high: float
     """90 % quantile."""
+    relative: float
+    """Largest |engine - learner| / max(1, |learner|): fp32 rounds a log-prob of -8 eight times as coarsely as one of
+    -1."""
 
     def metrics(self) -> dict[str, float]:
         """As `sync/*` of a step."""
-        return {"sync/max_abs_diff": self.largest, "sync/mean_abs_diff": self.mean, "sync/p90_abs_diff": self.high}
+        return {
+            "sync/max_abs_diff": self.largest,
+            "sync/mean_abs_diff": self.mean,
+            "sync/p90_abs_diff": self.high,
+            "sync/max_rel_diff": self.relative,
+        }
 
 
 def probe_difference(judgements: Sequence[Judgement], logprobs: Tensor, score_logprobs: Tensor) -> Difference:
@@ -127,17 +135,20 @@ def probe_difference(judgements: Sequence[Judgement], logprobs: Tensor, score_lo
     """
     found = []
     for i, judgement in enumerate(judgements):
-        found.append(np.abs(judgement.logprobs - logprobs[i, : len(judgement.logprobs)].float().cpu().numpy()))
+        found.append((judgement.logprobs, logprobs[i, : len(judgement.logprobs)].float().cpu().numpy()))
         if judgement.score_logprobs is not None:
-            found.append(np.abs(judgement.score_logprobs - score_logprobs[i].float().cpu().numpy()))
+            found.append((judgement.score_logprobs, score_logprobs[i].float().cpu().numpy()))
     return _difference(found)
 
 
-def _difference(found: Sequence[np.ndarray]) -> Difference:
-    values = np.concatenate(found).astype(np.float64)
+def _difference(found: Sequence[tuple[np.ndarray, np.ndarray]]) -> Difference:
+    """found: (engine's log-probs, those they are compared with) of each answer."""
+    engine, learner = (np.concatenate(side).astype(np.float64) for side in zip(*found, strict=True))
+    values = np.abs(engine - learner)
     if not np.isfinite(values).all():
-        return Difference(float("inf"), float("inf"), float("inf"))
-    return Difference(float(values.max()), float(values.mean()), float(np.quantile(values, 0.9)))
+        return Difference(*4 * (float("inf"),))
+    relative = values / np.maximum(1, np.abs(learner))
+    return Difference(float(values.max()), float(values.mean()), float(np.quantile(values, 0.9)), float(relative.max()))
 
 
 def answers_difference(proven: Sequence[Judgement], answers: Sequence[Judgement]) -> Difference:
@@ -150,9 +161,9 @@ def answers_difference(proven: Sequence[Judgement], answers: Sequence[Judgement]
         shared = min(len(one.token_ids), len(other.token_ids))
         parted = np.flatnonzero(one.token_ids[:shared] != other.token_ids[:shared])
         until = int(parted[0]) + 1 if len(parted) else shared
-        found.append(np.abs(one.logprobs[:until] - other.logprobs[:until]))
+        found.append((other.logprobs[:until], one.logprobs[:until]))
         if not len(parted) and one.score_logprobs is not None and other.score_logprobs is not None:
-            found.append(np.abs(one.score_logprobs - other.score_logprobs))
+            found.append((other.score_logprobs, one.score_logprobs))
     return _difference(found)
 
 
@@ -174,8 +185,9 @@ def held_problem(version: int, held: Sequence[int], sent: str, received: Sequenc
 
 
 def check_probe(difference: Difference, tolerance: SyncTolerance, version: int) -> None:
-    """Raise WeightSyncError unless the probe's log-probs agree with the learner's."""
-    measured = {"largest": difference.largest, "mean": difference.mean}[tolerance.statistic]
+    """Raise WeightSyncError unless the probe's log-probs agree with the learner's. `largest` counts each value's
+    difference as a share of the log-prob where that is beyond -1."""
+    measured = {"largest": difference.relative, "mean": difference.mean}[tolerance.statistic]
     allowed = tolerance.nats
     if tolerance.statistic == "mean" and difference.high > TAIL * tolerance.nats:
         # few values far off: one layer or one kind of token, which a mean over all would hide
@@ -183,8 +195,8 @@ def check_probe(difference: Difference, tolerance: SyncTolerance, version: int) 
     if not measured <= allowed:  # not `>`: nan must be refused, too
         raise WeightSyncError(
             f"after the push of version {version} engine and learner log-probs must agree within {allowed:g}, the"
-            f" probe differs by {measured:g} ({tolerance.statistic}; largest {difference.largest:g}, 90 % below"
-            f" {difference.high:g}): the engine holds stale or wrongly mapped weights, or computes in another"
+            f" probe differs by {measured:g} ({tolerance.statistic}; in nats the largest {difference.largest:g}, 90 %"
+            f" below {difference.high:g}): the engine holds stale or wrongly mapped weights, or computes in another"
             " precision; check rollout.dtype against learner.dtype, or set weights.tolerance if the difference is"
             " known and wanted"
         )
