@@ -1,12 +1,12 @@
 """The built-in judge's folder: tokens, template, pixels, and what the shipped weights write."""
 
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from real_judges import tokenizer_core
 from safetensors import safe_open
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -125,9 +125,9 @@ def test_labels_that_share_a_token_are_refused():
         label_token_ids(tokenizer, tuple("abcdefghA"))
 
 
-@pytest.mark.skipif(not os.environ.get("ZR_QWEN_TOKENIZER"), reason="ZR_QWEN_TOKENIZER names no Qwen tokenizer.json")
 def test_digits_are_single_tokens_of_a_real_qwen_tokenizer():
-    tokenizer = PreTrainedTokenizerFast(tokenizer_file=os.environ["ZR_QWEN_TOKENIZER"])
+    core = tokenizer_core(pairs=None)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core)
     assert len(set(label_token_ids(tokenizer, ScoringFormat().labels))) == 9
     with pytest.raises(JudgeError, match="'4.5' must be exactly one token, this tokenizer makes 3"):
         label_token_ids(tokenizer, ("4.5", *"12345678"))

@@ -1,11 +1,7 @@
 """RISD, OPD and the audit as a user runs them, in one cluster: offline and online give one loss; what they leave
-behind.
-
-Four jobs with their engines take over a minute on two quiet cores: run with ZR_SLOW=1 in the environment.
-"""
+behind."""
 
 import json
-import os
 
 import numpy as np
 import pytest
@@ -13,7 +9,7 @@ import pytest
 from tests.run import tracked
 from zr_ray.run.folder import RunFolder
 
-pytestmark = pytest.mark.skipif(not os.environ.get("ZR_SLOW"), reason="over a minute: set ZR_SLOW=1")
+pytestmark = pytest.mark.slow  # four jobs with their engines
 TEACHER = [
     "teacher.path=builtin",
     "label.traces=2",
