@@ -13,7 +13,8 @@ from zr_ray.functional.flow import ode_step
 from zr_ray.loops.t2i_flow_grpo import FlowGrpo
 from zr_ray.loops.t2i_gradient import RewardGradient
 from zr_ray.loops.t2i_nft import Nft
-from zr_ray.loops.t2i_rollout import NOISE, StepPrompts
+from zr_ray.loops.t2i_rollout import NOISE, StepPrompts, scored_rollout
+from zr_ray.models.generators.adapter import Noise
 from zr_ray.models.generators.load import generator_folder
 from zr_ray.run.observe import Timer
 from zr_ray.workers.generator import GeneratorWorker
@@ -198,6 +199,16 @@ class TestPolicyFamily:
         made, worker, rewards = setup("flow_grpo", t2i={"flow_grpo": {"window": 1, "updates": 2}})
         metrics = FlowGrpo(made, worker, rewards, Timer()).step(batch(2), 1e-3)
         assert metrics["policy/ratio_max_abs_diff"] > 0
+
+    @pytest.mark.parametrize("same", [False, True])
+    def test_a_group_may_start_from_one_noise_and_then_differs_by_the_stochastic_steps(self, same):
+        made, worker, rewards = setup("flow_grpo")
+        noise = Noise("flow", 0.7, (0,))
+        rolled = scored_rollout(worker, rewards, batch(2), Timer(), noise=noise, same_noise=same)
+        first, second = (rolled.states[step].view(2, 2, -1) for step in (0, 1))
+        assert torch.equal(first[:, 0], first[:, 1]) == same
+        assert not torch.equal(first[0, 0], first[1, 0])  # another prompt, another noise
+        assert not torch.isclose(second[:, 0], second[:, 1]).all(-1).any()
 
     def test_nft_moves_towards_the_better_image(self):
         made, worker, rewards = setup("nft", t2i={"group_size": 4, "anchor": {"enabled": False}})

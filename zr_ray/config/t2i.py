@@ -144,6 +144,11 @@ class FlowGrpoSection(Section):
     beta_kl: float = field(0.0, "weight of the step's KL to the reference, nats per number", ge=0)
     guard: bool = field(False, "GRPO-Guard: ratio corrected and normalized over steps")
     updates: int = field(1, "optimizer updates on one batch; above 1 the ratio matters", ge=1)
+    same_noise: bool = field(
+        False,
+        "members of a group start from one noise (DanceGRPO) and differ by the stochastic steps alone, which are what"
+        " is trained; false: each from its own (Flow-GRPO)",
+    )
 
 
 class GradientSection(Section):

@@ -46,9 +46,8 @@ class FlowGrpo:
         """One step of one or more updates on the same images; returns metrics of the last, means over all ranks."""
         c, worker = self.config.t2i, self.worker
         window = self._window(batch)
-        made = scored_rollout(
-            worker, self.rewards, batch, self.timer, noise=Noise(c.flow_grpo.sde, c.flow_grpo.strength, tuple(window))
-        )
+        noise = Noise(c.flow_grpo.sde, c.flow_grpo.strength, tuple(window))
+        made = scored_rollout(worker, self.rewards, batch, self.timer, noise=noise, same_noise=c.flow_grpo.same_noise)
         rewards = group_rewards(made.scored, self.rewards.weights, self.config.reward, c.group_size)
         values, valid = group_advantages(rewards, self.config.reward.aggregation, c.advantage)
         scored = reward_metrics(made.scored, self.rewards.weights, rewards, valid)

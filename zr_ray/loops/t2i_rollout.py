@@ -49,9 +49,10 @@ class StepPrompts:
         """A prompt for every image, group after group."""
         return [prompt for prompt in self.prompts for _ in range(self.group)]
 
-    def image_seeds(self, stream: int, *more: int) -> list[tuple[int, ...]]:
-        """A seed for every image."""
-        return [(*self.seed, stream, place, member, *more) for place in self.places for member in range(self.group)]
+    def image_seeds(self, stream: int, *more: int, same: bool = False) -> list[tuple[int, ...]]:
+        """A seed for every image; same: that of a group's first for all of it."""
+        members = [0 if same else member for member in range(self.group)]
+        return [(*self.seed, stream, place, member, *more) for place in self.places for member in members]
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,12 @@ Look = Callable[[Trajectory], Tensor]
 def scored_rollout(
     worker: GeneratorWorker, rewards: RewardSource, batch: StepPrompts, timer: Phase, *, gradient: bool = False,
     noise: Noise | None = None, sigmas: Tensor | None = None, look: Look = lambda made: made.clean,
+    same_noise: bool = False,
 ) -> ScoredImages:  # fmt: skip
     """Sample the step's images in chunks of a micro-batch, decode and score them. sigmas: an earlier end than the
-    schedule's."""
+    schedule's. same_noise: a group starts from one."""
     conditions, items = worker.encode(batch.items), batch.items
-    seeds, size = batch.image_seeds(NOISE), worker.options.micro_batch
+    seeds, size = batch.image_seeds(NOISE, same=same_noise), worker.options.micro_batch
     made, waiting = [], []
     for start in range(0, len(items), size):
         part = slice(start, start + size)
