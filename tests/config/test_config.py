@@ -213,7 +213,7 @@ def test_an_override_mends_the_file(tmp_path):
 
 
 def test_sync_tolerance_follows_the_dtypes():
-    assert load().sync_tolerance == SyncTolerance("largest", 1e-5)
+    assert load().sync_tolerance == SyncTolerance("largest", 3e-5)
     for mixed in ("rollout.dtype=bfloat16", "learner.dtype=bfloat16"):
         assert load(mixed).sync_tolerance == SyncTolerance("mean", 3e-2)
     assert load("rollout.gpus=1").sync_tolerance == SyncTolerance("mean", 5e-3)  # fp32 products round on GPUs

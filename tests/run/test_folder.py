@@ -110,6 +110,19 @@ def test_resume_under_another_configuration_names_the_keys(run):
     assert "run.name" not in str(refused.value) and "learner.lr" not in str(refused.value)
 
 
+def test_rows_of_a_table_are_keys_too(tmp_path):
+    """A table resumed without its configuration file has other rows: named, not a crash. Seeds may be added."""
+    from zr_ray.config.t2i_table import T2iTableConfig
+
+    told = ["table.rows={nft: [], flow.bp: [t2i.algorithm=flowbp]}", "table.seeds=[0]"]
+    run = RunFolder.create(tmp_path, "table", load_config(T2iTableConfig, None, told))
+    with pytest.raises(CheckpointError, match=r"table\.rows\.flow\.bp was \['t2i.algorithm=flowbp'\], now not there"):
+        RunFolder.open(run.path, load_config(T2iTableConfig, None, ["table.seeds=[0]"]))
+    more = load_config(T2iTableConfig, None, [*told[:1], "table.seeds=[0,1]", "table.stop_after_s=60"])
+    RunFolder.open(run.path, more)
+    assert json.loads((run.path / "environment.json").read_text())["resumed"][0]["changed"]["table.seeds"][1] == [0, 1]
+
+
 def test_what_may_change_on_resume_is_recorded(run):
     RunFolder.open(run.path, config("learner.lr=1e-3"))
     (entry,) = json.loads((run.path / "environment.json").read_text())["resumed"]

@@ -81,11 +81,16 @@ def fields_of(model_class: type[BaseModel], prefix: str = "") -> dict[str, Any]:
 
 def differing_keys(one: BaseModel, other: BaseModel) -> list[str]:
     """Dotted keys whose values differ between two models of the same class."""
-    left, right = _leaves(one.model_dump(mode="json")), _leaves(other.model_dump(mode="json"))
+    left, right = leaves(one), leaves(other)
     return [key for key in left | right if left.get(key, _MISSING) != right.get(key, _MISSING)]
 
 
 _MISSING = object()
+
+
+def leaves(config: BaseModel) -> dict[str, Any]:
+    """Dotted key -> value, as JSON has it; the entries of a dictionary (rows of a table) are keys too."""
+    return _leaves(config.model_dump(mode="json"))
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fnmatch import fnmatch
 from pathlib import Path
 
-from zr_ray.config.loader import differing_keys, load_config
+from zr_ray.config.loader import differing_keys, leaves, load_config
 from zr_ray.errors import CheckpointError, ConfigError
 
 TAKEN = (
@@ -34,7 +34,9 @@ TAKEN = (
     "reward.cpus",
     "reward.resource",
     "reward.threads",
-    "t2i.stop_after_s",
+    "*.stop_after_s",
+    "table.at_once",
+    "table.seeds",
     "held_out.beside",
     "held_out.best_of",
     "held_out.before_of",
@@ -69,7 +71,7 @@ def resumable(written: Path, config) -> dict[str, list]:
             f"{run} comes from another version of zr_ray, its configuration does not load: {error}"
         ) from None
     differing = differing_keys(stored, config)
-    was, now = (_values(model, differing) for model in (stored, config))
+    was, now = ({key: leaves(model).get(key, "not there") for key in differing} for model in (stored, config))
     refused = [key for key in differing if not may_change(key)]
     if refused:
         changes = ", ".join(f"{key} was {was[key]}, now {now[key]}" for key in refused)
@@ -77,13 +79,3 @@ def resumable(written: Path, config) -> dict[str, list]:
             f"cannot resume {run.name} under another configuration: {changes}; put these back, or start a new run"
         )
     return {key: [was[key], now[key]] for key in differing}
-
-
-def _values(config, keys: list[str]) -> dict:
-    values = {}
-    for key in keys:
-        value = config
-        for name in key.split("."):
-            value = getattr(value, name)
-        values[key] = value
-    return values
