@@ -71,7 +71,7 @@ def resumable(written: Path, config) -> dict[str, list]:
             f"{run} comes from another version of zr_ray, its configuration does not load: {error}"
         ) from None
     differing = differing_keys(stored, config)
-    was, now = ({key: leaves(model).get(key, "not there") for key in differing} for model in (stored, config))
+    was, now = ({key: values.get(key, "not there") for key in differing} for values in map(leaves, (stored, config)))
     refused = [key for key in differing if not may_change(key)]
     if refused:
         changes = ", ".join(f"{key} was {was[key]}, now {now[key]}" for key in refused)
