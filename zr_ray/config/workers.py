@@ -17,8 +17,7 @@ RESOURCE = r"^[A-Za-z_][\w\-.]*$"
 """Names that Ray takes for a custom resource."""
 FP32_SYNC_TOLERANCE = 3e-5
 """Largest log-prob difference engine - learner after a push in fp32 on CPU, as a share of log-probs beyond -1; measured
-with vLLM 0.32 against transformers 5.19: 2.5e-6 for the built-in judges, 4e-6 for Qwen3-VL, 9.5e-6 for Qwen2.5-VL at tiny
-width."""
+(vLLM 0.32, transformers 5.19) 2.5e-6 with the built-in judges, 4e-6 Qwen3-VL, 9.5e-6 Qwen2.5-VL at tiny width."""
 GPU_FP32_SYNC_TOLERANCE = 5e-3
 """Mean difference in fp32 on GPUs; measured 1.2e-3 (largest 5e-2) on an H200, whose matrix products round."""
 BF16_SYNC_TOLERANCE = 3e-2
