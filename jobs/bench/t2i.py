@@ -27,6 +27,8 @@ import zr_ray  # noqa: F401  the torchvision shim, before anything imports trans
 ROOT = Path(__file__).resolve().parents[2]
 WARM_UP = 2
 """Steps that are not timed: the first compiles."""
+PHASES = ("sample", "reward", "train")
+"""Of a step, as the job logs them; `reward` is waiting for it."""
 
 
 def main() -> int:
@@ -60,9 +62,9 @@ def main() -> int:
     figures["ratio"] = figures["served"]["step_s"] / figures["in_process"]["step_s"]
     for name in ("served", "in_process"):
         row = figures[name]
-        print(
-            f"{name:<11} {row['step_s']:.2f} s a step, {row['images_per_s']:.1f} images/s, {row['memory_gib']:.2f} GiB"
-        )
+        phases = ", ".join(f"{phase} {row['phases_s'][phase]:.2f}" for phase in PHASES)
+        rates = f"{row['images_per_s']:.1f} images/s, {row['memory_gib']:.2f} GiB"
+        print(f"{name:<11} {row['step_s']:.2f} s a step ({phases}), {rates}")
     print(f"served / in process: {figures['ratio']:.2f}")
     if args.out:
         args.out.write_text(json.dumps(figures, indent=1) + "\n")
@@ -94,20 +96,17 @@ def served(args) -> dict:
         config = ["--config", "jobs/configs/t2i_tiny.yaml", *told(args, **{"run.root": root, "run.name": "bench"})]
         subprocess.run([sys.executable, "jobs/t2i.py", *config], cwd=ROOT, check=True, stdout=sys.stderr)
         lines = [json.loads(line) for line in (Path(root) / "bench" / "metrics.jsonl").read_text().splitlines()]
-    return _figures([line["time/step_s"] for line in lines], lines[-1]["reward/images"], lines[-1]["actor/memory_gib"])
+    return _figures(lines)
 
 
 def in_process(args) -> dict:
     """The same steps with the student in the actor's own process, and two threads."""
-    seconds, last, started = [], {}, time.perf_counter()
-    for metrics in steps_in_process(args):
-        seconds.append(time.perf_counter() - started)
-        last, started = metrics, time.perf_counter()
-    return _figures(seconds, last["reward/images"], last["actor/memory_gib"])
+    return _figures(list(steps_in_process(args)))
 
 
 def steps_in_process(args) -> Iterator[dict[str, float]]:
-    """Metrics of each step; what comes before the first is part of the first."""
+    """Metrics of each step, with its seconds as a journal logs them; what comes before the first is part of the
+    first."""
     import torch
 
     from zr_ray.config.loader import load_config
@@ -125,16 +124,25 @@ def steps_in_process(args) -> Iterator[dict[str, float]]:
     task = T2iTask(config, Path("."), generator_folder(config.generator.path), training, held_out, None, time.time())
     worker = GeneratorWorker(task.generator, config.generator, config.actor)
     torch.set_num_threads(2)
-    algorithm = ALGORITHMS[args.algorithm](
-        config, worker, LocalJudge(config.reward, judge_folder(config.reward.judge)), Timer()
-    )
+    timer, judge = Timer(), LocalJudge(config.reward, judge_folder(config.reward.judge))
+    algorithm = ALGORITHMS[args.algorithm](config, worker, judge, timer)
     for step in range(config.t2i.steps):
-        yield algorithm.step(step_prompts(task, step, 0, 1), learning_rate(step + 1, config))
+        metrics = algorithm.step(step_prompts(task, step, 0, 1), learning_rate(step + 1, config))
+        yield metrics | timer.take()
 
 
-def _figures(seconds: list[float], images: float, memory_gib: float) -> dict:
+def _figures(steps: list[dict[str, float]]) -> dict:
+    """Medians of what was logged of each step."""
+    seconds, timed, last = [line["time/step_s"] for line in steps], steps[WARM_UP:], steps[-1]
     step_s = statistics.median(seconds[WARM_UP:])
-    return {"step_s": step_s, "images_per_s": images / step_s, "memory_gib": memory_gib, "steps_s": seconds}
+    phases_s = {phase: statistics.median(line[f"time/{phase}_s"] for line in timed) for phase in PHASES}
+    return {
+        "step_s": step_s,
+        "phases_s": phases_s,
+        "images_per_s": last["reward/images"] / step_s,
+        "memory_gib": last["actor/memory_gib"],
+        "steps_s": seconds,
+    }
 
 
 if __name__ == "__main__":

@@ -6,9 +6,11 @@ import pytest
 
 from zr_ray.judging.held_out_images import Look
 
+TABLES = ("table", "longer")
+
 
 @pytest.mark.slow
-def test_a_table_is_made_of_real_runs_and_repeats_none(ray_cluster, run_job, tmp_path):
+def test_a_table_is_made_of_real_runs_repeats_none_and_is_extended(ray_cluster, run_job, tmp_path):
     small = [
         "generator.compiled=false",
         "generator.steps=3",
@@ -44,3 +46,11 @@ def test_a_table_is_made_of_real_runs_and_repeats_none(ray_cluster, run_job, tmp
     first = (tmp_path / "table/rows/nft-s0/result.json").stat().st_mtime_ns
     assert run_job("t2i_table", *told, "--resume", "table") == 0
     assert (tmp_path / "table/rows/nft-s0/result.json").stat().st_mtime_ns == first
+
+    longer = [word.replace("t2i.steps=1", "t2i.steps=2") for word in told[:-1]]
+    extended = [f"table.extends={tmp_path / 'table'}", "run.name=longer"]
+    assert run_job("t2i_table", *longer, *extended) == 0
+    for name in ("nft", "flowbp"):
+        lines = [(tmp_path / f"{table}/rows/{name}-s0/metrics.jsonl").read_text().splitlines() for table in TABLES]
+        assert len(lines[0]) == 1 and len(lines[1]) == 2 and lines[1][0] == lines[0][0]  # went on, did not begin anew
+        assert json.loads((tmp_path / f"longer/rows/{name}-s0/result.json").read_text())["steps"] == 2

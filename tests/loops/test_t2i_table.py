@@ -10,7 +10,7 @@ from zr_ray.config.t2i import T2iConfig
 from zr_ray.config.t2i_table import T2iTableConfig
 from zr_ray.errors import ConfigError
 from zr_ray.loops.t2i_looks import what_differs_before
-from zr_ray.loops.t2i_table import t2i_rows, t2i_runs
+from zr_ray.loops.t2i_table import t2i_rows, t2i_runs, take_over
 from zr_ray.report.t2i_table import t2i_markdown
 
 CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
@@ -64,6 +64,17 @@ def test_equal_images(tmp_path):
 def test_a_wrong_row_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"t2i\.algorithm"):
         t2i_runs(load("t2i_table_images", 'table.rows={"a": ["t2i.algorithm=ppo"]}'), tmp_path, CONFIGS)
+
+
+def test_finished_runs_of_another_table_go_on_and_others_begin_anew(tmp_path):
+    """A copy without its result is an interrupted run; the table it came from keeps its own."""
+    theirs, ours = (t2i_runs(load(), tmp_path / name, CONFIGS) for name in ("images", "minutes"))
+    write_run(theirs[0].folder, ("t2i.steps=21",), 1.0)
+    write_run(theirs[1].folder, ("t2i.steps=21",), 1.0)
+    (theirs[1].folder / "result.json").unlink()
+    assert [take_over(run, tmp_path / "images") for run in ours[:3]] == [True, False, False]
+    assert theirs[0].finished and not ours[0].finished and "--resume" in ours[0].command(CONFIGS.parent)
+    assert not ours[1].folder.exists() and "--resume" not in ours[1].command(CONFIGS.parent)
 
 
 def change(difference, before=1.0):

@@ -18,6 +18,11 @@ class T2iTableSection(RunsSection):
     rows: dict[str, tuple[str, ...]] = field(
         {"nft": ()}, "row name -> its key=value, in the order of the table", min_length=1
     )
+    extends: Path | None = field(
+        None,
+        "folder of a table with smaller budgets: finished runs of the same row and seed are copied and go on from their"
+        " last checkpoint, instead of beginning anew",
+    )
     beside: tuple[str, ...] = field(
         (), "rows whose first run also measures the untrained generator with guidance, best of several, twice the steps"
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 
 from zr_ray.config.loader import load_config
@@ -16,7 +17,7 @@ from zr_ray.config.t2i_table import T2iTableConfig
 from zr_ray.errors import CheckpointError, ConfigError
 from zr_ray.loops.t2i_watch import LOOKS_FILE
 from zr_ray.report.t2i_table import beside_rows, row_of, t2i_markdown
-from zr_ray.run.folder import CONFIG_FILE, RunFolder
+from zr_ray.run.folder import CONFIG_FILE, RESULT_FILE, RunFolder
 from zr_ray.run.launch import Plan, Started, launch
 from zr_ray.run.observe import say
 from zr_ray.run.table_rows import RowRun, run_missing
@@ -38,9 +39,12 @@ def make_t2i_table(config: T2iTableConfig, args: argparse.Namespace, jobs: Path)
 
 def _check(config: T2iTableConfig, jobs: Path, resumed: RunFolder | None) -> Plan[None]:
     """The runs ask Ray for what they need themselves, each in its turn: there are no bundles."""
-    unknown = [name for name in config.table.beside if name not in config.table.rows]
+    c = config.table
+    unknown = [name for name in c.beside if name not in c.rows]
     if unknown:
-        raise ConfigError(f"table.beside must name rows, got {unknown[0]!r}; rows are {', '.join(config.table.rows)}")
+        raise ConfigError(f"table.beside must name rows, got {unknown[0]!r}; rows are {', '.join(c.rows)}")
+    if c.extends is not None and not (c.extends / "rows").is_dir():
+        raise ConfigError(f"table.extends must be the folder of a table, with runs in rows/, got {c.extends}")
     runs = t2i_runs(config, resumed.path if resumed else Path("TABLE").absolute(), jobs / "configs")
     return Plan(None, {run.name: " ".join(run.command(jobs)[1:]) for run in runs})
 
@@ -49,6 +53,9 @@ def _make(config: T2iTableConfig, jobs: Path, started: Started) -> None:
     c, folder = config.table, started.run
     assert folder is not None
     runs = t2i_runs(config, folder.path, jobs / "configs")
+    for run in runs:
+        if c.extends is not None and not run.folder.exists():
+            take_over(run, c.extends)
     until = None if c.stop_after_s is None else started.started_at + c.stop_after_s
     failed = run_missing(runs, jobs, folder, c.at_once, until, _told)
     rows = t2i_rows(config, runs)
@@ -79,6 +86,18 @@ def t2i_runs(config: T2iTableConfig, root: Path, configs: Path) -> list[RowRun]:
             load_config(T2iConfig, named, list(overrides))
             runs.append(RowRun(row, "", seed, "t2i", root / "rows" / name, named, overrides))
     return runs
+
+
+def take_over(run: RowRun, table: Path) -> bool:
+    """Copy the finished run of the same name from another table's folder, without its result, so that it is resumed
+    under this table's budget. Returns whether there was one."""
+    there, partial = table / "rows" / run.folder.name, run.folder.with_suffix(".partial")
+    if not (there / RESULT_FILE).is_file():
+        return False
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(there, partial, ignore=shutil.ignore_patterns(RESULT_FILE))
+    partial.rename(run.folder)
+    return True
 
 
 def t2i_rows(config: T2iTableConfig, runs: list[RowRun]) -> list[dict]:

@@ -35,6 +35,7 @@ TAKEN = (
     "reward.resource",
     "reward.threads",
     "*.stop_after_s",
+    "t2i.steps",  # the rate is constant: more steps are the same run, longer
     "table.at_once",
     "table.seeds",
     "held_out.beside",
