@@ -17,7 +17,8 @@ import subprocess
 from pathlib import Path
 
 import psutil
-from reward import APP, Bench, _service
+from reward import Bench
+from reward_servers import APP, reward_service
 
 from zr_ray.config.arguments import number, whole
 from zr_ray.run.observe import say
@@ -106,7 +107,7 @@ def main() -> None:
     say(f"bare forward of 64 images, one thread: {bench.bare(2):.1f} images/s")
     names = " | ".join(f"{name}, ms" for name in ("callers", *PROCESSES.values()))
     say(f"| way | images a call | calls/s | {names} | all, ms |\n|---|---|---|---|---|---|---|---|")
-    with _service(args.judge, 64) as url:
+    with reward_service(args.judge, 64) as url:
         for images in args.images:
             for way in args.ways:
                 cost(bench, way, url, images, args.callers, args.record)

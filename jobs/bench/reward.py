@@ -18,30 +18,23 @@ import base64
 import io
 import itertools
 import json
-import os
 import pickle
-import subprocess
 import sys
-import tempfile
 import time
-import urllib.request
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 
 import numpy as np
 import torch
 from aiohttp import ClientSession, TCPConnector
+from reward_servers import APP, pickled_endpoint, reward_service, running_server
 
 from zr_ray.config.arguments import number, whole
-from zr_ray.config.serve import ServeConfig
 from zr_ray.models.judge_text import judge_folder
 from zr_ray.models.student import Student
 from zr_ray.rubric import ScoringFormat
 from zr_ray.run import driver
 from zr_ray.run.observe import say
 
-APP = "reward-bench"
 PARTS = ("service", "versus", "endpoint", "vllm")
 WORDS = ("small red circle", "blue square", "large green star", "yellow square", "purple circle", "small white star")
 BARE_BATCH = {False: 64, True: 16}
@@ -210,7 +203,7 @@ class Bench:
 
     def endpoint(self, judge: str, callers: list[int], images: int) -> None:
         """Rows of the pickled-JPEG endpoint: one image a call, as without batching, and as many as the service gets."""
-        with _endpoint(judge) as base:
+        with pickled_endpoint(judge) as base:
             for size in (1, images):
                 for count in callers:
                     self.row("pickled-JPEG endpoint, one float", count, size, self._pickled(base))
@@ -221,7 +214,7 @@ class Bench:
         from zr_ray.serving.client import RewardClient
 
         found = []
-        with _endpoint(judge) as base, RewardClient(url, items_per_request=64, max_in_flight=callers) as http:
+        with pickled_endpoint(judge) as base, RewardClient(url, items_per_request=64, max_in_flight=callers) as http:
             peer = "pickled-JPEG endpoint"
             for size, wanted in ((images, 1.0), (1, 1.5)):
                 ways = {
@@ -299,7 +292,7 @@ class Bench:
             "--host",
             "127.0.0.1",
         ]
-        with _running(
+        with running_server(
             command, {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1"}
         ) as base:
 
@@ -317,73 +310,12 @@ class Bench:
                 self.row("vLLM server, one token", count, images, call)
 
 
-@contextmanager
-def _endpoint(judge: str) -> Iterator[str]:
-    """URL of the pickled-JPEG endpoint of peers.py."""
-    command = [sys.executable, "-m", "uvicorn", "--app-dir", str(Path(__file__).parent), "--factory"]
-    with _running([*command, "peers:pickled_jpegs", "--log-level", "warning"], {"ZR_BENCH_JUDGE": judge}) as base:
-        yield base
-
-
 async def _post(session: ClientSession, url: str, **body):
     """The reply's JSON, or its bytes."""
     async with session.post(url, **body) as reply:
         content = await reply.read()
         assert reply.status == 200, content[:300]
         return json.loads(content) if reply.content_type == "application/json" else content
-
-
-@contextmanager
-def _service(judge: str, batch_items: int) -> Iterator[str]:
-    """URL of the service under test; it is deleted afterwards."""
-    from ray import serve
-
-    from zr_ray.serving.application import application
-    from zr_ray.serving.instance import end_serve
-    from zr_ray.serving.launch import start_serve
-
-    driver.connect(namespace="zr_ray")
-    http = {"port": 0, "max_in_flight": 256}
-    replica = {"cpus": 0.5, "batch_items": batch_items}
-    config = ServeConfig.model_validate({"judge": {"path": judge}, "replica": replica, "http": http})
-    port, ours = start_serve(config)
-    try:
-        serve.run(application(config), name=APP, route_prefix="/bench")
-        yield f"http://127.0.0.1:{port}/bench"
-    finally:
-        serve.delete(APP)
-        if ours:
-            end_serve()
-
-
-@contextmanager
-def _running(command: list[str], environment: dict[str, str], deadline_s: float = 300) -> Iterator[str]:
-    """URL of a server of this machine that answers /health; it is ended afterwards."""
-    from zr_ray.serving.launch import free_port
-    from zr_ray.startup.torchvision_shim import child_environment
-
-    port = free_port("127.0.0.1")
-    url, end = f"http://127.0.0.1:{port}", time.monotonic() + deadline_s
-    with tempfile.TemporaryFile("w+") as log:
-        environment = os.environ | child_environment() | {"OMP_NUM_THREADS": "1"} | environment
-        process = subprocess.Popen([*command, "--port", str(port)], env=environment, stdout=log, stderr=log)
-        try:
-            while not _answers(f"{url}/health"):
-                if process.poll() is not None or time.monotonic() > end:
-                    log.seek(0)
-                    raise SystemExit(f"{command[2:5]} did not answer within {deadline_s:g} s:\n{log.read()[-3000:]}")
-                time.sleep(0.5)
-            yield url
-        finally:
-            process.terminate()
-            process.wait(30)
-
-
-def _answers(url: str) -> bool:
-    try:
-        return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=5).status == 200
-    except OSError:
-        return False
 
 
 def main() -> None:
@@ -404,7 +336,7 @@ def main() -> None:
     say("| way | callers | images a call | images/s | p50 ms | p99 ms | of bare |\n|---|---|---|---|---|---|---|")
     gradient, versus = None, None
     if {"service", "versus"} & set(args.parts):
-        with _service(args.judge, args.batch_items) as url:
+        with reward_service(args.judge, args.batch_items) as url:
             if "service" in args.parts:
                 bench.service(url, args.callers, args.images)
                 gradient = bench.gradient()

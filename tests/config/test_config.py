@@ -5,7 +5,7 @@ import yaml
 
 from zr_ray.config.gdso import GdsoConfig
 from zr_ray.config.loader import differing_keys, dump_yaml, fields_of, load_config, schema_help
-from zr_ray.config.workers import SyncTolerance
+from zr_ray.config.weights import SyncTolerance
 from zr_ray.errors import ConfigError
 
 

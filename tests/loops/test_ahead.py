@@ -13,7 +13,8 @@ import torch
 from tests.workers.test_rollout import FakeLearner
 from zr_ray.config.gdso import GdsoConfig, GdsoSection
 from zr_ray.config.sections import TrackedRunSection
-from zr_ray.config.workers import LearnerSection, SyncTolerance, WeightsSection
+from zr_ray.config.weights import SyncTolerance, WeightsSection
+from zr_ray.config.workers import LearnerSection
 from zr_ray.data.pairs import PairSchedule, preference_pairs
 from zr_ray.errors import RolloutError
 from zr_ray.judging.ask import generate, pair_requests

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from zr_ray.config.workers import SyncTolerance
+from zr_ray.config.weights import SyncTolerance
 from zr_ray.errors import WeightSyncError
 from zr_ray.records import Judgement
 from zr_ray.workers.weights import Checksum, check_probe, held_problem, make_buckets, probe_difference, read_buckets

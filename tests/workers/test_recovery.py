@@ -12,7 +12,7 @@ import ray
 import torch
 
 from tests.workers.test_rollout import FakeLearner
-from zr_ray.config.workers import SyncTolerance, WeightsSection
+from zr_ray.config.weights import SyncTolerance, WeightsSection
 from zr_ray.errors import RolloutError, StaleWeightsError, WeightSyncError
 from zr_ray.judging.ask import generate, question, require_groups
 from zr_ray.loops.push import WeightPush

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from zr_ray.config.workers import SyncTolerance, WeightsSection
+from zr_ray.config.weights import SyncTolerance, WeightsSection
 from zr_ray.data.encoded import pixels
 from zr_ray.errors import DataError, WeightSyncError
 from zr_ray.judging.ask import generate, question, score, workers_of_rank

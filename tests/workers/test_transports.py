@@ -11,7 +11,8 @@ import torch
 from real_judges import real_judge
 
 from tests.workers.test_rollout import FakeLearner
-from zr_ray.config.workers import RolloutSection, SyncTolerance, WeightsSection
+from zr_ray.config.weights import SyncTolerance, WeightsSection
+from zr_ray.config.workers import RolloutSection
 from zr_ray.errors import WeightSyncError
 from zr_ray.judging.ask import generate, question
 from zr_ray.loops.push import WeightPush

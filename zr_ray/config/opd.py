@@ -6,7 +6,8 @@ from pydantic import Field, model_validator
 
 from zr_ray.config.risd import DistillationConfig
 from zr_ray.config.sections import Section, field
-from zr_ray.config.workers import RolloutSection, SyncTolerance, WeightsSection, sleeps
+from zr_ray.config.weights import SyncTolerance, WeightsSection, sleeps
+from zr_ray.config.workers import RolloutSection
 
 
 class OpdSection(Section):

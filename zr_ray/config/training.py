@@ -12,7 +12,8 @@ from zr_ray.config.sections import (
     Section,
     TrackedRunSection,
 )
-from zr_ray.config.workers import LearnerSection, RolloutSection, SyncTolerance, WeightsSection, sleeps
+from zr_ray.config.weights import SyncTolerance, WeightsSection, sleeps
+from zr_ray.config.workers import LearnerSection, RolloutSection
 
 
 class TrainingConfig(Section):

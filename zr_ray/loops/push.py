@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 
-from zr_ray.config.workers import SyncTolerance, WeightsSection
+from zr_ray.config.weights import SyncTolerance, WeightsSection
 from zr_ray.data.encoded import encoded_image
 from zr_ray.errors import NonFiniteError, WeightSyncError
 from zr_ray.judging.ask import generate, generate_with_probe, question

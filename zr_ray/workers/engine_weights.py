@@ -18,7 +18,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from zr_ray.config.workers import RolloutSection, Transport
+from zr_ray.config.weights import Transport
+from zr_ray.config.workers import RolloutSection
 from zr_ray.errors import RolloutError
 from zr_ray.models.engine_limits import tensor_parallel
 from zr_ray.models.hub_layout import has_tied_head, save_sharded, with_head

@@ -17,7 +17,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from zr_ray.config.workers import RolloutSection, SyncTolerance
+from zr_ray.config.weights import SyncTolerance
+from zr_ray.config.workers import RolloutSection
 from zr_ray.errors import DeadlineError, RolloutError, StaleWeightsError, WeightSyncError
 from zr_ray.records import Judgement, ProbeQuestions
 from zr_ray.run.observe import say, wait_for

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from zr_ray.config.workers import RolloutSection, Transport
+from zr_ray.config.weights import Transport
+from zr_ray.config.workers import RolloutSection
 from zr_ray.data.encoded import pixels
 from zr_ray.errors import RolloutError, StaleWeightsError
 from zr_ray.models.engine_limits import settled, tensor_parallel

@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from zr_ray.config.workers import RolloutSection, WeightsSection
+from zr_ray.config.weights import WeightsSection
+from zr_ray.config.workers import RolloutSection
 from zr_ray.errors import DeadlineError, ZrRayError
 from zr_ray.models.engine_limits import tensor_parallel
 from zr_ray.run.observe import duration, say, wait_for

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zr_ray.config.workers import SyncTolerance
+from zr_ray.config.weights import SyncTolerance
 from zr_ray.errors import WeightSyncError
 from zr_ray.records import Judgement
 
