@@ -13,7 +13,7 @@ from zr_ray.functional.flow import ode_step
 from zr_ray.loops.t2i_flow_grpo import FlowGrpo
 from zr_ray.loops.t2i_gradient import RewardGradient
 from zr_ray.loops.t2i_nft import Nft
-from zr_ray.loops.t2i_rollout import NOISE, StepPrompts, scored_rollout
+from zr_ray.loops.t2i_rollout import NOISE, StepPrompts, sent_rollout
 from zr_ray.models.generators.adapter import Noise
 from zr_ray.models.generators.load import generator_folder
 from zr_ray.run.observe import Timer
@@ -204,7 +204,7 @@ class TestPolicyFamily:
     def test_a_group_may_start_from_one_noise_and_then_differs_by_the_stochastic_steps(self, same):
         made, worker, rewards = setup("flow_grpo")
         noise = Noise("flow", 0.7, (0,))
-        rolled = scored_rollout(worker, rewards, batch(2), Timer(), noise=noise, same_noise=same)
+        rolled = sent_rollout(worker, rewards, batch(2), Timer(), noise=noise, same_noise=same).wait()
         first, second = (rolled.states[step].view(2, 2, -1) for step in (0, 1))
         assert torch.equal(first[:, 0], first[:, 1]) == same
         assert not torch.equal(first[0, 0], first[1, 0])  # another prompt, another noise

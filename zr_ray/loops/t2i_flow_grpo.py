@@ -19,7 +19,7 @@ from zr_ray.loops.t2i_rollout import (
     group_advantages,
     group_rewards,
     reward_metrics,
-    scored_rollout,
+    sent_rollout,
 )
 from zr_ray.loops.t2i_update import step_metrics
 from zr_ray.models.generators.adapter import Noise
@@ -47,7 +47,8 @@ class FlowGrpo:
         c, worker = self.config.t2i, self.worker
         window = self._window(batch)
         noise = Noise(c.flow_grpo.sde, c.flow_grpo.strength, tuple(window))
-        made = scored_rollout(worker, self.rewards, batch, self.timer, noise=noise, same_noise=c.flow_grpo.same_noise)
+        same = c.flow_grpo.same_noise
+        made = sent_rollout(worker, self.rewards, batch, self.timer, noise=noise, same_noise=same).wait()
         rewards = group_rewards(made.scored, self.rewards.weights, self.config.reward, c.group_size)
         values, valid = group_advantages(rewards, self.config.reward.aggregation, c.advantage)
         scored = reward_metrics(made.scored, self.rewards.weights, rewards, valid)

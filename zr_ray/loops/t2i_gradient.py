@@ -9,11 +9,15 @@ dR/dx_0, and chosen steps carry it to the weights.
 
 Candidates start at `t2i.reward_sigma_min` or above; with 0 they are the published algorithms. What lies below a
 candidate's end passes straight through (dx_0/dx = 1), as in FlowBP.
+
+Where probes are, and what the reference does there, depends on no score: that is computed while the service computes
+the gradient, and only the policy's forward and backward wait for it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -33,21 +37,34 @@ from zr_ray.loops.t2i_rollout import (
     CHOICE,
     STEP_NOISE,
     Phase,
+    SampledImages,
     ScoredImages,
     StepPrompts,
     reward_metrics,
-    scored_rollout,
+    sent_rollout,
 )
 from zr_ray.loops.t2i_update import step_metrics
 from zr_ray.workers.generator import GeneratorWorker, Probes, generator_of
-from zr_ray.workers.reward_source import RewardSource, Scored
+from zr_ray.workers.reward_source import RewardSource, Scored, join_scored
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What of an update needs no score."""
+
+    probes: Probes
+    """M that carry the gradient; behind them those of the anchor alone."""
+    acting: int
+    """M."""
+    reference: Tensor
+    """Velocity of the reference at each."""
 
 
 @dataclass(frozen=True)
 class Surrogate:
     """What carries the gradient: sum over probes of weight <g of its image, velocity>."""
 
-    probes: Probes
+    prepared: Prepared
     rows: Tensor
     """[M] image of each probe."""
     weights: Tensor
@@ -72,31 +89,33 @@ class RewardGradient:
         c, worker = self.config.t2i, self.worker
         made, surrogate = self._build(batch)
         with self.timer("train"):
-            probes = joined_probes(surrogate.probes, anchor_probes(worker, made, batch, c))
+            losses, ready = _linear_losses(surrogate), surrogate.prepared
             images = len(made.clean) * worker.world
-            sums = worker.accumulate(probes, _linear_losses(surrogate), c.anchor, c.reward_sigma_min, images)
+            sums = worker.accumulate(ready.probes, losses, c.anchor, c.reward_sigma_min, images, ready.reference)
             for name, value in surrogate.metrics.items():
                 sums[name] = sums.get(name, 0.0) + value
             return step_metrics(
                 worker, sums | reward_metrics(made.scored, self.rewards.weights, None, None), images, lr
             )
 
+    def _prepared(self, acting: Probes, made: SampledImages, batch: StepPrompts) -> Prepared:
+        """To be called between sending images and waiting for their scores."""
+        with self.timer("train"):
+            probes = joined_probes(acting, anchor_probes(self.worker, made, batch, self.config.t2i))
+            return Prepared(probes, len(acting), self.worker.reference_velocities(probes))
+
     # ---- the algorithms ----
 
     def _flowbp(self, batch: StepPrompts) -> tuple[ScoredImages, Surrogate]:
-        made = scored_rollout(self.worker, self.rewards, batch, self.timer, gradient=True)
-        gradients, metrics = self._latent_gradients(made.clean, made.scored, batch)
+        sent = sent_rollout(self.worker, self.rewards, batch, self.timer, gradient=True)
         c, sigmas = self.config.t2i.gradient, self.worker.sigmas
         chosen = spread_steps(self.candidates, c.steps_with_gradient, generator_of(*batch.seed, CHOICE))
         weights = surrogate_weights(sigmas, self.candidates, chosen, c.rule)
-        count = len(made.clean)
-        rows = torch.arange(count).repeat(len(chosen))
-        probes = Probes(
-            torch.cat([made.states[k] for k in chosen]),
-            sigmas[chosen].repeat_interleave(count),
-            made.conditions.rows(rows),
-        )
-        return made, Surrogate(probes, rows, weights.repeat_interleave(count), gradients, metrics)
+        rows, acting = self._at_steps(sent, chosen)
+        prepared = self._prepared(acting, sent, batch)
+        made = sent.wait()
+        gradients, metrics = self._latent_gradients(made.clean, made.scored, batch)
+        return made, Surrogate(prepared, rows, weights.repeat_interleave(len(made.clean)), gradients, metrics)
 
     def _refl(self, batch: StepPrompts) -> tuple[ScoredImages, Surrogate]:
         sigmas = self.worker.sigmas
@@ -107,53 +126,60 @@ class RewardGradient:
             x, v = trajectory.states[step], trajectory.velocities[step]
             return clean_estimate(x, v, level.expand(len(x)))
 
-        made = scored_rollout(
+        sent = sent_rollout(
             self.worker, self.rewards, batch, self.timer, gradient=True, sigmas=sigmas[: step + 2], look=estimate
         )
-        start, count = made.states[step], len(made.clean)
-        seen = clean_estimate(start, made.velocities[step], level.expand(count))
-        gradients, metrics = self._latent_gradients(seen, made.scored, batch)
-        probes = Probes(start, level.expand(count), made.conditions)
+        start, levels = sent.states[step], level.expand(len(sent.clean))
+        seen = clean_estimate(start, sent.velocities[step], levels)
         # anchor probes are noised anew from the best estimate there is of the clean image
-        made = ScoredImages(made.conditions, (*made.states[:-1], seen), made.velocities, made.scored)
-        return made, Surrogate(probes, torch.arange(count), -level.expand(count), gradients, metrics)
+        sent = replace(sent, states=(*sent.states[:-1], seen))
+        prepared = self._prepared(Probes(start, levels, sent.conditions), sent, batch)
+        made = sent.wait()
+        gradients, metrics = self._latent_gradients(seen, made.scored, batch)
+        return made, Surrogate(prepared, torch.arange(len(seen)), -levels, gradients, metrics)
 
     def _draft(self, batch: StepPrompts) -> tuple[ScoredImages, Surrogate]:
         """The chain is run backward here, by hand: each step's velocity is a probe, and dR/dx passes on through its
         Jacobian."""
-        made = scored_rollout(self.worker, self.rewards, batch, self.timer, gradient=True)
-        gradients, metrics = self._latent_gradients(made.clean, made.scored, batch)
+        sent = sent_rollout(self.worker, self.rewards, batch, self.timer, gradient=True)
         steps = self.candidates[-self.config.t2i.gradient.steps_with_gradient :]
+        rows, acting = self._at_steps(sent, steps)
+        prepared = self._prepared(acting, sent, batch)
+        made = sent.wait()
+        gradients, metrics = self._latent_gradients(made.clean, made.scored, batch)
         sigmas, count = self.worker.sigmas, len(made.clean)
         with self.timer("train"):
             passed = [gradients]
             for k in reversed(steps[1:]):
                 passed.insert(0, self._through_step(made, k, passed[0]))
-        rows = torch.arange(count).repeat(len(steps))
-        probes = Probes(
-            torch.cat([made.states[k] for k in steps]),
-            sigmas[steps].repeat_interleave(count),
-            made.conditions.rows(rows),
-        )
         lengths = (sigmas[[k + 1 for k in steps]] - sigmas[steps]).repeat_interleave(count)
-        return made, Surrogate(probes, torch.arange(len(rows)), lengths, torch.cat(passed), metrics)
+        return made, Surrogate(prepared, torch.arange(len(rows)), lengths, torch.cat(passed), metrics)
 
     def _draft_lv(self, batch: StepPrompts) -> tuple[ScoredImages, Surrogate]:
         worker, draws = self.worker, self.config.t2i.gradient.inner_draws
-        made = scored_rollout(worker, self.rewards, batch, self.timer)
-        level, count = worker.sigmas[self.candidates[-1]], len(made.clean)
+        sent = sent_rollout(worker, self.rewards, batch, self.timer)
+        level, count = worker.sigmas[self.candidates[-1]], len(sent.clean)
         rows = torch.arange(count).repeat(draws)
         noise = torch.cat([worker.noise(batch.image_seeds(STEP_NOISE, draw)) for draw in range(draws)])
         probes = Probes(
-            noised(made.clean[rows], noise, level.expand(len(rows))),
+            noised(sent.clean[rows], noise, level.expand(len(rows))),
             level.expand(len(rows)),
-            made.conditions.rows(rows),
+            sent.conditions.rows(rows),
         )
         with self.timer("sample"):
             seen = clean_estimate(probes.latents, worker.velocities(probes), probes.sigmas)
-        scored = self._score(seen, [batch.items[i] for i in rows.tolist()])
-        gradients, metrics = self._latent_gradients(seen, scored, batch, rows)
-        return made, Surrogate(probes, torch.arange(len(rows)), -probes.sigmas / draws, gradients, metrics)
+        answers = self._sent(seen, [batch.items[i] for i in rows.tolist()])
+        prepared = self._prepared(probes, sent, batch)
+        gradients, metrics = self._latent_gradients(seen, answers(), batch, rows)
+        return sent.wait(), Surrogate(prepared, torch.arange(len(rows)), -probes.sigmas / draws, gradients, metrics)
+
+    def _at_steps(self, made: SampledImages, steps: list[int]) -> tuple[Tensor, Probes]:
+        """Each image at each of these steps of the sampler, step after step: whose image, and the probes."""
+        count = len(made.clean)
+        rows = torch.arange(count).repeat(len(steps))
+        states = torch.cat([made.states[k] for k in steps])
+        sigmas = self.worker.sigmas[steps].repeat_interleave(count)
+        return rows, Probes(states, sigmas, made.conditions.rows(rows))
 
     # ---- gradients ----
 
@@ -166,7 +192,7 @@ class RewardGradient:
         if c.perturb:
             items = batch.items if rows is None else [batch.items[i] for i in rows.tolist()]
             unit = at / at.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
-            at, _ = self._image_gradients(self._score(latents, items, away=c.perturb * unit))
+            at, _ = self._image_gradients(self._sent(latents, items, away=c.perturb * unit)())
         at = at * hinge_weights(scored.reward, self.config.reward.threshold).view(-1, 1, 1, 1).nan_to_num(0.0).float()
         size, worker = self.worker.options.micro_batch, self.worker
         with self.timer("train"):
@@ -187,10 +213,8 @@ class RewardGradient:
         norms = self.worker.gathered(scored.each.flatten(2).norm(dim=2))
         return balanced_sum(scored.each, self.rewards.weights, norms)
 
-    def _score(self, latents: Tensor, items: list[str], away: Tensor | None = None) -> Scored:
-        """Reward and gradient at decoded latents, moved by -away."""
-        from zr_ray.workers.reward_source import join_scored
-
+    def _sent(self, latents: Tensor, items: list[str], away: Tensor | None = None) -> Callable[[], Scored]:
+        """Ask for reward and gradient at decoded latents, moved by -away. Returns: what waits for the answer."""
         size, waiting = self.worker.options.micro_batch, []
         for start in range(0, len(items), size):
             part = slice(start, start + size)
@@ -198,8 +222,12 @@ class RewardGradient:
             if away is not None:
                 images = (images - away[part].to(images)).clamp(0, 1)
             waiting.append(self.rewards.submit(images, items[part], gradient=True))
-        with self.timer("reward"):
-            return join_scored([future.result() for future in waiting])
+
+        def answers() -> Scored:
+            with self.timer("reward"):
+                return join_scored([future.result() for future in waiting])
+
+        return answers
 
     def _through_step(self, made: ScoredImages, step: int, gradient: Tensor) -> Tensor:
         """dR/dx before an ODE step from dR/dx' after it."""
@@ -216,7 +244,7 @@ class RewardGradient:
 
 def _linear_losses(surrogate: Surrogate):
     """-weight <g, v> of the surrogate's probes: its gradient is that of -R; 0 for the anchor's probes behind them."""
-    count = len(surrogate.probes)
+    count = surrogate.prepared.acting
 
     def losses(velocity: Tensor, reference: Tensor, index: Tensor) -> tuple[Tensor, dict[str, float]]:
         acts = index[index < count]

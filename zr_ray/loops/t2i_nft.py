@@ -15,7 +15,7 @@ from zr_ray.loops.t2i_rollout import (
     group_advantages,
     group_rewards,
     reward_metrics,
-    scored_rollout,
+    sent_rollout,
     step_sigmas,
 )
 from zr_ray.loops.t2i_update import step_metrics
@@ -36,7 +36,7 @@ class Nft:
         """One step; returns metrics, means over all ranks."""
         c, worker = self.config.t2i, self.worker
         with worker.weights.use("trained" if self.on_policy else "old"):
-            made = scored_rollout(worker, self.rewards, batch, self.timer)
+            made = sent_rollout(worker, self.rewards, batch, self.timer).wait()
         rewards = group_rewards(made.scored, self.rewards.weights, self.config.reward, c.group_size)
         values, valid = group_advantages(rewards, self.config.reward.aggregation, c.advantage)
         with self.timer("train"):

@@ -7,12 +7,12 @@ import torch
 
 from zr_ray.config.t2i import T2iSection
 from zr_ray.functional.flow import noised
-from zr_ray.loops.t2i_rollout import PROBES, ScoredImages, StepPrompts, step_sigmas
+from zr_ray.loops.t2i_rollout import PROBES, SampledImages, StepPrompts, step_sigmas
 from zr_ray.models.generators.adapter import Conditions
 from zr_ray.workers.generator import GeneratorWorker, Probes
 
 
-def anchor_probes(worker: GeneratorWorker, made: ScoredImages, batch: StepPrompts, c: T2iSection) -> Probes | None:
+def anchor_probes(worker: GeneratorWorker, made: SampledImages, batch: StepPrompts, c: T2iSection) -> Probes | None:
     """`anchor.draws` probes of every image below the cut, from fresh noise; None if there is no anchor, or nothing
     below the cut."""
     if not (c.anchor.enabled and c.anchor.draws and c.reward_sigma_min > 0):

@@ -1,4 +1,5 @@
-"""One step's images and their scores: every chunk is scored while the next one is sampled.
+"""One step's images and their scores: every chunk is scored while the next one is sampled, and the last ones while the
+caller does what needs no scores.
 
 Noise depends on (run seed, step, prompt's place in the step, member of the group) alone, so neither the number of ranks
 nor a resume changes an image.
@@ -56,18 +57,35 @@ class StepPrompts:
 
 
 @dataclass(frozen=True)
-class ScoredImages:
+class SampledImages:
     """A step's images on this rank, B = prompts x group."""
 
     conditions: Conditions
     states: tuple[Tensor, ...]
     """N + 1 latents [B, ...]; the last are clean."""
     velocities: tuple[Tensor, ...]
-    scored: Scored
 
     @property
     def clean(self) -> Tensor:
         return self.states[-1]
+
+
+@dataclass(frozen=True)
+class ScoredImages(SampledImages):
+    """With their scores."""
+
+    scored: Scored
+
+
+@dataclass(frozen=True)
+class SentImages(SampledImages):
+    """Under way to the reward."""
+
+    answers: Callable[[], Scored]
+
+    def wait(self) -> ScoredImages:
+        """With the scores, as soon as they are there."""
+        return ScoredImages(self.conditions, self.states, self.velocities, self.answers())
 
 
 Phase = Callable[[str], AbstractContextManager[None]]
@@ -76,13 +94,13 @@ Look = Callable[[Trajectory], Tensor]
 """From a chunk's trajectory to the latents whose image is scored."""
 
 
-def scored_rollout(
+def sent_rollout(
     worker: GeneratorWorker, rewards: RewardSource, batch: StepPrompts, timer: Phase, *, gradient: bool = False,
     noise: Noise | None = None, sigmas: Tensor | None = None, look: Look = lambda made: made.clean,
     same_noise: bool = False,
-) -> ScoredImages:  # fmt: skip
-    """Sample the step's images in chunks of a micro-batch, decode and score them. sigmas: an earlier end than the
-    schedule's. same_noise: a group starts from one."""
+) -> SentImages:  # fmt: skip
+    """Sample the step's images in chunks of a micro-batch, decode and send them to the reward. sigmas: an earlier end
+    than the schedule's. same_noise: a group starts from one."""
     conditions, items = worker.encode(batch.items), batch.items
     seeds, size = batch.image_seeds(NOISE, same=same_noise), worker.options.micro_batch
     made, waiting = [], []
@@ -96,8 +114,11 @@ def scored_rollout(
         with timer("reward"):  # waits only while too many calls are under way
             waiting.append(rewards.submit(images, items[part], gradient))
         made.append(trajectory)
-    with timer("reward"):
-        scored = join_scored([future.result() for future in waiting])
+
+    def answers() -> Scored:
+        with timer("reward"):
+            scored = join_scored([future.result() for future in waiting])
+        return of_one_version(scored, again)
 
     def again() -> Scored:
         with timer("reward"):
@@ -107,10 +128,9 @@ def scored_rollout(
             ]
             return join_scored([future.result() for future in asked])
 
-    scored = of_one_version(scored, again)
     states = tuple(torch.cat(column) for column in zip(*[t.states for t in made], strict=True))
     velocities = tuple(torch.cat(column) for column in zip(*[t.velocities for t in made], strict=True))
-    return ScoredImages(conditions, states, velocities, scored)
+    return SentImages(conditions, states, velocities, answers)
 
 
 def of_one_version(scored: Scored, again: Callable[[], Scored]) -> Scored:

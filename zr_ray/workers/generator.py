@@ -150,15 +150,22 @@ class GeneratorWorker:
                 parts.append(self._velocity(probes, index)[: len(index)])
         return torch.cat(parts)
 
+    def reference_velocities(self, probes: Probes) -> Tensor:
+        """[M, ...] of the weights that training began with."""
+        with self.weights.use("reference"):
+            return self.velocities(probes)
+
     def accumulate(
-        self, probes: Probes, losses: VelocityLoss, anchor: AnchorSection, smallest: float, images: int
-    ) -> dict[str, float]:
+        self, probes: Probes, losses: VelocityLoss, anchor: AnchorSection, smallest: float, images: int,
+        reference: Tensor | None = None,
+    ) -> dict[str, float]:  # fmt: skip
         """Forward and backward over all probes; gradients add up until `apply`.
 
         A probe whose loss has no gradient feels the anchor alone. Args: smallest: sigma from which the reward acts.
-        images: of all ranks, what the sum is divided by.   Returns: sums of metrics over this rank's probes."""
-        with self.weights.use("reference"):
-            reference = self.velocities(probes)
+        images: of all ranks, what the sum is divided by. reference: `reference_velocities` of the probes, where they
+        are there already.   Returns: sums of metrics over this rank's probes."""
+        if reference is None:
+            reference = self.reference_velocities(probes)
         weights = (
             anchor_weights(probes.sigmas, smallest, anchor.below, anchor.above).to(self.device) * self.gradient_size
         )
