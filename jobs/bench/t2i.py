@@ -3,10 +3,11 @@ reward in process.
 
     python jobs/bench/t2i.py [--algorithm flowbp] [--steps 8] [--out FILE]
 
-Both sides have two cores. Actor and replica take turns in a step of one micro-batch, so each has two threads and no
-more than two compute at a time; with `--set actor.threads=1 reward.threads=1` each has a core of its own, and half of
-both stands still. The in-process side has two threads for everything. Prints seconds a step (median, after warm-up),
-images per second and peak memory (resident set of the actor's process, replica's beside it).
+Both sides have two cores. In a step of one micro-batch actor and replica overlap for a moment and take turns for the
+rest, so each has two threads; with `--set actor.threads=1 reward.threads=1` each has a core of its own, and half of
+both stands still most of the time. The in-process side has two threads for its step, and two for its judge. Prints
+seconds a step (median, after warm-up) and of its phases, images per second and peak memory (resident set of the actor's
+process, replica's beside it).
 Left out on purpose: quality, which `jobs/t2i.py` reports.
 """
 
