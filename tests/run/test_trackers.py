@@ -64,6 +64,17 @@ def test_every_tracker_holds_the_curves_of_a_killed_and_resumed_run_once(run):
     assert ids == {"first"}, "both attempts are one run there"
 
 
+@pytest.mark.parametrize("arrived", [[], ["loss/total"]])
+def test_a_step_that_a_kill_cut_short_is_whole_after_the_resume(run, arrived):
+    """metrics.jsonl had it, MLflow had part of it or nothing."""
+    log(run, ALL, (1, 2))
+    run.append_metrics(3, metrics_of(3))
+    for name in arrived:
+        mlflow_client(run).log_metric(mlflow_run(run).info.run_id, name, metrics_of(3)[name], step=3)
+    log(run, ALL, (2, 3, 4), resumed_after_step=1)
+    assert mlflow_curves(run) == written(run)
+
+
 def test_a_tracker_that_joins_at_a_resume_gets_the_steps_before(run):
     log(run, TrackedRunSection(), (1, 2, 3), 0)
     log(RunFolder(run.path), TrackedRunSection(trackers=("mlflow",)), (3,), 2)

@@ -3,7 +3,8 @@ same names.
 
 Every tracker keeps one run through all attempts of ours: its id is the run folder's, or stands in trackers.json. A
 resumed run repeats the steps after its checkpoint. TensorBoard's files are purged of them, W&B's offline file is made
-anew; W&B online and MLflow take nothing back, so steps that they have are not sent again. A tracker that joins at a
+anew; W&B online and MLflow take nothing back, so steps that they have are not sent again (of the last one, which a kill
+may have cut short, MLflow gets what it lacks). A tracker that joins at a
 resume gets the steps before it as well.
 A tracker that fails while the run goes on is named in the job log and dropped: metrics.jsonl is complete without it.
 Left out on purpose: system metrics, code and model uploads; W&B and MLflow offer them in their own settings.
@@ -120,7 +121,15 @@ class Trackers:
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """One step's values; those that are not finite are left out."""
         finite = _finite(values)
-        self._each(lambda tracker: tracker.log(step, finite) if step > self._sent[tracker.name] else None)
+
+        def send(tracker: Tracker) -> None:
+            sent = self._sent[tracker.name]
+            if step == sent and isinstance(tracker, Mlflow):
+                tracker.log(step, tracker.lacking(step, finite))  # a kill may have come before it had the whole step
+            elif step > sent:
+                tracker.log(step, finite)
+
+        self._each(send)
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
         """See `Tracker.table`."""
@@ -268,6 +277,11 @@ class Mlflow:
 
         now = int(1000 * time.time())
         self._client.log_batch(self._id, metrics=[Metric(name, value, now, step) for name, value in values.items()])
+
+    def lacking(self, step: int, values: Mapping[str, float]) -> dict[str, float]:
+        """Those of a step's values that are not there."""
+        past = self._client.get_metric_history
+        return {n: v for n, v in values.items() if all(metric.step != step for metric in past(self._id, n))}
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
         split = {"columns": list(columns), "data": [list(row) for row in rows]}  # the form that MLflow shows as a table
