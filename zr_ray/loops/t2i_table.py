@@ -91,7 +91,7 @@ def t2i_runs(config: T2iTableConfig, root: Path, configs: Path) -> list[RowRun]:
 def take_over(run: RowRun, table: Path) -> bool:
     """Copy the finished run of the same name from another table's folder, without its result, so that it is resumed
     under this table's budget. Returns whether there was one."""
-    there, partial = table / "rows" / run.folder.name, run.folder.with_suffix(".partial")
+    there, partial = table / "rows" / run.folder.name, run.folder.with_name(f"{run.folder.name}.partial")
     if not (there / RESULT_FILE).is_file():
         return False
     shutil.rmtree(partial, ignore_errors=True)

@@ -3,9 +3,8 @@ same names.
 
 Every tracker keeps one run through all attempts of ours: its id is the run folder's, or stands in trackers.json. A
 resumed run repeats the steps after its checkpoint. TensorBoard's files are purged of them, W&B's offline file is made
-anew; W&B online and MLflow take nothing back, so steps that they have are not sent again (of the last one, which a kill
-may have cut short, MLflow gets what it lacks). A tracker that joins at a
-resume gets the steps before it as well.
+anew; W&B online and MLflow take nothing back, so steps that they have are not sent again, but for what a kill kept from
+MLflow of the last one. A tracker that joins at a resume gets the steps before it as well.
 A tracker that fails while the run goes on is named in the job log and dropped: metrics.jsonl is complete without it.
 Left out on purpose: system metrics, code and model uploads; W&B and MLflow offer them in their own settings.
 """
@@ -47,6 +46,9 @@ class Tracker(Protocol):
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Finite values of one step, each under its name in metrics.jsonl."""
+
+    def lacking(self, step: int, values: Mapping[str, float]) -> Mapping[str, float]:
+        """Those of a step's values that a kill kept from it; none where it cannot tell, or takes steps back."""
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
         """A table that can be looked at in the tracker."""
@@ -124,10 +126,10 @@ class Trackers:
 
         def send(tracker: Tracker) -> None:
             sent = self._sent[tracker.name]
-            if step == sent and isinstance(tracker, Mlflow):
-                tracker.log(step, tracker.lacking(step, finite))  # a kill may have come before it had the whole step
-            elif step > sent:
+            if step > sent:
                 tracker.log(step, finite)
+            elif step == sent and (lacking := tracker.lacking(step, finite)):
+                tracker.log(step, lacking)
 
         self._each(send)
 
@@ -172,6 +174,9 @@ class TensorBoard:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
+    def lacking(self, step: int, values: Mapping[str, float]) -> Mapping[str, float]:
+        return {}
+
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
         lines = [list(columns), ["---"] * len(columns), *([_cell(cell) for cell in row] for row in rows)]
         self._writer.add_text(name, "\n".join("| " + " | ".join(line) + " |" for line in lines))
@@ -215,6 +220,9 @@ class Wandb:
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log({**values, "step": step})
+
+    def lacking(self, step: int, values: Mapping[str, float]) -> Mapping[str, float]:
+        return {}
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
         import wandb
@@ -278,8 +286,7 @@ class Mlflow:
         now = int(1000 * time.time())
         self._client.log_batch(self._id, metrics=[Metric(name, value, now, step) for name, value in values.items()])
 
-    def lacking(self, step: int, values: Mapping[str, float]) -> dict[str, float]:
-        """Those of a step's values that are not there."""
+    def lacking(self, step: int, values: Mapping[str, float]) -> Mapping[str, float]:
         past = self._client.get_metric_history
         return {n: v for n, v in values.items() if all(metric.step != step for metric in past(self._id, n))}
 
