@@ -7,7 +7,8 @@ blind.
 
 With --generator the prompts are two-object prompts that nothing was trained on, the reference is the world's verifier,
 and pictures that fool rewards (noise, blobs, stripes, ...) are judged too. Writes fitness.json and fitness.html. One
-forward an image, no Ray, no engine.
+forward an image, no Ray; with --traces the judge reasons first, on vLLM in this process: what a teacher would be worth
+as a reward.
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ import zr_ray  # noqa: F401  (torchvision shim before transformers)
 from zr_ray.builtin.named_pools import named_pool
 from zr_ray.builtin.packed_sampler import PackedSampler
 from zr_ray.builtin.tiny_generator import ASSET, load_generator
+from zr_ray.config.arguments import whole
 from zr_ray.data.annotations import load_image, read_annotations
 from zr_ray.errors import DataError, ZrRayError
+from zr_ray.functional.scores import expected_score
 from zr_ray.judging.evaluate import human_scores
 from zr_ray.judging.fitness import Fitness, fitness_table, reward_fitness
+from zr_ray.judging.in_process import Judge, OneForward, Reasoning
 from zr_ray.models.judge_text import judge_folder
-from zr_ray.models.student import Student
 from zr_ray.report.fitness_page import fitness_page
 from zr_ray.rubric import DIMENSIONS, Rubric
 from zr_ray.world.image_pool import SamplingShare, load_pool, make_shard
@@ -41,23 +44,13 @@ from zr_ray.world.verifier.scores import verify
 GOOD = "good scene"
 
 
-@torch.no_grad()
-def distributions(judge: Student, images: np.ndarray, prompts: list[str], batch: int = 64) -> torch.Tensor:
-    """[N, D, K] log of the score distributions. images: [N, H, W, 3] uint8."""
-    parts = []
-    for start in range(0, len(prompts), batch):
-        pixels = torch.from_numpy(np.ascontiguousarray(images[start : start + batch])).movedim(-1, 1).float() / 255
-        parts.append(judge(pixels, prompts[start : start + batch]).log_q)
-    return torch.cat(parts)
-
-
-def probe_scores(judge: Student, count: int, seed: int) -> dict[str, dict[str, tuple[float, float]]]:
+def probe_scores(judge: Judge, count: int, seed: int) -> dict[str, dict[str, tuple[float, float]]]:
     """Probe -> dimension -> (judge, verifier), mean scores; the good scene is left out."""
     prompts, pictures = probe_images(count, seed)
     found = {}
     for name in (probe for probe in PROBES if probe != GOOD):
         measured = [verify(image, prompt) for image, prompt in zip(pictures[name], prompts, strict=True)]
-        mu = (distributions(judge, pictures[name], prompts).exp() @ judge.bins.float()).mean(0)
+        mu = mean_scores(judge(pictures[name], prompts), judge.rubric).nanmean(0)
         found[name] = {d: (float(mu[i]), float(np.mean([m[d] for m in measured]))) for i, d in enumerate(DIMENSIONS)}
     return found
 
@@ -111,13 +104,21 @@ def annotated(folder: Path, split: str, rubric: Rubric):
     return images, [group[0].prompt for group in kept], scores, None
 
 
-def evaluate(judge: Student, images, prompts, reference, recognized, args) -> tuple[Fitness, np.ndarray]:
+def mean_scores(log_q: torch.Tensor, rubric: Rubric) -> torch.Tensor:
+    """[..., D] mu of [..., D, K] log q, rubric points."""
+    return expected_score(log_q, torch.tensor(rubric.bins, dtype=log_q.dtype))
+
+
+def say(line: str) -> None:
+    """Progress, apart from the figures."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def evaluate(judge: Judge, images, prompts, reference, recognized, args) -> tuple[Fitness, np.ndarray]:
     """(figures, the judge's mu [P, S, D])."""
     count, size = images.shape[:2]
     flat = [prompt for prompt in prompts for _ in range(size)]
-    log_q = distributions(judge, images.reshape(-1, *images.shape[2:]), flat).view(
-        count, size, len(judge.rubric.dimensions), -1
-    )
+    log_q = judge(images.reshape(-1, *images.shape[2:]), flat).view(count, size, len(judge.rubric.dimensions), -1)
     probes = probe_scores(judge, args.probes, args.seed) if recognized is not None and args.probes else None
     seen = None if recognized is None else torch.from_numpy(recognized)
     fitness = reward_fitness(
@@ -129,7 +130,7 @@ def evaluate(judge: Student, images, prompts, reference, recognized, args) -> tu
         seed=args.seed,
         probes=probes,
     )
-    return fitness, (log_q.exp() @ judge.bins.float()).numpy()
+    return fitness, mean_scores(log_q, judge.rubric).numpy()
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -144,21 +145,28 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--guidance", type=float, nargs="+", default=[0.0, 1.5], help="of --generator, each measured (default 0 1.5)"
     )
-    parser.add_argument("--steps", type=int, default=8, help="sampling steps (default %(default)s)")
     parser.add_argument(
-        "--prompts", type=int, default=128, help="held-out prompts (default %(default)s, which is all there are)"
+        "--traces",
+        type=whole(0),
+        default=0,
+        help="reasoning traces of an image and dimension, whose distributions are averaged; 0: the judge scores without"
+        " reasoning (default %(default)s)",
     )
-    parser.add_argument("--images", type=int, default=8, help="images per prompt (default %(default)s)")
+    parser.add_argument("--steps", type=whole(1), default=8, help="sampling steps (default %(default)s)")
+    parser.add_argument(
+        "--prompts", type=whole(1), default=128, help="held-out prompts (default %(default)s, which is all there are)"
+    )
+    parser.add_argument("--images", type=whole(2), default=8, help="images per prompt (default %(default)s)")
     parser.add_argument(
         "--probes",
-        type=int,
+        type=whole(0),
         default=64,
         help="pictures of each kind that fools rewards; 0 leaves them out (default %(default)s)",
     )
     parser.add_argument(
-        "--resamples", type=int, default=2000, help="of the bootstrap over prompts (default %(default)s)"
+        "--resamples", type=whole(20), default=2000, help="of the bootstrap over prompts (default %(default)s)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of bootstrap and probes (default %(default)s)")
+    parser.add_argument("--seed", type=whole(0), default=0, help="of bootstrap and probes (default %(default)s)")
     parser.add_argument(
         "--output", type=Path, default=Path("runs/reward_fitness"), help="folder for the files (default %(default)s)"
     )
@@ -172,7 +180,8 @@ def main(argv: list[str] | None = None) -> int:
     """Exit code: 1, with one line, for a problem that the user can fix; 2 where a dimension is blind."""
     args, blind = parse(argv), False
     try:
-        judge = Student(judge_folder(args.judge))
+        folder = judge_folder(args.judge)
+        judge = Reasoning(folder, args.traces, args.seed, say) if args.traces else OneForward(folder)
         args.output.mkdir(parents=True, exist_ok=True)
         for guidance in args.guidance if args.generator else [None]:
             if args.generator:
@@ -181,9 +190,11 @@ def main(argv: list[str] | None = None) -> int:
             else:
                 found, name = annotated(args.data, args.split, judge.rubric), args.split
             fitness, mu = evaluate(judge, *found, args)
-            title = f"{args.judge} as reward for {args.generator or args.data}, {name}"
+            how = f", {args.traces} traces," if args.traces else ""
+            title = f"{args.judge}{how} as reward for {args.generator or args.data}, {name}"
             facts = {
                 "judge": args.judge,
+                "traces": args.traces,
                 "source": str(args.generator or args.data),
                 "steps": args.steps,
                 "guidance": guidance,

@@ -59,3 +59,15 @@ def test_an_annotated_set_is_measured_without_a_verifier(run_job, tmp_path):
     found = json.loads((tmp_path / "fit" / "fitness-test.json").read_text())
     assert found["prompts"] == 4 and found["probes"] == {}
     assert all(math.isnan(d["both_recognized"]) for d in found["dimensions"].values())
+
+
+def test_a_judge_that_reasons_is_measured_after_its_traces(run_job, tmp_path, capfd):
+    write_world(tmp_path / "W", train_groups=1, test_groups=3, candidates=3, seed=7)
+    words = ["--data", tmp_path / "W", "--resamples", 50, "--output", tmp_path / "fit"]
+    run_job("evaluate_reward", "--judge", "teacher", "--traces", 2, *words)
+    found = json.loads((tmp_path / "fit" / "fitness-test.json").read_text())
+    assert found["traces"] == 2 and found["prompts"] == 3
+    assert "9 of 9 images reasoned about" in capfd.readouterr().err
+    run_job("evaluate_reward", "--judge", "teacher", *words)  # without reasoning it says something else
+    direct = json.loads((tmp_path / "fit" / "fitness-test.json").read_text())
+    assert direct["dimensions"]["alignment"]["spread"] != found["dimensions"]["alignment"]["spread"]

@@ -103,3 +103,26 @@ def test_quick_verdicts_agree_with_the_long_ones_and_leave_out_prompts_that_were
 def test_a_verdict_from_a_few_pairs_is_unknown(reference):
     first = {DIMENSIONS[0]: reference[:3, :2, 0]}
     assert quick_verdicts(first, first)[DIMENSIONS[0]][0] == "unknown"
+
+
+def test_a_prompt_with_an_image_without_a_score_is_left_out_of_that_dimension_and_counted(reference):
+    log_q = judged(reference, 0.3)
+    log_q[3, 2, 1] = math.nan  # the judge said nothing
+    reference[7, 0, 2] = math.nan  # nobody did
+    found = reward_fitness(reference, log_q, resamples=100)
+    assert [d.prompts for d in found.dimensions.values()] == [24, 23, 23, 24] and found.prompts == 24
+    others = [i for i in range(24) if i not in (3, 7)]
+    alone = reward_fitness(reference[others], log_q[others], resamples=100)
+    assert found.best_of == alone.best_of
+    rest = [i for i in range(24) if i != 3]
+    assert (
+        found.dimensions["realism"] == reward_fitness(reference[rest], log_q[rest], resamples=100).dimensions["realism"]
+    )
+    assert "realism: 23 of 24 prompts" in fitness_table(found) and "alignment: " not in fitness_table(found)
+
+
+def test_a_dimension_that_nobody_scored_is_blind_not_an_error(reference):
+    reference[..., 0] = math.nan
+    found = reward_fitness(reference, judged(reference.nan_to_num(3.0), 0.3), resamples=100)
+    assert found.dimensions["alignment"].verdict == "blind" and found.dimensions["alignment"].prompts == 0
+    assert found.dimensions["realism"].verdict == "fit" and "alignment: 0 of 24" in fitness_table(found)

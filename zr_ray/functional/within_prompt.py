@@ -35,7 +35,8 @@ def pair_accuracy(reference: Tensor, mu: Tensor, gap: float = NOISE_GAP) -> Tens
 
 def spread(scores: Tensor) -> Tensor:
     """[D] root mean square over prompts of the standard deviation inside a prompt. scores: [P, S, D]."""
-    return scores.double().var(1, correction=0).mean(0).sqrt()
+    centered = scores.double() - scores.double().mean(1, keepdim=True)
+    return centered.square().mean((0, 1)).sqrt()
 
 
 def within_correlation(reference: Tensor, mu: Tensor) -> Tensor:

@@ -61,6 +61,8 @@ class DimensionFitness:
     """Of P(a beats b) inside prompts, in [0, 1]; nan without distributions."""
     verdict: str
     """"fit", "weak" or "blind"."""
+    prompts: int
+    """Prompts that were measured; one with an image that judge or reference did not score is left out."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,8 @@ def reward_fitness(
 ) -> Fitness:
     """Measure a judge's distributions against reference scores.
 
-    Args: rubric: the judge's. reference: [P, S, D] rubric points, nan where there is none. log_q: [P, S, D, K] nats.
+    Args: rubric: the judge's. reference: [P, S, D] rubric points, nan where there is none. log_q: [P, S, D, K] nats,
+    nan where the judge gave no score. A prompt is left out of a dimension in which one of its images has no score.
     recognized: [P, S] whether the reference sees any object. resamples, seed: of the bootstrap over prompts.
     Raises: ValueError if shapes differ or S is below 2."""
     if log_q.shape[:3] != reference.shape or reference.shape[1] < 2 or reference.shape[2] != len(rubric.dimensions):
@@ -155,28 +158,14 @@ def reward_fitness(
     log_q = log_q.double()
     mu = expected_score(log_q, torch.tensor(rubric.bins, dtype=torch.float64))
     reference = reference.double()
-    right, pairs = pair_outcomes(reference, mu)
-    coarse_right, coarse_pairs = pair_outcomes(reference, mu, COARSE_GAP)
-    inside, own, wanted = within_correlation(reference, mu), spread(mu), spread(reference)
-    apart = _by_recognition(reference, mu, recognized)
+    known = (reference.isfinite() & mu.isfinite()).all(1)  # [P, D]
     found = {}
     for i, name in enumerate(rubric.dimensions):
-        accuracy = _ratio(right[:, i].sum(), pairs[:, i].sum())
-        interval = ratio_interval(right[:, i], pairs[:, i], resamples, seed)
-        ratio = _ratio(own[i], wanted[i])
-        found[name] = DimensionFitness(
-            int(pairs[:, i].sum()),
-            accuracy,
-            interval,
-            _ratio(coarse_right[:, i].sum(), coarse_pairs[:, i].sum()),
-            *apart[i],
-            float(inside[i]),
-            float(own[i]),
-            float(wanted[i]),
-            _calibration(reference[..., i], log_q[:, :, i]),
-            verdict(accuracy, interval, ratio),
-        )
-    total, reward = reference.sum(-1), mu.sum(-1)
+        kept = known[:, i]
+        seen = None if recognized is None else recognized[kept]
+        found[name] = _dimension(reference[kept][..., i], mu[kept][..., i], log_q[kept][:, :, i], seen, resamples, seed)
+    whole = known.all(1)
+    total, reward = reference[whole].sum(-1), mu[whole].sum(-1)
     curve = {
         n: (float(best_of(reward, total, n).mean()), float(best_of(total, total, n).mean()))
         for n in BEST_OF
@@ -187,18 +176,42 @@ def reward_fitness(
     )
 
 
-def _by_recognition(reference: Tensor, mu: Tensor, recognized: Tensor | None) -> list[tuple[float, float]]:
-    """Per dimension the accuracy over pairs with one recognized image, and over pairs with two."""
+def _dimension(
+    reference: Tensor, mu: Tensor, log_q: Tensor, recognized: Tensor | None, resamples: int, seed: int
+) -> DimensionFitness:
+    """[P, S], [P, S], [P, S, K], [P, S]: prompts that are scored throughout."""
+    wanted, own = reference[..., None], mu[..., None]
+    right, pairs = pair_outcomes(wanted, own)
+    coarse_right, coarse_pairs = pair_outcomes(wanted, own, COARSE_GAP)
+    accuracy = _ratio(right.sum(), pairs.sum())
+    interval = ratio_interval(right[:, 0], pairs[:, 0], resamples, seed)
+    own_spread, wanted_spread = spread(own)[0], spread(wanted)[0]
+    ratio = _ratio(own_spread, wanted_spread)
+    return DimensionFitness(
+        int(pairs.sum()),
+        accuracy,
+        interval,
+        _ratio(coarse_right.sum(), coarse_pairs.sum()),
+        *_by_recognition(reference, mu, recognized),
+        float(within_correlation(wanted, own)[0]),
+        float(own_spread),
+        float(wanted_spread),
+        _calibration(reference, log_q),
+        verdict(accuracy, interval, ratio),
+        len(reference),
+    )
+
+
+def _by_recognition(reference: Tensor, mu: Tensor, recognized: Tensor | None) -> tuple[float, float]:
+    """The accuracy over pairs with one recognized image, and over pairs with two. All [P, S]."""
     if recognized is None:
-        return [(math.nan, math.nan)] * reference.shape[2]
+        return math.nan, math.nan
     first, second = torch.triu_indices(reference.shape[1], reference.shape[1], offset=1)
     wanted, got = reference[:, first] - reference[:, second], mu[:, first] - mu[:, second]
     counted, right = wanted.abs() > NOISE_GAP, wanted * got > 0
     one, both = recognized[:, first] != recognized[:, second], recognized[:, first] & recognized[:, second]
-    return [
-        tuple(_ratio((right & counted)[..., i][kind].sum(), counted[..., i][kind].sum()) for kind in (one, both))
-        for i in range(reference.shape[2])
-    ]
+    one, both = (_ratio((right & counted)[kind].sum(), counted[kind].sum()) for kind in (one, both))
+    return one, both
 
 
 def _calibration(reference: Tensor, log_q: Tensor) -> float:
@@ -230,6 +243,9 @@ def fitness_table(fitness: Fitness) -> str:
         f"best of n by the judge (by the reference), sum of dimensions  {curve}  share of the gain"
         f" {fitness.gain_share:.2f}"
     )
+    for name, d in fitness.dimensions.items():
+        if d.prompts < fitness.prompts:
+            lines.append(f"{name}: {d.prompts} of {fitness.prompts} prompts; the others have an image without a score")
     if fitness.probes:
         lines.append(f"liked more than the reference likes them: {', '.join(fitness.fooled_by) or 'no probe'}")
     return "\n".join(lines)

@@ -14,7 +14,7 @@ from zr_ray.data.files import atomic_file
 from zr_ray.records import AnnotatedImage
 from zr_ray.report.compare import measure
 from zr_ray.report.comparison_page import held_out, mu_of
-from zr_ray.run.folder import CONFIG_FILE, METRICS_FILE, ROWS_FILE, RunFolder
+from zr_ray.run.folder import CONFIG_FILE, ROWS_FILE, RunFolder
 from zr_ray.run.table_rows import RowRun, base_rows
 
 CURVES_FILE = "curves.png"
@@ -36,7 +36,7 @@ def curves(
             continue
         shown = yaml.safe_load((run.folder / CONFIG_FILE).read_text())["evaluation"]["items"]
         test = held_out(items[:shown], config)
-        lines = [json.loads(line) for line in (run.folder / METRICS_FILE).read_text().splitlines()]
+        lines = run.metrics()
         points = {line["step"]: line["eval/hpa"] for line in lines if line.get("eval/hpa") is not None}
         points[lines[-1]["step"]] = measure([mu_of(row)[:shown]], test, "hpa")[0]
         if (run.judge, _reasons(row)) in starts:

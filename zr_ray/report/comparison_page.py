@@ -38,6 +38,7 @@ def table_of(
         sampled = _sampled(own)
         for name, seeds in answers.items():
             minutes = [run.result()["wall_s"] / 60 for run in own if run.row == name]
+            steps = [sum(line.get("time/step_s", 0.0) for line in run.metrics()) / 60 for run in own if run.row == name]
             row = {
                 "judge": judge,
                 "row": name,
@@ -46,6 +47,7 @@ def table_of(
                 "hpa_per_seed": {seed: defined(measure([mu], test, "hpa")[0]) for seed, mu in seeds.items()},
                 "tokens_per_score": sum(tokens[name]) / len(tokens[name]),
                 "minutes": sum(minutes) / len(minutes) if minutes else None,
+                "step_minutes": sum(steps) / len(steps) if any(steps) else None,
             }
             if name in sampled:
                 row["sampled"] = agreement_over_seeds(sampled[name], test)["pooled"]
@@ -131,8 +133,8 @@ def write_table(folder: RunFolder, table: dict) -> str:
     parts = [
         _rows_table(table["rows"], several),
         (
-            "95 % bootstrap intervals over prompts in brackets, seeds pooled. Minutes: of a whole run with its"
-            " evaluation, mean over seeds."
+            "95 % bootstrap intervals over prompts in brackets, seeds pooled. Minutes: of a whole run with its start,"
+            " labels and evaluation, and of its training steps alone; means over seeds."
         ),
     ]
     if table["claims"]:
@@ -187,6 +189,7 @@ def _rows_table(rows: Sequence[dict], several: bool) -> str:
         "SRCC",
         "tokens",
         "minutes",
+        "in steps",
         *(["ms per score"] if timed else []),
     ]
     lines = []
@@ -202,7 +205,8 @@ def _rows_table(rows: Sequence[dict], several: bool) -> str:
             _cell(pooled, "plcc"),
             _cell(pooled, "srcc"),
         ]
-        cells += [f"{row['tokens_per_score']:.1f}", "" if row["minutes"] is None else f"{row['minutes']:.1f}"]
+        cells.append(f"{row['tokens_per_score']:.1f}")
+        cells += ["" if row[key] is None else f"{row[key]:.1f}" for key in ("minutes", "step_minutes")]
         cells += [f"{1000 * row['seconds_per_score']:.2f}" if "seconds_per_score" in row else ""] if timed else []
         lines.append(
             [

@@ -9,6 +9,7 @@ Left out on purpose: HTTP, queues, retries. Ray moves the calls, and a failed ca
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -134,6 +135,8 @@ class RolloutWorker:
             seed=0,  # of the engine; every request brings its own
             disable_log_stats=True,
         )
+        # on CPU it answers each of its own calls of torch.set_num_threads with the same warning, some for every image
+        logging.getLogger("vllm.v1.worker.cpu_worker").setLevel(logging.ERROR)
         self.weights = EngineWeights(self._llm, Path(judge), config)
 
     @staticmethod
