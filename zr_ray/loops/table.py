@@ -1,9 +1,9 @@
 """A table from runs of the ordinary jobs: every judge, row and seed, then rows with intervals and paired differences.
 
-Order: seed after seed with every row of every judge, so that what is there after an interruption can be compared. A
-finished run is never repeated, an interrupted one is resumed. In the table's run folder: rows/<row>-<judge>-s<seed>/
-the runs, logs/, data/, table.json, table.md, curves.png and speed.json. table.at_once runs share the machine, all of
-them alike; Ray holds back what does not fit.
+Order: judge after judge, and of each seed after seed with every row, so that what is there after an interruption can be
+compared. A finished run is never repeated, an interrupted one is resumed. In the table's run folder:
+rows/<row>-<judge>-s<seed>/ the runs, logs/, data/, table.json, table.md, curves.png and speed.json. table.at_once runs
+share the machine, all of them alike; Ray holds back what does not fit.
 """
 
 from __future__ import annotations
@@ -128,8 +128,9 @@ def row_runs(
     not load."""
     c, rows = config.table, root / "rows"
     runs = []
-    for seed in sorted({seed for choice in c.rows.values() for seed in choice.seeds or c.seeds}):
-        for size, judge in judges.items():
+    seeds = sorted({seed for choice in c.rows.values() for seed in choice.seeds or c.seeds})
+    for size, judge in judges.items():
+        for seed in seeds:
             for row, choice in c.rows.items():
                 if seed not in (choice.seeds or c.seeds) or (choice.judges and size not in choice.judges):
                     continue
