@@ -69,7 +69,7 @@ def fitness_tables(paths: Sequence[Path]) -> str:
         most = max(map(int, found["best_of"]))
         gain, fooled = found["gain_share"], ", ".join(found["fooled_by"]) or "none of the probe pictures"
         lines = [
-            f"Guidance {found['guidance']:g}, {found['steps']} steps, {size}.",
+            f"Guidance {found['guidance']:g}, {found['steps']} steps, {size}{_asked(found.get('traces', 0))}.",
             f"Best of {most} by this judge gains {gain:.2f} of what the reference's own choice gains.",
             f"Liked more than the reference likes them: {fooled}.\n",
             "| dimension | pairs right | 95 % interval | gaps above .25 | one recognized | both | spread | verdict |",
@@ -83,7 +83,11 @@ def fitness_tables(paths: Sequence[Path]) -> str:
             shown = [f"{cell:.3f}" if isinstance(cell, float) else cell for cell in cells]
             lines.append(f"| {name} | " + " | ".join(shown) + " |")
         parts.append("\n".join(lines))
-    return "\n\n".join(parts) or "Not measured: this judge is asked after reasoning."
+    return "\n\n".join(parts) or "Not measured: `jobs/evaluate_reward.py` was not run."
+
+
+def _asked(traces: int) -> str:
+    return f"; after reasoning, mean of {traces} sampled traces" if traces else ""
 
 
 def agreement_table(path: Path | None) -> str:
