@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from zr_ray.config.risd import DistillationConfig
 from zr_ray.config.sections import Section, field
-from zr_ray.config.weights import SyncTolerance, WeightsSection, sleeps
+from zr_ray.config.weights import Pushes, WeightsSection
 from zr_ray.config.workers import RolloutSection
 
 
@@ -20,22 +20,12 @@ class OpdSection(Section):
     group_size: int = field(4, "outputs sampled per question", ge=1)
 
 
-class OpdConfig(DistillationConfig):
+class OpdConfig(Pushes, DistillationConfig):
     """Configuration of `jobs/opd.py`."""
 
     rollout: RolloutSection = Field(default_factory=RolloutSection, description="the student's engines")
     opd: OpdSection = Field(default_factory=OpdSection)
     weights: WeightsSection = Field(default_factory=WeightsSection)
-
-    @property
-    def sync_tolerance(self) -> SyncTolerance:
-        """Probe difference that a push may leave."""
-        return self.weights.tolerance_for(self.rollout, self.learner)
-
-    @property
-    def sleeps(self) -> bool:
-        """Whether engines give their GPU to the learner while it trains."""
-        return sleeps(self.rollout, self.learner, self.weights)
 
     @model_validator(mode="after")
     def _fits(self) -> OpdConfig:

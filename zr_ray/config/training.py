@@ -12,11 +12,11 @@ from zr_ray.config.sections import (
     Section,
     TrackedRunSection,
 )
-from zr_ray.config.weights import SyncTolerance, WeightsSection, sleeps
+from zr_ray.config.weights import Pushes, WeightsSection
 from zr_ray.config.workers import LearnerSection, RolloutSection
 
 
-class TrainingConfig(Section):
+class TrainingConfig(Pushes, Section):
     """What jobs that train a judge on annotated pairs share."""
 
     run: TrackedRunSection = Field(default_factory=TrackedRunSection)
@@ -27,16 +27,6 @@ class TrainingConfig(Section):
     weights: WeightsSection = Field(default_factory=WeightsSection)
     evaluation: EvaluationSection = Field(default_factory=EvaluationSection)
     checkpoint: CheckpointSection = Field(default_factory=CheckpointSection)
-
-    @property
-    def sync_tolerance(self) -> SyncTolerance:
-        """Probe difference that a push may leave."""
-        return self.weights.tolerance_for(self.rollout, self.learner)
-
-    @property
-    def sleeps(self) -> bool:
-        """Whether engines give their GPU to the learner while it trains."""
-        return sleeps(self.rollout, self.learner, self.weights)
 
     @model_validator(mode="after")
     def _transport_fits(self) -> TrainingConfig:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from zr_ray.config.sections import Section, field
 from zr_ray.config.workers import LearnerSection, RolloutSection, WorkerSection
@@ -97,8 +97,22 @@ def shares_gpu(rollout: WorkerSection, learner: WorkerSection) -> bool:
     return 0 < rollout.gpus < 1 and 0 < learner.gpus < 1
 
 
-def sleeps(rollout: RolloutSection, learner: WorkerSection, weights: WeightsSection) -> bool:
-    """`rollout.sleep`, or its default."""
-    if rollout.sleep is None:
-        return shares_gpu(rollout, learner) and weights.push_every_steps == 1
-    return rollout.sleep
+class Pushes:
+    """Mixin of configurations with the sections rollout, learner and weights: what follows from all three."""
+
+    if TYPE_CHECKING:  # of the configuration that is mixed with; pydantic would take them for fields of its own
+        rollout: RolloutSection
+        learner: LearnerSection
+        weights: WeightsSection
+
+    @property
+    def sync_tolerance(self) -> SyncTolerance:
+        """Probe difference that a push may leave."""
+        return self.weights.tolerance_for(self.rollout, self.learner)
+
+    @property
+    def sleeps(self) -> bool:
+        """Whether engines give their GPU to the learner while it trains: `rollout.sleep`, or its default."""
+        if self.rollout.sleep is None:
+            return shares_gpu(self.rollout, self.learner) and self.weights.push_every_steps == 1
+        return self.rollout.sleep
