@@ -123,6 +123,18 @@ def test_rows_of_a_table_are_keys_too(tmp_path):
     assert json.loads((run.path / "environment.json").read_text())["resumed"][0]["changed"]["table.seeds"][1] == [0, 1]
 
 
+def test_a_table_of_judges_is_resumed_with_more_seeds_of_a_row_and_without_its_speeds(tmp_path):
+    from zr_ray.config.table import TableConfig
+
+    def told(*more):
+        return load_config(TableConfig, None, ["table.rows={sft: {job: sft}, gdso: {seeds: [2]}}", *more])
+
+    run = RunFolder.create(tmp_path, "table", told("table.speed_images=64"))
+    RunFolder.open(run.path, told("table.speed_images=0", "table.rows={gdso: {seeds: [0, 2]}}"))
+    with pytest.raises(CheckpointError, match=r"table\.rows\.gdso\.job was gdso, now opd"):
+        RunFolder.open(run.path, told("table.rows={gdso: {job: opd}}"))
+
+
 def test_what_may_change_on_resume_is_recorded(run):
     RunFolder.open(run.path, config("learner.lr=1e-3"))
     (entry,) = json.loads((run.path / "environment.json").read_text())["resumed"]

@@ -38,6 +38,8 @@ TAKEN = (
     "t2i.steps",  # the rate is constant: more steps are the same run, longer
     "table.at_once",
     "table.seeds",
+    "table.rows.*.seeds",
+    "table.speed_*",  # measured at the end
     "held_out.beside",
     "held_out.best_of",
     "held_out.before_of",
