@@ -2,10 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from zr_ray.judging.fitness import fitness_table, quick_verdicts, reward_fitness, verdict
+from zr_ray.report.fitness_page import fitness_page
 from zr_ray.rubric import DIMENSIONS, SCORE_BINS
 
 BINS = torch.tensor(SCORE_BINS, dtype=torch.float64)
@@ -114,6 +116,11 @@ def test_a_prompt_with_an_image_without_a_score_is_left_out_of_that_dimension_an
     others = [i for i in range(24) if i not in (3, 7)]
     alone = reward_fitness(reference[others], log_q[others], resamples=100)
     assert found.best_of == alone.best_of
+    images = np.zeros((24, 6, 8, 8, 3), np.uint8)
+    page = fitness_page(
+        "t", found, images, [f"prompt {i}." for i in range(24)], log_q[..., 0].numpy(), reference.numpy()
+    )
+    assert "prompt 2." in page and "prompt 3." not in page and "prompt 7." not in page  # no image is best by nan
     rest = [i for i in range(24) if i != 3]
     assert (
         found.dimensions["realism"] == reward_fitness(reference[rest], log_q[rest], resamples=100).dimensions["realism"]

@@ -78,7 +78,7 @@ def test_no_pairs_in_a_table_of_runs(tmp_path):
     test = TestSet(human, torch.arange(5), resamples=20, seed=0, rubric=PAPER)
     mu = {seed: human + 0.1 * seed for seed in (0, 1)}
     entry = {"judge": "builtin", "row": "gdso", "seeds": [0, 1], **pooled_seeds(list(mu.values()), test)}
-    entry |= {"hpa_per_seed": {0: None, 1: None}, "tokens_per_score": 1.0, "minutes": None}
+    entry |= {"hpa_per_seed": {0: None, 1: None}, "tokens_per_score": 1.0, "minutes": None, "step_minutes": None}
     claim = {"judge": "builtin", "better": "gdso", "worse": "sft"} | difference(mu, mu, test, "hpa")
     assert claim["difference"] is None and claim["per_seed"] == {0: None, 1: None}
     run = RunFolder.create(tmp_path, "table", RisdConfig())

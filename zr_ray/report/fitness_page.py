@@ -24,7 +24,8 @@ def fitness_page(
     reference: np.ndarray,
     shown: int = 12,
 ) -> str:
-    """A self-contained page. images: [P, S, H, W, 3] uint8; prompts: P; mu, reference: [P, S, D]."""
+    """A self-contained page. images: [P, S, H, W, 3] uint8; prompts: P; mu, reference: [P, S, D], nan = no score. Shows
+    prompts whose images have all scores."""
     parts = [f"<h1>{escape(title)}</h1>", f"<pre>{escape(fitness_table(fitness))}</pre>"]
     if fitness.probes:
         rows = "".join(
@@ -42,7 +43,8 @@ def fitness_page(
         "<h2>Best and worst of a prompt, by judge and by reference (sum of dimensions: judge, reference)</h2><table>"
     )
     parts.append("<tr><th></th><th>judge, best</th><th>worst</th><th>reference, best</th><th>worst</th></tr>")
-    for p in range(min(shown, len(prompts))):
+    whole = np.isfinite(mu).all((1, 2)) & np.isfinite(reference).all((1, 2))
+    for p in np.flatnonzero(whole)[:shown]:
         by_judge, by_reference = mu[p].sum(-1), reference[p].sum(-1)
         chosen = (by_judge.argmax(), by_judge.argmin(), by_reference.argmax(), by_reference.argmin())
         cells = "".join(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zr_ray.config.table import RowChoice
-from zr_ray.run.folder import CONFIG_FILE, METRICS_FILE, RESULT_FILE, RunFolder
+from zr_ray.run.folder import CONFIG_FILE, RESULT_FILE, RunFolder
 from zr_ray.run.observe import duration, say
 
 
@@ -46,9 +46,8 @@ class RowRun:
         return json.loads((self.folder / RESULT_FILE).read_text())
 
     def metrics(self) -> list[dict]:
-        """Lines of the run's metrics.jsonl, one a step; none of a run that trains nothing."""
-        path = self.folder / METRICS_FILE
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+        """The run's metrics, one line a step; none of a run that trains nothing."""
+        return RunFolder(self.folder).read_metrics()
 
     def command(self, jobs: Path) -> list[str]:
         """The job's command line; resumes what was interrupted."""
