@@ -130,7 +130,8 @@ def test_a_table_of_judges_is_resumed_with_more_seeds_of_a_row_and_without_its_s
         return load_config(TableConfig, None, ["table.rows={sft: {job: sft}, gdso: {seeds: [2]}}", *more])
 
     run = RunFolder.create(tmp_path, "table", told("table.speed_images=64"))
-    RunFolder.open(run.path, told("table.speed_images=0", "table.rows={gdso: {seeds: [0, 2]}}"))
+    now = ["table.speed_images=0", "table.rows={gdso: {seeds: [0, 2]}}", "table.claims=[[gdso, sft]]"]
+    RunFolder.open(run.path, told(*now))
     with pytest.raises(CheckpointError, match=r"table\.rows\.gdso\.job was gdso, now opd"):
         RunFolder.open(run.path, told("table.rows={gdso: {job: opd}}"))
 

@@ -40,6 +40,7 @@ TAKEN = (
     "table.seeds",
     "table.rows.*.seeds",
     "table.speed_*",  # measured at the end
+    "table.claims",
     "held_out.beside",
     "held_out.best_of",
     "held_out.before_of",
